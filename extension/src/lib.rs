@@ -1,0 +1,2 @@
+//! The honcho extension.
+pgrx::pg_module_magic!();

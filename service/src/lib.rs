@@ -1,0 +1,2 @@
+//! HTTP for the honcho extension.
+#![forbid(unsafe_code)]

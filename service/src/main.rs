@@ -1,0 +1,3 @@
+//! HTTP for the honcho extension.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,1 @@
+//! Integration tests over a real cluster and real HTTP.
