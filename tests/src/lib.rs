@@ -1,1 +1,36 @@
-//! Placeholder until the fixtures land.
+//! Fixtures for tests and benchmarks: throw-away PostgreSQL clusters, databases with the
+//! extension in them, and running services.
+#![forbid(unsafe_code)]
+
+mod cluster;
+mod database;
+mod service;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+pub use cluster::{Cluster, ClusterOptions, Stop};
+pub use database::{Database, books, connect};
+pub use service::Service;
+
+/// How long a fixture waits for anything before it gives up. Generous, because it is only
+/// reached when something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls `condition` until it yields a value, or fails after [`PATIENCE`] naming `what`.
+pub async fn eventually<T, F>(what: &str, mut condition: F) -> Result<T>
+where
+    F: AsyncFnMut() -> Result<Option<T>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await? {
+            return Ok(value);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s in vain for {what}", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

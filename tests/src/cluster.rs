@@ -1,0 +1,360 @@
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    os::unix::{fs::chown, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::geteuid;
+
+use crate::PATIENCE;
+
+/// Waits for the end of its standard input, which comes when the process that owns the cluster
+/// drops it or dies in whatever way, and then takes the cluster down and away. A static is never
+/// dropped, so the shared cluster of a test binary depends on it.
+const GUARD: &str = r#"
+cat >/dev/null
+if [ -f "$1/data/postmaster.pid" ]; then
+    kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"
+    tries=0
+    while [ -f "$1/data/postmaster.pid" ] && [ "$tries" -lt 100 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+fi
+rm -rf "$1"
+"#;
+
+/// How to stop a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Disconnects everybody and shuts down cleanly.
+    Fast,
+    /// Drops everything at once, as a crash does: the next start goes through recovery.
+    Immediate,
+}
+
+/// What a cluster is made and started with.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    parent: PathBuf,
+    settings: Vec<(String, String)>,
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            parent: env::temp_dir(),
+            settings: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+}
+
+impl ClusterOptions {
+    /// The directory in which the cluster makes its own. Keep it short: socket paths end at 107
+    /// bytes.
+    pub fn parent(mut self, parent: impl Into<PathBuf>) -> Self {
+        self.parent = parent.into();
+        self
+    }
+
+    /// A server setting, given as `-c name=value` at every start.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// An environment variable of the server, such as `LD_PRELOAD`.
+    pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Makes the cluster and starts it.
+    pub fn start(self) -> Result<Cluster> {
+        Cluster::create(self)
+    }
+}
+
+/// A private PostgreSQL cluster: a fresh data directory, reachable only through a unix socket in
+/// a directory of its own, stopped and removed when it is dropped or when this process ends.
+///
+/// PostgreSQL refuses to run as root, so when we are root it runs as the user `postgres`.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: PathBuf,
+    bindir: PathBuf,
+    owner: Option<(u32, u32)>,
+    options: ClusterOptions,
+    postmaster: Option<Child>,
+    guard: Option<Child>,
+}
+
+impl Cluster {
+    /// Makes a cluster with default options and starts it.
+    pub fn start_new() -> Result<Self> {
+        ClusterOptions::default().start()
+    }
+
+    fn create(options: ClusterOptions) -> Result<Self> {
+        let bindir = bindir()?;
+        let owner = owner()?;
+        let directory = tempfile::Builder::new()
+            .prefix("honcho-")
+            .tempdir_in(&options.parent)
+            .with_context(|| format!("no directory under {}", options.parent.display()))?
+            .keep();
+        let guard = Command::new("sh")
+            .args(["-c", GUARD, "honcho-guard"])
+            .arg(&directory)
+            .stdin(Stdio::piped())
+            // Outlives a Ctrl+C at the terminal, which would otherwise end it with its owner.
+            .process_group(0)
+            .spawn()
+            .context("the guard did not start")?;
+        let mut cluster = Self {
+            directory,
+            bindir,
+            owner,
+            options,
+            postmaster: None,
+            guard: Some(guard),
+        };
+        if let Some((user, group)) = owner {
+            chown(&cluster.directory, Some(user), Some(group))?;
+        }
+        let data = cluster.data();
+        cluster.run(
+            "initdb",
+            [
+                OsStr::new("--auth=trust"),
+                OsStr::new("--username=postgres"),
+                OsStr::new("--encoding=UTF8"),
+                OsStr::new("--no-locale"),
+                OsStr::new("--no-sync"),
+                OsStr::new("--pgdata"),
+                data.as_os_str(),
+            ],
+        )?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Starts the server again after [`stop`](Self::stop) and waits until it takes connections.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.postmaster.is_none(), "the cluster runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let mut command = self.program("postgres");
+        command.arg("-D").arg(self.data());
+        command.args(["-c", "listen_addresses=", "-c"]);
+        command.arg(setting("unix_socket_directories", &self.directory));
+        for (name, value) in &self.options.settings {
+            command.args(["-c", &format!("{name}={value}")]);
+        }
+        for (name, value) in &self.options.environment {
+            command.env(name, value);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        let postmaster = self
+            .postmaster
+            .insert(command.spawn().context("no postmaster")?);
+        let pid = postmaster.id();
+        let deadline = Instant::now() + PATIENCE;
+        while !is_ready(&self.directory.join("data"), pid) {
+            if let Some(status) = postmaster.try_wait()? {
+                self.postmaster = None;
+                bail!("the server ended with {status}:\n{}", self.log());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the server is not ready:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Stops the server and waits for its end; the data stays.
+    pub fn stop(&mut self, how: Stop) -> Result<()> {
+        let Some(mut postmaster) = self.postmaster.take() else {
+            return Ok(());
+        };
+        let mode = match how {
+            Stop::Fast => "fast",
+            Stop::Immediate => "immediate",
+        };
+        let data = self.data();
+        self.run(
+            "pg_ctl",
+            [
+                OsStr::new("stop"),
+                OsStr::new("-m"),
+                OsStr::new(mode),
+                OsStr::new("-D"),
+                data.as_ref(),
+            ],
+        )?;
+        postmaster.wait()?;
+        Ok(())
+    }
+
+    /// Runs one of PostgreSQL's programs as the cluster's owner, connected to the cluster as its
+    /// superuser, and fails with what it said unless it succeeds.
+    pub fn run<A: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Output> {
+        let output = self
+            .program(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{program}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output)
+    }
+
+    /// A command for one of PostgreSQL's programs, with the user, the working directory and the
+    /// `PG…` variables set so that it reaches this cluster.
+    pub fn program(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bindir.join(program));
+        // The owner may not be able to enter the directory in which we were started.
+        command.current_dir(&self.directory);
+        command
+            .env("PGHOST", &self.directory)
+            .env("PGUSER", "postgres");
+        command
+            .env_remove("PGPORT")
+            .env_remove("PGDATABASE")
+            .env_remove("PGDATA");
+        if let Some((user, group)) = self.owner {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+
+    /// A URL for libpq and for the service.
+    pub fn url(&self, user: &str, database: &str) -> String {
+        let host = self
+            .directory
+            .to_string_lossy()
+            .replace('%', "%25")
+            .replace('/', "%2F");
+        format!("postgresql://{user}@/{database}?host={host}")
+    }
+
+    /// Where PostgreSQL's programs are.
+    pub fn bindir(&self) -> &Path {
+        &self.bindir
+    }
+
+    /// The cluster's own directory: the socket, the log, and the data directory `data`. It
+    /// belongs to the cluster's owner.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The process id of the running server.
+    pub fn pid(&self) -> Option<u32> {
+        self.postmaster.as_ref().map(Child::id)
+    }
+
+    /// All that the server has logged.
+    pub fn log(&self) -> String {
+        fs::read(self.log_path())
+            .map(|log| String::from_utf8_lossy(&log).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The guard does the rest, whatever came of the stop; nobody is left to tell.
+        let _ = self.stop(Stop::Immediate);
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            let _ = guard.wait();
+        }
+    }
+}
+
+/// The directory of PostgreSQL's programs, from `$PG_CONFIG`.
+fn bindir() -> Result<PathBuf> {
+    let pg_config = env::var_os("PG_CONFIG").context(
+        "PG_CONFIG must name the pg_config of the PostgreSQL to test (make test-it does)",
+    )?;
+    let output = Command::new(&pg_config)
+        .arg("--bindir")
+        .output()
+        .with_context(|| format!("{} does not run", pg_config.display()))?;
+    ensure!(
+        output.status.success(),
+        "{} --bindir: {}",
+        pg_config.display(),
+        output.status
+    );
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
+}
+
+/// User and group to run PostgreSQL as, when it cannot be ours.
+fn owner() -> Result<Option<(u32, u32)>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let id = |kind: &str| -> Result<u32> {
+        let output = Command::new("id").args([kind, "postgres"]).output()?;
+        ensure!(
+            output.status.success(),
+            "PostgreSQL does not run as root: add a user postgres"
+        );
+        Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+    };
+    Ok(Some((id("-u")?, id("-g")?)))
+}
+
+/// Whether the server with this process id takes connections: the eighth line of its lock file
+/// says so, which is what `pg_ctl start` waits for.
+fn is_ready(data: &Path, pid: u32) -> bool {
+    let Ok(lock) = fs::read_to_string(data.join("postmaster.pid")) else {
+        return false;
+    };
+    let mut lines = lock.lines();
+    // The lock file of a server that crashed stays until the next one takes it over.
+    lines.next() == Some(pid.to_string().as_str())
+        && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+}
+
+fn setting(name: &str, value: &Path) -> OsString {
+    let mut setting = OsString::from(name);
+    setting.push("=");
+    setting.push(value);
+    setting
+}

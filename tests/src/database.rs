@@ -1,0 +1,134 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, ensure};
+use tokio_postgres::{Client, NoTls};
+
+use crate::Cluster;
+
+/// A database of its own with the extension in it, and two roles of its own: a caller that may
+/// execute the extension's functions and nothing else, and a stranger that may do nothing.
+#[derive(Debug)]
+pub struct Database {
+    name: String,
+    superuser_url: String,
+    caller_url: String,
+    stranger_url: String,
+}
+
+impl Database {
+    /// Makes the database, the extension and the roles.
+    pub async fn create(cluster: &Cluster) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let caller = format!("{name}_caller");
+        let stranger = format!("{name}_stranger");
+        let admin = connect(&cluster.url("postgres", "postgres")).await?;
+        admin
+            .batch_execute(&format!("create database {name} template template0"))
+            .await?;
+        let database = Self {
+            superuser_url: cluster.url("postgres", &name),
+            caller_url: cluster.url(&caller, &name),
+            stranger_url: cluster.url(&stranger, &name),
+            name,
+        };
+        let superuser = database.connect().await?;
+        superuser
+            .batch_execute(&format!(
+                "create extension honcho;
+                 create role {caller} login;
+                 create role {stranger} login;
+                 grant execute on all functions in schema public to {caller};"
+            ))
+            .await?;
+        Ok(database)
+    }
+
+    /// The database's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Connects as the superuser.
+    pub async fn connect(&self) -> Result<Client> {
+        connect(&self.superuser_url).await
+    }
+
+    /// Connects as the role that may execute the extension's functions.
+    pub async fn connect_as_caller(&self) -> Result<Client> {
+        connect(&self.caller_url).await
+    }
+
+    /// Connects as the role to which nothing was granted.
+    pub async fn connect_as_stranger(&self) -> Result<Client> {
+        connect(&self.stranger_url).await
+    }
+
+    /// The superuser's URL.
+    pub fn superuser_url(&self) -> &str {
+        &self.superuser_url
+    }
+
+    /// The URL of the role that may execute the extension's functions.
+    pub fn caller_url(&self) -> &str {
+        &self.caller_url
+    }
+
+    /// Makes a coupon.
+    pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<()> {
+        let created: bool = self
+            .connect()
+            .await?
+            .query_one("select honcho_create_coupon($1, $2)", &[&name, &amount])
+            .await?
+            .get(0);
+        ensure!(created, "the coupon {name} was there before");
+        Ok(())
+    }
+
+    /// Fails unless the books of this database are right; see [`books`].
+    pub async fn books(&self) -> Result<()> {
+        books(&self.connect().await?).await
+    }
+}
+
+/// Connects and drives the connection in a task of its own until the client is dropped.
+pub async fn connect(url: &str) -> Result<Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(async move {
+        // The client's next query reports a broken connection; here is nobody to tell.
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+/// Fails unless `honcho_verify()` looked at every coupon and found every invariant to hold.
+/// Needs a client that may read the tables.
+pub async fn books(client: &Client) -> Result<()> {
+    let broken = client
+        .query(
+            "select format('%s: %s: %s', coupon_name, invariant, detail)
+               from honcho_verify() where holds is not true",
+            &[],
+        )
+        .await?;
+    let broken: Vec<String> = broken.iter().map(|row| row.get(0)).collect();
+    ensure!(
+        broken.is_empty(),
+        "the books are broken:\n{}",
+        broken.join("\n")
+    );
+    let overlooked: i64 = client
+        .query_one(
+            "select count(*) from coupons
+              where name not in (select coupon_name from honcho_verify())",
+            &[],
+        )
+        .await?
+        .get(0);
+    ensure!(
+        overlooked == 0,
+        "honcho_verify() overlooked {overlooked} coupons"
+    );
+    Ok(())
+}

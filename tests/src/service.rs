@@ -1,0 +1,157 @@
+use std::{
+    env,
+    ffi::OsString,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually;
+
+/// A running `honcho-service` on a free port of the loopback address, killed when dropped.
+#[derive(Debug)]
+pub struct Service {
+    child: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Service {
+    /// Starts the binary named by `$HONCHO_SERVICE` on this database and waits until it listens.
+    pub async fn start(database_url: &str) -> Result<Self> {
+        Self::start_with(database_url, &[]).await
+    }
+
+    /// The same with more environment variables.
+    pub async fn start_with(database_url: &str, environment: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(binary()?);
+        command
+            .env("DATABASE_URL", database_url)
+            .env("HOST", "127.0.0.1")
+            .env("PORT", "0");
+        command.envs(environment.iter().copied());
+        Self::spawn(command).await
+    }
+
+    /// Starts any command that logs `listening on http://<address>` on its standard error.
+    pub async fn spawn(mut command: Command) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("the service did not start")?;
+        let stderr = child.stderr.take().context("no standard error")?;
+        let log = Arc::new(Mutex::new(String::new()));
+        // A thread, not a task: a test that blocks its runtime must not stop up the pipe.
+        thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            }
+        });
+        let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut service = Self {
+            child,
+            address: unspecified,
+            log,
+        };
+        service.address = eventually("the service to listen", async || {
+            let log = service.log();
+            if let Some(address) = listening(&log) {
+                return Ok(Some(address));
+            }
+            if let Some(status) = service.child.try_wait()? {
+                bail!("the service ended with {status}:\n{}", service.log());
+            }
+            Ok(None)
+        })
+        .await?;
+        Ok(service)
+    }
+
+    /// The address on which it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The URL of a path, which begins with a slash.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it has logged so far.
+    pub fn log(&self) -> String {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Memory in use now, in bytes: the resident set of `/proc/<pid>/status`.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory it ever had in use, in bytes.
+    pub fn peak_resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, field: &str) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let kilobytes: u64 = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field))
+            .and_then(|rest| rest.trim().strip_suffix(" kB"))
+            .with_context(|| format!("no {field} in /proc/{}/status", self.pid()))?
+            .parse()?;
+        Ok(kilobytes * 1024)
+    }
+
+    /// Sends SIGTERM: finish what is under way and end.
+    pub fn terminate(&self) -> Result<()> {
+        let pid = Pid::from_raw(self.pid().try_into()?).context("no process id")?;
+        Ok(kill_process(pid, Signal::TERM)?)
+    }
+
+    /// Waits for its end.
+    pub async fn exit(&mut self) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        eventually("the service to end", async || Ok(child.try_wait()?)).await
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn binary() -> Result<OsString> {
+    env::var_os("HONCHO_SERVICE")
+        .context("HONCHO_SERVICE must name the service's binary (make test-it does)")
+}
+
+fn listening(log: &str) -> Option<SocketAddr> {
+    log.lines().find_map(|line| {
+        let (_, address) = line.split_once("listening on http://")?;
+        address.split_whitespace().next()?.parse().ok()
+    })
+}
