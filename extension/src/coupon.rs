@@ -1,0 +1,102 @@
+//! Creating and reading coupons: plain SQL, off the claim's path.
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use pgrx::spi;
+
+use crate::args;
+use crate::plan::{Plan, column};
+
+/// Creates a coupon.
+///
+/// # Arguments
+/// `name`: 1 to 255 characters. `amount`: how many can be claimed, at least 1. `starts_at`, `ends_at`:
+/// from when and until when; null for no bound. `ends_at` must lie after `starts_at`.
+///
+/// # Returns
+/// Whether it was created; false if the name is taken.
+///
+/// # Errors
+/// `22004`, `22023` for a bad argument.
+///
+/// # Locks
+/// Waits for a concurrent transaction that creates the same name.
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, @extschema@, pg_temp)]
+fn honcho_create_coupon(
+    name: Option<&str>,
+    amount: Option<i32>,
+    starts_at: default!(Option<TimestampWithTimeZone>, "null"),
+    ends_at: default!(Option<TimestampWithTimeZone>, "null"),
+) -> spi::Result<bool> {
+    let name = args::text("name", name);
+    let amount = args::int("amount", amount, 1..=i32::MAX);
+    if let (Some(starts_at), Some(ends_at)) = (starts_at, ends_at)
+        && ends_at <= starts_at
+    {
+        args::invalid("ends_at must lie after starts_at".into());
+    }
+    Spi::connect_mut(|client| {
+        let created = client.update(
+            "insert into coupons (name, amount, remaining_amount, starts_at, ends_at)
+             values ($1, $2, $2, $3, $4)
+             on conflict (name) do nothing",
+            None,
+            &[name.into(), amount.into(), starts_at.into(), ends_at.into()],
+        )?;
+        Ok(created.len() == 1)
+    })
+}
+
+/// Reads one coupon.
+///
+/// # Arguments
+/// `name`: 1 to 255 characters.
+///
+/// # Returns
+/// Its row, or none.
+///
+/// # Errors
+/// `22004`, `22023` for a bad argument.
+#[pg_extern(stable, parallel_safe, security_definer)]
+#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn honcho_get_coupon(
+    name: Option<&str>,
+) -> spi::Result<
+    TableIterator<
+        'static,
+        (
+            name!(id, i64),
+            name!(name, String),
+            name!(amount, i32),
+            name!(remaining_amount, i32),
+            name!(created_at, TimestampWithTimeZone),
+            name!(starts_at, Option<TimestampWithTimeZone>),
+            name!(ends_at, Option<TimestampWithTimeZone>),
+            name!(paused, bool),
+        ),
+    >,
+> {
+    thread_local!(static PLAN: Plan = const {
+        Plan::new(
+            "select id, name::text, amount, remaining_amount, created_at, starts_at, ends_at, paused
+             from coupons where name = $1",
+            &[PgBuiltInOids::TEXTOID],
+        )
+    });
+    let name = args::text("name", name);
+    let rows = Plan::rows(&PLAN, &[name.into()], |row| {
+        Ok((
+            column(row, 1)?,
+            column(row, 2)?,
+            column(row, 3)?,
+            column(row, 4)?,
+            column(row, 5)?,
+            row.get(6)?,
+            row.get(7)?,
+            column(row, 8)?,
+        ))
+    })?;
+    Ok(TableIterator::new(rows))
+}

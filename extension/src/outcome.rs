@@ -1,0 +1,81 @@
+//! The enum `honcho_outcome`.
+
+use pgrx::prelude::*;
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+
+use crate::schema::Schema;
+
+/// What a claim came to. A refusal is a value, not an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The user has the coupon, if the caller's transaction commits.
+    Claimed,
+    /// The user had it already.
+    AlreadyClaimed,
+    /// Nothing is left.
+    SoldOut,
+    /// There is no such coupon.
+    NotFound,
+    /// Claiming starts later.
+    NotStarted,
+    /// Claiming is over.
+    Ended,
+    /// Claiming is suspended.
+    Paused,
+}
+
+impl Outcome {
+    /// The enum's label in SQL, the same as the service's machine-readable code.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Claimed => "claimed",
+            Outcome::AlreadyClaimed => "already_claimed",
+            Outcome::SoldOut => "sold_out",
+            Outcome::NotFound => "not_found",
+            Outcome::NotStarted => "not_started",
+            Outcome::Ended => "ended",
+            Outcome::Paused => "paused",
+        }
+    }
+
+    /// The value as SQL knows it in `schema`.
+    pub fn to_sql(self, schema: Schema) -> SqlOutcome {
+        SqlOutcome(schema.enum_value(c"honcho_outcome", self.label()))
+    }
+}
+
+/// An [`Outcome`] as PostgreSQL stores it: the OID of its `pg_enum` row.
+pub struct SqlOutcome(pg_sys::Oid);
+
+impl IntoDatum for SqlOutcome {
+    fn into_datum(self) -> Option<pg_sys::Datum> {
+        self.0.into_datum()
+    }
+
+    fn type_oid() -> pg_sys::Oid {
+        pg_sys::ANYENUMOID
+    }
+}
+
+// SAFETY: an enum is passed by value, as the OID that this wraps.
+unsafe impl pgrx::callconv::BoxRet for SqlOutcome {
+    unsafe fn box_into<'fcx>(
+        self,
+        fcinfo: &mut pgrx::callconv::FcInfo<'fcx>,
+    ) -> pgrx::datum::Datum<'fcx> {
+        // SAFETY: as above.
+        unsafe { fcinfo.return_raw_datum(pg_sys::Datum::from(self.0)) }
+    }
+}
+
+// SAFETY: `honcho_outcome` is made by sql/tables.sql before any function that returns it.
+unsafe impl SqlTranslatable for SqlOutcome {
+    const TYPE_IDENT: &'static str = pgrx::pgrx_resolved_type!(SqlOutcome);
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> =
+        Ok(SqlMappingRef::literal("honcho_outcome"));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::literal("honcho_outcome")));
+}

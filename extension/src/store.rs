@@ -1,0 +1,172 @@
+//! The tables `coupons` and `claims` as the claim reads and writes them.
+//!
+//! The claim goes through [`crate::access`] rather than through SQL: see there for why. Columns are
+//! found by the attribute numbers of sql/tables.sql.
+
+use pgrx::pg_sys::{self, Datum};
+
+use crate::access::{self, Lookup, Relation, Row, Snapshot, Text, Writer};
+use crate::outcome::Outcome;
+use crate::schema::Schema;
+
+const ID: usize = 1;
+const REMAINING_AMOUNT: usize = 4;
+const STARTS_AT: usize = 6;
+const ENDS_AT: usize = 7;
+const PAUSED: usize = 8;
+
+const CLAIM_ID: usize = 1;
+const CLAIM_USER_ID: usize = 2;
+const CLAIM_COUPON_NAME: usize = 3;
+const CLAIM_CLAIMED_AT: usize = 4;
+
+/// A coupon's row, as a [`View`] shows it.
+pub struct Coupon {
+    /// Its identity.
+    pub id: i64,
+    /// How many are left to claim.
+    pub remaining: i32,
+    /// The transaction that wrote this version, for [`crate::durability::wait_until_durable`].
+    pub written_by: pg_sys::TransactionId,
+    starts_at: Option<i64>,
+    ends_at: Option<i64>,
+    paused: bool,
+}
+
+impl Coupon {
+    fn read(row: Row<'_>) -> Coupon {
+        Coupon {
+            id: row.get(ID).map_or(0, |id| id.value() as i64),
+            remaining: row.get(REMAINING_AMOUNT).map_or(0, |remaining| remaining.value() as i32),
+            written_by: row.written_by(),
+            starts_at: row.get(STARTS_AT).map(|starts_at| starts_at.value() as i64),
+            ends_at: row.get(ENDS_AT).map(|ends_at| ends_at.value() as i64),
+            paused: row.get(PAUSED).is_some_and(|paused| paused.value() != 0),
+        }
+    }
+
+    /// Why a user who holds none is refused now, if so.
+    pub fn refusal(&self) -> Option<Outcome> {
+        if self.starts_at.is_some() || self.ends_at.is_some() {
+            let now = access::now();
+            if self.starts_at.is_some_and(|starts_at| now < starts_at) {
+                return Some(Outcome::NotStarted);
+            }
+            if self.ends_at.is_some_and(|ends_at| now >= ends_at) {
+                return Some(Outcome::Ended);
+            }
+        }
+        if self.paused {
+            return Some(Outcome::Paused);
+        }
+        (self.remaining == 0).then_some(Outcome::SoldOut)
+    }
+}
+
+/// Both tables, open.
+pub struct Tables {
+    schema: Schema,
+    coupons: Relation,
+    claims: Relation,
+    coupons_by_name: Relation,
+    claims_by_user: Relation,
+}
+
+impl Tables {
+    /// Opens the tables of `schema` for reading; holds the locks of a `select`.
+    pub fn open(schema: Schema) -> Tables {
+        Tables {
+            schema,
+            coupons: Relation::table(schema.relation(c"coupons")),
+            claims: Relation::table(schema.relation(c"claims")),
+            coupons_by_name: Relation::index(schema.relation(c"coupons_name_key")),
+            claims_by_user: Relation::index(schema.relation(c"claims_user_id_coupon_name_key")),
+        }
+    }
+
+    /// The OID of the coupons table.
+    pub fn coupons_oid(&self) -> pg_sys::Oid {
+        self.coupons.oid()
+    }
+}
+
+/// What the tables hold for one snapshot, taken when the view is made: the newest under read
+/// committed, the transaction's own under the stricter levels.
+pub struct View<'t> {
+    tables: &'t Tables,
+    coupons: Lookup<'t>,
+    claims: Lookup<'t>,
+    // Last, for fields are dropped in order: the scans end before their snapshot goes.
+    _snapshot: Snapshot,
+}
+
+impl<'t> View<'t> {
+    /// Takes a snapshot.
+    pub fn new(tables: &'t Tables) -> View<'t> {
+        let snapshot = Snapshot::push();
+        View {
+            tables,
+            coupons: Lookup::new(&tables.coupons, &tables.coupons_by_name),
+            claims: Lookup::new(&tables.claims, &tables.claims_by_user),
+            _snapshot: snapshot,
+        }
+    }
+
+    /// The coupon called `name`.
+    pub fn coupon(&mut self, name: Text) -> Option<Coupon> {
+        self.coupons.find(&[name]).map(Coupon::read)
+    }
+
+    /// The transaction that wrote the claim of `user_id` on `coupon_name`, if there is one.
+    pub fn claim_written_by(
+        &mut self,
+        user_id: Text,
+        coupon_name: Text,
+    ) -> Option<pg_sys::TransactionId> {
+        self.claims.find(&[user_id, coupon_name]).map(|claim| claim.written_by())
+    }
+
+    /// The id of the claim of `user_id` on `coupon_name`, if there is one.
+    pub fn claim_id(&mut self, user_id: Text, coupon_name: Text) -> Option<i64> {
+        let claim = self.claims.find(&[user_id, coupon_name])?;
+        claim.get(CLAIM_ID).map(|id| id.value() as i64)
+    }
+
+    /// Locks the row of the coupon last found as an `update` of its stock does, and reads it again;
+    /// none if it was deleted meanwhile. Only someone who bypasses the queue can make this wait.
+    ///
+    /// # Errors
+    /// `40001` under repeatable read and serializable when the row changed after the snapshot.
+    pub fn lock_coupon(&mut self) -> Option<Coupon> {
+        self.coupons.lock().map(Coupon::read)
+    }
+
+    /// Writes the claims of `user_ids` on the coupon last locked and takes them off its stock, which
+    /// must suffice. Later commands of the transaction see both.
+    ///
+    /// # Errors
+    /// `23505`, `23514` if a unique key or a check is violated, which nothing but a write that
+    /// bypassed the queue can bring about.
+    pub fn write_claims(&mut self, coupon: &Coupon, coupon_name: Text, user_ids: &[Text]) {
+        let left = coupon.remaining - user_ids.len() as i32;
+        let mut coupons = Writer::new(&self.tables.coupons, None);
+        coupons.update(self.coupons.found(), REMAINING_AMOUNT, Datum::from(left));
+        coupons.finish();
+
+        let ids = self.tables.schema.relation(c"claims_id_seq");
+        let claimed_at = access::now();
+        // The foreign key holds by our lock on the coupon's row: its trigger would look the row up
+        // again for each claim, at several times the cost of the insert.
+        let mut claims = Writer::new(&self.tables.claims, Some(&self.tables.coupons));
+        for user_id in user_ids {
+            claims.insert(&[
+                (CLAIM_ID, access::next_value(ids)),
+                (CLAIM_USER_ID, user_id.datum()),
+                (CLAIM_COUPON_NAME, coupon_name.datum()),
+                (CLAIM_CLAIMED_AT, Datum::from(claimed_at)),
+            ]);
+        }
+        claims.finish();
+        access::next_command();
+    }
+}

@@ -1,0 +1,76 @@
+//! Proving the books.
+
+use pgrx::prelude::*;
+use pgrx::spi;
+
+use crate::args;
+use crate::plan::{Plan, column};
+
+/// Checks what must be true of each coupon, against the rows themselves.
+///
+/// # Arguments
+/// `name`: the coupon to check, 1 to 255 characters; null for all of them.
+///
+/// # Returns
+/// One row per coupon and invariant, coupons by name: whether it holds, and the figures.
+/// `stock`: amount = remaining_amount + claims. `range`: 0 <= remaining_amount <= amount.
+/// `one_per_user`: no user holds the coupon twice. A claim whose coupon is gone is reported as the
+/// invariant `coupon_exists`, and only then.
+///
+/// # Errors
+/// `22023` for a bad argument.
+#[pg_extern(stable, parallel_safe, security_definer)]
+#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn honcho_verify(
+    name: default!(Option<&str>, "null"),
+) -> spi::Result<
+    TableIterator<
+        'static,
+        (
+            name!(coupon_name, String),
+            name!(invariant, String),
+            name!(holds, bool),
+            name!(detail, String),
+        ),
+    >,
+> {
+    // The constraints should make all of this impossible to break; so the rows are read without the
+    // help of what they rely on: claims are counted in the heap, by name.
+    thread_local!(static PLAN: Plan = const {
+        Plan::new(
+            "with claimed as (
+                 select coupon_name, count(*) as claims, count(distinct user_id) as users
+                 from claims
+                 where $1 is null or coupon_name = $1
+                 group by coupon_name
+             ), book as (
+                 select coalesce(c.name, claimed.coupon_name) as name, c.id is not null as known,
+                        c.amount, c.remaining_amount,
+                        coalesce(claims, 0) as claims, coalesce(users, 0) as users
+                 from coupons c
+                 full join claimed on claimed.coupon_name = c.name
+                 where $1 is null or coalesce(c.name, claimed.coupon_name) = $1
+             )
+             select name::text, invariant, holds, detail
+             from book, lateral (values
+                 (1, known, 'stock', amount = remaining_amount + claims,
+                  format('amount %s, remaining_amount %s, claims %s',
+                         amount, remaining_amount, claims)),
+                 (2, known, 'range', remaining_amount between 0 and amount,
+                  format('amount %s, remaining_amount %s', amount, remaining_amount)),
+                 (3, true, 'one_per_user', claims = users,
+                  format('claims %s, users %s', claims, users)),
+                 (4, not known, 'coupon_exists', false, format('claims %s', claims))
+             ) as checked (ordinal, applies, invariant, holds, detail)
+             where applies
+             order by name, ordinal",
+            &[PgBuiltInOids::TEXTOID],
+        )
+    });
+    let name = name.map(|name| args::text("name", Some(name)));
+    let rows = Plan::rows(&PLAN, &[name.into()], |row| {
+        Ok((column(row, 1)?, column(row, 2)?, column(row, 3)?, column(row, 4)?))
+    })?;
+    Ok(TableIterator::new(rows))
+}
