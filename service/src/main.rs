@@ -1,3 +1,71 @@
-//! HTTP for the honcho extension.
+//! Reads the configuration, starts, and stops when told to.
 #![forbid(unsafe_code)]
-fn main() {}
+
+use std::{future::Future, io, process::exit, time::Duration};
+
+use anyhow::{Context, Result};
+use honcho_service::{app, config::Config, db::Database};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    time::sleep,
+};
+use tracing::{info, warn};
+
+/// How long requests under way may take to finish once we were told to stop.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    let config = Config::from_env()?;
+    let database = Database::new(config.database, config.pool_size)?;
+    let listener = TcpListener::bind((config.host.as_str(), config.port))
+        .await
+        .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+    // Before the line that tells the world that we are there.
+    let stop = watch_for_stop()?;
+    info!("listening on http://{}", listener.local_addr()?);
+    axum::serve(listener, app(database))
+        .with_graceful_shutdown(stop)
+        .await?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Completes at the first SIGTERM or SIGINT. From then on the process ends when a second one
+/// comes or when the grace is over, if it has not ended before.
+fn watch_for_stop() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stopping, mut stop) = watch::channel(false);
+    tokio::spawn(async move {
+        either(&mut terminate, &mut interrupt).await;
+        info!(
+            "stopping: no new requests, those under way have {} s",
+            GRACE.as_secs()
+        );
+        stopping.send_replace(true);
+        tokio::select! {
+            () = sleep(GRACE) => warn!("some requests did not finish in time"),
+            () = either(&mut terminate, &mut interrupt) => warn!("told again to stop: leaving now"),
+        }
+        exit(1);
+    });
+    Ok(async move {
+        // An error means that the watcher is gone, and the process with it.
+        let _ = stop.wait_for(|stopping| *stopping).await;
+    })
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}

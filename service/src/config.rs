@@ -1,0 +1,62 @@
+//! What the service is told by its environment.
+
+use std::{
+    env::{self, VarError},
+    fmt::Display,
+    str::FromStr,
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+/// The configuration, complete and checked.
+#[derive(Debug)]
+pub struct Config {
+    /// `HOST`: the address or name to listen on.
+    pub host: String,
+    /// `PORT`: the port to listen on; 0 takes any free one.
+    pub port: u16,
+    /// `DATABASE_URL`: where the database is, as a libpq URL or keyword string.
+    pub database: tokio_postgres::Config,
+    /// `DATABASE_POOL_SIZE`: the most connections to the database.
+    pub pool_size: usize,
+}
+
+impl Config {
+    /// Reads the environment. An error names the variable and what is wrong with it.
+    pub fn from_env() -> Result<Self> {
+        let pool_size = variable("DATABASE_POOL_SIZE")?.unwrap_or_else(default_pool_size);
+        ensure!(pool_size > 0, "DATABASE_POOL_SIZE must be at least 1");
+        Ok(Self {
+            host: variable("HOST")?.unwrap_or_else(|| "127.0.0.1".to_owned()),
+            port: variable("PORT")?.unwrap_or(8080),
+            database: variable("DATABASE_URL")?
+                .context("DATABASE_URL must say where the database is")?,
+            pool_size,
+        })
+    }
+}
+
+/// Claims on one coupon queue up in the database whatever we do, so more connections than keep
+/// its cores busy only make the queue longer.
+fn default_pool_size() -> usize {
+    let cores = thread::available_parallelism().map_or(2, usize::from);
+    (4 * cores).clamp(8, 32)
+}
+
+/// The variable's value, or none where it is unset or empty.
+fn variable<T>(name: &str) -> Result<Option<T>>
+where
+    T: FromStr<Err: Display>,
+{
+    match env::var(name) {
+        Ok(value) if value.is_empty() => Ok(None),
+        // The value is not repeated: it may hold a password.
+        Ok(value) => value
+            .parse()
+            .map(Some)
+            .map_err(|error| anyhow!("{name}: {error}")),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(error) => Err(anyhow!("{name}: {error}")),
+    }
+}

@@ -1,0 +1,315 @@
+//! The database: every SQL string of the service, one method per function of the extension.
+//!
+//! The functions are found through the search path of the role we connect as, because the
+//! extension may live in any schema.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+use tokio_postgres::{IsolationLevel, NoTls, Row, types::ToSql};
+
+use crate::error::Error;
+
+/// The session's own limits. A claim waits for the coupon's lock at most for `lock_timeout`, and
+/// the options of `DATABASE_URL` come after these, so an operator has the last word.
+const SESSION_OPTIONS: &str = "-c statement_timeout=5s -c lock_timeout=2s \
+                               -c idle_in_transaction_session_timeout=30s";
+
+/// How long a request waits for a free connection, and how long for a new one to be made.
+const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+
+/// When an answer is given up, and the connection with it. Longer than the session's own
+/// `statement_timeout`, so it is only reached when the server or the way to it hangs.
+const ANSWER_WAIT: Duration = Duration::from_secs(8);
+
+/// How long a reader of a long list may take in nothing before it is cut off: it holds a
+/// connection and a snapshot.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Claims read at a time: what a list holds in memory, however long it is.
+const PAGE: i32 = 1000;
+
+/// What became of a claim: the extension's enum `honcho_outcome`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The coupon is the user's, durably.
+    Claimed,
+    /// The user had it before.
+    AlreadyClaimed,
+    /// No stock is left.
+    SoldOut,
+    /// There is no such coupon.
+    NotFound,
+    /// Its time has not come.
+    NotStarted,
+    /// Its time is over.
+    Ended,
+    /// It is not being given out at present.
+    Paused,
+}
+
+impl FromStr for Outcome {
+    type Err = Error;
+
+    fn from_str(label: &str) -> Result<Self, Error> {
+        Ok(match label {
+            "claimed" => Self::Claimed,
+            "already_claimed" => Self::AlreadyClaimed,
+            "sold_out" => Self::SoldOut,
+            "not_found" => Self::NotFound,
+            "not_started" => Self::NotStarted,
+            "ended" => Self::Ended,
+            "paused" => Self::Paused,
+            other => return Err(Error::Internal(anyhow!("unknown honcho_outcome {other:?}"))),
+        })
+    }
+}
+
+/// A coupon as it stands.
+#[derive(Debug)]
+pub struct Coupon {
+    /// Its name.
+    pub name: String,
+    /// How many there are in all.
+    pub amount: i32,
+    /// How many are left.
+    pub remaining_amount: i32,
+}
+
+/// A coupon and its claimants, both as of one moment.
+#[derive(Debug)]
+pub struct Reading {
+    /// The coupon.
+    pub coupon: Coupon,
+    parts: mpsc::Receiver<Result<Part, Error>>,
+    complete: bool,
+}
+
+impl Reading {
+    /// Whether the last page was taken.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The next claimants, in the order of their claims; none after the last.
+    pub async fn next_page(&mut self) -> Result<Option<Vec<String>>, Error> {
+        if self.complete {
+            return Ok(None);
+        }
+        match self.parts.recv().await {
+            Some(Ok(Part::Claimants { users, last })) => {
+                self.complete = last;
+                Ok(Some(users))
+            }
+            Some(Err(error)) => Err(error),
+            Some(Ok(Part::Coupon(_))) | None => Err(Error::Unavailable(anyhow!(
+                "the list was read too slowly and cut off"
+            ))),
+        }
+    }
+}
+
+/// What the task behind a [`Reading`] sends: the coupon, then pages.
+#[derive(Debug)]
+enum Part {
+    Coupon(Option<Coupon>),
+    Claimants { users: Vec<String>, last: bool },
+}
+
+/// The database behind the service. Clones share one pool of connections.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: Pool,
+    /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
+    readers: Arc<Semaphore>,
+}
+
+impl Database {
+    /// Prepares a pool of at most `pool_size` connections. Connects to nothing yet, so it does
+    /// not matter whether the database is up.
+    pub fn new(mut config: tokio_postgres::Config, pool_size: usize) -> anyhow::Result<Self> {
+        let options = match config.get_options() {
+            Some(options) => format!("{SESSION_OPTIONS} {options}"),
+            None => SESSION_OPTIONS.to_owned(),
+        };
+        config.options(options);
+        if config.get_application_name().is_none() {
+            config.application_name("honcho-service");
+        }
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        };
+        let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
+            .max_size(pool_size)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(CONNECTION_WAIT),
+                create: Some(CONNECTION_WAIT),
+                recycle: None,
+            })
+            .build()?;
+        Ok(Self {
+            pool,
+            readers: Arc::new(Semaphore::new(pool_size.div_ceil(2))),
+        })
+    }
+
+    /// `honcho_create_coupon`: false when the name is taken.
+    pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
+        let row = self
+            .write("select honcho_create_coupon($1, $2)", &[&name, &amount])
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// `honcho_claim`.
+    pub async fn claim(&self, user_id: &str, coupon_name: &str) -> Result<Outcome, Error> {
+        // As text, which spares every connection the look-up of the enum.
+        let row = self
+            .write(
+                "select honcho_claim($1, $2)::text",
+                &[&user_id, &coupon_name],
+            )
+            .await?;
+        row.try_get::<_, &str>(0)?.parse()
+    }
+
+    /// `honcho_get_coupon` and `honcho_list_claims` in one snapshot; none when there is no such
+    /// coupon. The list is read while the caller takes it, in constant memory; the connection is
+    /// given back at its end or when the caller drops it.
+    pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
+        match self.begin_reading(name).await {
+            Err(error) if error.may_be_repeated() => self.begin_reading(name).await,
+            reading => reading,
+        }
+    }
+
+    async fn begin_reading(&self, name: &str) -> Result<Option<Reading>, Error> {
+        let place = timeout(CONNECTION_WAIT, Arc::clone(&self.readers).acquire_owned())
+            .await
+            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
+            .map_err(|closed| Error::Internal(closed.into()))?;
+        let mut client = self.pool.get().await?;
+        let (sender, mut parts) = mpsc::channel(1);
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            let outcome = read(&mut client, &name, &sender).await;
+            match &outcome {
+                Err(Error::Timeout(_)) => discard(client),
+                _ => drop(client),
+            }
+            drop(place);
+            if let Err(error) = outcome {
+                // Whoever asked may have gone away.
+                let _ = sender.send_timeout(Err(error), READER_PATIENCE).await;
+            }
+        });
+        match parts.recv().await {
+            Some(Ok(Part::Coupon(coupon))) => Ok(coupon.map(|coupon| Reading {
+                coupon,
+                parts,
+                complete: false,
+            })),
+            Some(Err(error)) => Err(error),
+            Some(Ok(Part::Claimants { .. })) | None => Err(Error::Internal(anyhow!(
+                "a reading did not begin with its coupon"
+            ))),
+        }
+    }
+
+    /// Calls a function that writes. What surely changed nothing is repeated once where that
+    /// may help; what may have been carried out never is.
+    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        match self.write_once(sql, arguments).await {
+            Err(error) if error.may_be_repeated() => self.write_once(sql, arguments).await,
+            answer => answer,
+        }
+    }
+
+    async fn write_once(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        let client = self.pool.get().await?;
+        let statement = match timeout(ANSWER_WAIT, client.prepare_cached(sql)).await {
+            Ok(statement) => statement?,
+            Err(_) => {
+                discard(client);
+                return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
+            }
+        };
+        match timeout(ANSWER_WAIT, client.query_one(&statement, arguments)).await {
+            Ok(answer) => answer.map_err(|error| Error::from(error).after_sending()),
+            Err(_) => {
+                discard(client);
+                Err(Error::OutcomeUnknown(anyhow!("no answer to a call")))
+            }
+        }
+    }
+}
+
+/// Drops a connection that is stuck in a question, instead of giving it to the next request.
+fn discard(client: Object) {
+    drop(Object::take(client));
+}
+
+/// Reads a coupon and its claims in one snapshot into `parts`, until the receiver is dropped or
+/// takes too long to make room.
+async fn read(
+    client: &mut Object,
+    name: &str,
+    parts: &mpsc::Sender<Result<Part, Error>>,
+) -> Result<(), Error> {
+    let snapshot = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start();
+    let snapshot = in_time(snapshot).await?;
+    let get_coupon = "select name, amount, remaining_amount from honcho_get_coupon($1)";
+    let get_coupon = in_time(snapshot.prepare_cached(get_coupon)).await?;
+    let coupon = match in_time(snapshot.query_opt(&get_coupon, &[&name])).await? {
+        Some(row) => Some(Coupon {
+            name: row.try_get(0)?,
+            amount: row.try_get(1)?,
+            remaining_amount: row.try_get(2)?,
+        }),
+        None => None,
+    };
+    let mut last = coupon.is_none();
+    if parts
+        .send_timeout(Ok(Part::Coupon(coupon)), READER_PATIENCE)
+        .await
+        .is_err()
+    {
+        return Ok(());
+    }
+    let list_claims = "select id, user_id from honcho_list_claims($1, $2, $3)";
+    let list_claims = in_time(snapshot.prepare_cached(list_claims)).await?;
+    let mut after = 0_i64;
+    while !last {
+        let rows = in_time(snapshot.query(&list_claims, &[&name, &after, &PAGE])).await?;
+        let mut users = Vec::with_capacity(rows.len());
+        for row in &rows {
+            after = row.try_get(0)?;
+            users.push(row.try_get(1)?);
+        }
+        last = rows.len() < PAGE as usize;
+        let page = Part::Claimants { users, last };
+        if parts.send_timeout(Ok(page), READER_PATIENCE).await.is_err() {
+            return Ok(());
+        }
+    }
+    in_time(snapshot.commit()).await
+}
+
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Error> {
+    match timeout(ANSWER_WAIT, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(late) => Err(Error::Timeout(late.into())),
+    }
+}

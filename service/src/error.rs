@@ -1,0 +1,466 @@
+//! Everything that a request can be answered but success, and what it looks like to the client:
+//! `application/problem+json` as in RFC 9457.
+
+use std::{
+    borrow::Cow,
+    hash::{BuildHasher, RandomState},
+    io,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderName, HeaderValue, StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+    },
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use deadpool_postgres::PoolError;
+use serde::Serialize;
+use tokio_postgres::error::SqlState;
+use tracing::{error, warn};
+
+/// Why a request was not answered with success. What came from the database is kept for the log
+/// and never shown to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is not what the route takes; the text says why, naming the field.
+    #[error("{0}")]
+    Invalid(Cow<'static, str>),
+    /// The database refused an argument that we let through.
+    #[error("an argument was refused: {0:#}")]
+    Argument(anyhow::Error),
+    /// There is no such path.
+    #[error("no such route")]
+    RouteNotFound,
+    /// The path does not take this method.
+    #[error("no such method")]
+    MethodNotAllowed,
+    /// The body is larger than [`BODY_LIMIT`](crate::BODY_LIMIT).
+    #[error("the body is too large")]
+    BodyTooLarge,
+    /// There is no such coupon.
+    #[error("no such coupon")]
+    CouponNotFound,
+    /// The name of the new coupon is taken.
+    #[error("the name is taken")]
+    CouponExists,
+    /// The user has this coupon already.
+    #[error("already claimed")]
+    AlreadyClaimed,
+    /// No stock is left.
+    #[error("sold out")]
+    SoldOut,
+    /// The coupon's time has not come.
+    #[error("not started")]
+    NotStarted,
+    /// The coupon's time is over.
+    #[error("ended")]
+    Ended,
+    /// The coupon is not being given out at present.
+    #[error("paused")]
+    Paused,
+    /// The database was in another transaction's way and undid ours.
+    #[error("conflict: {0:#}")]
+    Conflict(anyhow::Error),
+    /// The connection broke before anything was asked on it.
+    #[error("disconnected: {0:#}")]
+    Disconnected(anyhow::Error),
+    /// The database is down, out of some resource, or somebody held the coupon for too long;
+    /// nothing was changed.
+    #[error("unavailable: {0:#}")]
+    Unavailable(anyhow::Error),
+    /// The connection broke after a change was asked for and before the answer.
+    #[error("outcome unknown: {0:#}")]
+    OutcomeUnknown(anyhow::Error),
+    /// The database took too long and gave up; nothing was changed.
+    #[error("timeout: {0:#}")]
+    Timeout(anyhow::Error),
+    /// A defect, here or in the database's set-up.
+    #[error("internal: {0:#}")]
+    Internal(anyhow::Error),
+}
+
+impl Error {
+    /// What a SQLSTATE means for the request.
+    fn from_sqlstate(state: &SqlState, source: anyhow::Error) -> Self {
+        match state.code() {
+            "40001" | "40P01" => Self::Conflict(source),
+            "55P03" | "57P03" => Self::Unavailable(source),
+            "57014" => Self::Timeout(source),
+            "57P01" | "57P02" | "57P05" => Self::Disconnected(source),
+            code => match &code[..2] {
+                "08" => Self::Disconnected(source),
+                "22" => Self::Argument(source),
+                "53" => Self::Unavailable(source),
+                _ => Self::Internal(source),
+            },
+        }
+    }
+
+    /// The same error where a change had been asked for before it came.
+    pub(crate) fn after_sending(self) -> Self {
+        match self {
+            Self::Disconnected(source) => Self::OutcomeUnknown(source),
+            other => other,
+        }
+    }
+
+    /// Whether nothing was changed and a second attempt may fare better at once.
+    pub(crate) fn may_be_repeated(&self) -> bool {
+        matches!(self, Self::Conflict(_) | Self::Disconnected(_))
+    }
+
+    /// The one mapping to what a client sees: status, stable code, title, detail.
+    fn problem(&self) -> (StatusCode, &'static str, &'static str, Cow<'static, str>) {
+        let (status, code, title, detail) = match self {
+            Self::Invalid(reason) => {
+                return (
+                    StatusCode::BAD_REQUEST,
+                    "invalid_request",
+                    "Invalid request",
+                    reason.clone(),
+                );
+            }
+            Self::Argument(_) => (
+                StatusCode::BAD_REQUEST,
+                "invalid_request",
+                "Invalid request",
+                "the database refused one of the values",
+            ),
+            Self::RouteNotFound => (
+                StatusCode::NOT_FOUND,
+                "route_not_found",
+                "No such route",
+                "there is nothing at this path",
+            ),
+            Self::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Method not allowed",
+                "the Allow header lists the methods of this path",
+            ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "payload_too_large",
+                "Body too large",
+                "the body is larger than 64 KiB",
+            ),
+            Self::CouponNotFound => (
+                StatusCode::NOT_FOUND,
+                "coupon_not_found",
+                "No such coupon",
+                "there is no coupon of this name",
+            ),
+            Self::CouponExists => (
+                StatusCode::CONFLICT,
+                "coupon_exists",
+                "Coupon exists",
+                "there is a coupon of this name already",
+            ),
+            Self::AlreadyClaimed => (
+                StatusCode::CONFLICT,
+                "already_claimed",
+                "Already claimed",
+                "this user has claimed this coupon before",
+            ),
+            Self::SoldOut => (
+                StatusCode::CONFLICT,
+                "sold_out",
+                "Sold out",
+                "no stock of this coupon is left",
+            ),
+            Self::NotStarted => (
+                StatusCode::CONFLICT,
+                "not_started",
+                "Not started",
+                "this coupon cannot be claimed yet",
+            ),
+            Self::Ended => (
+                StatusCode::CONFLICT,
+                "ended",
+                "Ended",
+                "this coupon can no longer be claimed",
+            ),
+            Self::Paused => (
+                StatusCode::CONFLICT,
+                "paused",
+                "Paused",
+                "this coupon cannot be claimed at present",
+            ),
+            Self::Conflict(_) | Self::Disconnected(_) | Self::Unavailable(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Unavailable",
+                "the service cannot do this at present; nothing was changed",
+            ),
+            Self::OutcomeUnknown(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "outcome_unknown",
+                "Outcome unknown",
+                "the database was lost before it answered: the change may have been made or not; \
+                 the same request again tells",
+            ),
+            Self::Timeout(_) => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "Timed out",
+                "the database took too long; nothing was changed",
+            ),
+            Self::Internal(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "Internal error",
+                "something is wrong on our side; the log has the request id",
+            ),
+        };
+        (status, code, title, Cow::Borrowed(detail))
+    }
+
+    fn log(&self, request_id: &str) {
+        match self {
+            Self::Internal(_) => error!(request_id, "{self}"),
+            Self::Argument(_)
+            | Self::Conflict(_)
+            | Self::Disconnected(_)
+            | Self::Unavailable(_)
+            | Self::OutcomeUnknown(_)
+            | Self::Timeout(_) => warn!(request_id, "{self}"),
+            Self::Invalid(_)
+            | Self::RouteNotFound
+            | Self::MethodNotAllowed
+            | Self::BodyTooLarge
+            | Self::CouponNotFound
+            | Self::CouponExists
+            | Self::AlreadyClaimed
+            | Self::SoldOut
+            | Self::NotStarted
+            | Self::Ended
+            | Self::Paused => {}
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(state) = error.code().cloned() {
+            return Self::from_sqlstate(&state, error.into());
+        }
+        let broken = error.is_closed()
+            || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
+        if broken {
+            Self::Disconnected(error.into())
+        } else {
+            Self::Internal(error.into())
+        }
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => error.into(),
+            PoolError::Timeout(_) | PoolError::Closed => Self::Unavailable(error.into()),
+            PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                Self::Internal(error.into())
+            }
+        }
+    }
+}
+
+/// An error on its way from a handler to [`answer`], which knows the request's id.
+#[derive(Clone)]
+struct Failure(Arc<Error>);
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = self.problem().0.into_response();
+        response.extensions_mut().insert(Failure(Arc::new(self)));
+        response
+    }
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Gives every request an id, its own if it brought a sane one, and every error its body.
+pub(crate) async fn answer(request: Request, next: Next) -> Response {
+    let id = match request.headers().get(REQUEST_ID) {
+        Some(id) if is_sane(id) => id.clone(),
+        _ => new_request_id(),
+    };
+    let mut response = next.run(request).await;
+    if let Some(Failure(error)) = response.extensions_mut().remove() {
+        write_problem(&error, &id, &mut response);
+    }
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
+    #[derive(Serialize)]
+    struct Problem<'a> {
+        #[serde(rename = "type")]
+        kind: String,
+        title: &'a str,
+        status: u16,
+        detail: &'a str,
+        code: &'a str,
+        request_id: &'a str,
+        error: &'a str,
+    }
+    let request_id = id.to_str().unwrap_or_default();
+    error.log(request_id);
+    let (status, code, title, detail) = error.problem();
+    let problem = Problem {
+        kind: format!("urn:problem-type:honcho:{code}"),
+        title,
+        status: status.as_u16(),
+        detail: &detail,
+        code,
+        request_id,
+        error: code,
+    };
+    *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+    let headers = response.headers_mut();
+    // The router may have set the length of the empty body.
+    headers.remove(CONTENT_LENGTH);
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+}
+
+/// Ids go to logs and back to clients, so what could disturb either is not taken over.
+fn is_sane(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len())
+        && id
+            .as_bytes()
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte))
+}
+
+/// Unique across processes by a random prefix, within one by a count.
+fn new_request_id() -> HeaderValue {
+    static PREFIX: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    HeaderValue::try_from(format!("{:016x}-{count:x}", *PREFIX))
+        .unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn every_sqlstate_has_its_answer() {
+        // SQLSTATE; answer to a read or before anything was sent; answer after sending; repeated
+        let rows = [
+            ("22001", "400 invalid_request", "400 invalid_request", false),
+            ("22003", "400 invalid_request", "400 invalid_request", false),
+            ("22004", "400 invalid_request", "400 invalid_request", false),
+            ("22021", "400 invalid_request", "400 invalid_request", false),
+            ("22023", "400 invalid_request", "400 invalid_request", false),
+            ("40001", "503 unavailable", "503 unavailable", true),
+            ("40P01", "503 unavailable", "503 unavailable", true),
+            ("55P03", "503 unavailable", "503 unavailable", false),
+            ("53000", "503 unavailable", "503 unavailable", false),
+            ("53100", "503 unavailable", "503 unavailable", false),
+            ("53200", "503 unavailable", "503 unavailable", false),
+            ("53300", "503 unavailable", "503 unavailable", false),
+            ("57P03", "503 unavailable", "503 unavailable", false),
+            ("08000", "503 unavailable", "503 outcome_unknown", true),
+            ("08006", "503 unavailable", "503 outcome_unknown", true),
+            ("57P01", "503 unavailable", "503 outcome_unknown", true),
+            ("57P02", "503 unavailable", "503 outcome_unknown", true),
+            ("57P05", "503 unavailable", "503 outcome_unknown", true),
+            ("57014", "504 timeout", "504 timeout", false),
+            ("42501", "500 internal", "500 internal", false),
+            ("42883", "500 internal", "500 internal", false),
+            ("42P01", "500 internal", "500 internal", false),
+            ("23505", "500 internal", "500 internal", false),
+            ("23514", "500 internal", "500 internal", false),
+            ("28P01", "500 internal", "500 internal", false),
+            ("3D000", "500 internal", "500 internal", false),
+            ("XX000", "500 internal", "500 internal", false),
+            ("XX001", "500 internal", "500 internal", false),
+        ];
+        for (code, before, after, repeated) in rows {
+            let error = || Error::from_sqlstate(&SqlState::from_code(code), anyhow!("said"));
+            assert_eq!(shown(&error()), before, "{code}");
+            assert_eq!(
+                shown(&error().after_sending()),
+                after,
+                "{code} after sending"
+            );
+            assert_eq!(error().may_be_repeated(), repeated, "{code} repeated");
+        }
+    }
+
+    #[test]
+    fn every_error_has_its_answer() {
+        let said = || anyhow!("said by the database");
+        let rows = [
+            (
+                Error::Invalid("amount must be a number".into()),
+                "400 invalid_request",
+            ),
+            (Error::Argument(said()), "400 invalid_request"),
+            (Error::RouteNotFound, "404 route_not_found"),
+            (Error::MethodNotAllowed, "405 method_not_allowed"),
+            (Error::BodyTooLarge, "413 payload_too_large"),
+            (Error::CouponNotFound, "404 coupon_not_found"),
+            (Error::CouponExists, "409 coupon_exists"),
+            (Error::AlreadyClaimed, "409 already_claimed"),
+            (Error::SoldOut, "409 sold_out"),
+            (Error::NotStarted, "409 not_started"),
+            (Error::Ended, "409 ended"),
+            (Error::Paused, "409 paused"),
+            (Error::Conflict(said()), "503 unavailable"),
+            (Error::Disconnected(said()), "503 unavailable"),
+            (Error::Unavailable(said()), "503 unavailable"),
+            (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
+            (Error::Timeout(said()), "504 timeout"),
+            (Error::Internal(said()), "500 internal"),
+        ];
+        for (error, answer) in rows {
+            assert_eq!(shown(&error), answer, "{error:?}");
+            let detail = error.problem().3;
+            assert!(
+                !detail.is_empty() && !detail.contains("said"),
+                "{error:?}: {detail}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_harmless_request_ids_are_taken_over() {
+        let long = "a".repeat(128);
+        for sane in ["a", "0af7651916cd43dd8448eb211c80319c", "a-b_c.d:e", &long] {
+            assert!(is_sane(&HeaderValue::from_str(sane).unwrap()), "{sane}");
+        }
+        let longer = "a".repeat(129);
+        for other in ["", "a b", "a\"b", "a\tb", "<a>", "a=b", &longer] {
+            assert!(!is_sane(&HeaderValue::from_str(other).unwrap()), "{other}");
+        }
+        assert!(!is_sane(&HeaderValue::from_bytes(b"\xff").unwrap()));
+        assert!(is_sane(&new_request_id()));
+        assert_ne!(new_request_id(), new_request_id());
+    }
+
+    fn shown(error: &Error) -> String {
+        let (status, code, ..) = error.problem();
+        format!("{} {code}", status.as_u16())
+    }
+}

@@ -1,0 +1,5 @@
+//! The routes: one file per resource.
+
+mod body;
+pub(crate) mod claims;
+pub(crate) mod coupons;
