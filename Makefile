@@ -1,0 +1,52 @@
+# Every job is one command; what needs more than a line is in scripts/.
+# PG=16 make … chooses another PostgreSQL than the one that scripts/setup would.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it lint bench psql url clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing and prepare .honcho (every other target does it by itself)
+	@scripts/setup
+
+build: setup ## build the extension and the service, optimised
+	@scripts/build
+
+run: build ## start a private PostgreSQL and the service, until Ctrl+C; PORT=9000 make run
+	@scripts/run
+
+test: build ## run every test tier
+	@scripts/test unit pgrx regress isolation it
+
+test-unit: setup ## Rust unit tests of the service
+	@scripts/test unit
+
+test-pgrx: setup ## tests inside PostgreSQL: cargo pgrx test
+	@scripts/test pgrx
+
+test-regress: build ## golden SQL: tests/regress
+	@scripts/test regress
+
+test-isolation: build ## interleaved sessions: tests/isolation
+	@scripts/test isolation
+
+test-it: build ## integration tests over a real cluster and real HTTP
+	@scripts/test it
+
+lint: ## rustfmt, clippy, rustdoc and shellcheck, warnings denied
+	@scripts/setup lint
+	@scripts/lint
+
+bench: build ## measure against the peers: make bench ARGS='--rounds 1'
+	@scripts/env cargo run --release -p honcho-tests --bin honcho-bench -- $(ARGS)
+
+psql: ## open psql on the private cluster while it runs
+	@scripts/cluster psql
+
+url: ## print the private cluster's connection string while it runs: make -s url
+	@scripts/cluster url
+
+clean: ## remove build output and the private cluster with its data
+	@scripts/clean

@@ -1,0 +1,22 @@
+-- What `make run` needs in its cluster; changes nothing that is there already.
+\set ON_ERROR_STOP on
+set client_min_messages = warning;
+
+select 'create database honcho'
+where not exists (select from pg_database where datname = 'honcho') \gexec
+select 'create role honcho_service login'
+where not exists (select from pg_roles where rolname = 'honcho_service') \gexec
+
+\connect honcho
+set client_min_messages = warning;
+create extension if not exists honcho;
+alter extension honcho update;
+
+-- The service may call the extension's functions, and nothing else.
+revoke all on database honcho from public;
+grant connect on database honcho to honcho_service;
+select format('grant execute on function %s to honcho_service', p.oid::regprocedure)
+from pg_extension e
+join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
+join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid
+where e.extname = 'honcho' and p.proname like 'honcho\_%' \gexec
