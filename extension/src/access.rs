@@ -294,11 +294,28 @@ pub struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    /// Prepares to write to `table` under the active snapshot.
-    ///
-    /// `locked_parent` is a table whose rows that the new ones refer to are locked by this
-    /// transaction: the foreign key to it holds by that lock, and its trigger is left out.
-    pub fn new(table: &'t Relation, locked_parent: Option<&Relation>) -> Writer<'t> {
+    /// Prepares to insert into `table` rows that refer to rows of `locked_parent` which this
+    /// transaction has locked. Their foreign key holds by that lock, so its trigger is left out: it
+    /// would look the parent up again for each row, at several times the cost of the insert.
+    pub fn for_insert(table: &'t Relation, locked_parent: &Relation) -> Writer<'t> {
+        let parent = locked_parent.oid();
+        Writer::new(table, |trigger| {
+            trigger.tgfoid == pg_sys::Oid::from(pg_sys::F_RI_FKEY_CHECK_INS)
+                && trigger.tgconstrrelid == parent
+        })
+    }
+
+    /// Prepares to update columns of `table` that no foreign key refers to; the triggers that would
+    /// find this out again for each row are left out.
+    pub fn for_update(table: &'t Relation) -> Writer<'t> {
+        Writer::new(table, |trigger| {
+            // SAFETY: compares an OID with those of the built-in triggers.
+            let kind = unsafe { pg_sys::RI_FKey_trigger_type(trigger.tgfoid) };
+            kind == pg_sys::RI_TRIGGER_PK as i32
+        })
+    }
+
+    fn new(table: &'t Relation, redundant: impl Fn(&pg_sys::Trigger) -> bool) -> Writer<'t> {
         let slot = Slot::new(table);
         // SAFETY: the table stays open while the writer lives; a snapshot is active; what is made
         // here is freed by `finish`, or with the transaction's memory after an error.
@@ -309,9 +326,7 @@ impl<'t> Writer<'t> {
             (*estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
-            if let Some(parent) = locked_parent {
-                leave_out_check(&mut *target, parent.oid());
-            }
+            leave_out(&mut *target, redundant);
             pg_sys::ExecOpenIndices(target, false);
             pg_sys::AfterTriggerBeginQuery();
             Writer { estate, target, slot, table: PhantomData }
@@ -379,17 +394,20 @@ impl<'t> Writer<'t> {
         unsafe {
             pg_sys::AfterTriggerEndQuery(self.estate);
             pg_sys::ExecCloseIndices(self.target);
+            pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
             pg_sys::FreeExecutorState(self.estate);
         }
     }
 }
 
-/// Drops the trigger that checks the foreign key to `parent` from the target's own copy of its
-/// table's triggers.
+/// Takes the `redundant` triggers out of the target's own copy of its table's triggers.
 ///
 /// # Safety
 /// `target` is initialised and has fired nothing yet.
-unsafe fn leave_out_check(target: &mut pg_sys::ResultRelInfo, parent: pg_sys::Oid) {
+unsafe fn leave_out(
+    target: &mut pg_sys::ResultRelInfo,
+    redundant: impl Fn(&pg_sys::Trigger) -> bool,
+) {
     // SAFETY: InitResultRelInfo copied the descriptor, with an array of `numtriggers`.
     unsafe {
         let Some(description) = target.ri_TrigDesc.as_mut() else { return };
@@ -399,9 +417,7 @@ unsafe fn leave_out_check(target: &mut pg_sys::ResultRelInfo, parent: pg_sys::Oi
         );
         let mut kept = 0;
         for i in 0..triggers.len() {
-            let is_check = triggers[i].tgfoid == pg_sys::Oid::from(pg_sys::F_RI_FKEY_CHECK_INS)
-                && triggers[i].tgconstrrelid == parent;
-            if !is_check {
+            if !redundant(&triggers[i]) {
                 triggers.swap(kept, i);
                 kept += 1;
             }

@@ -149,15 +149,13 @@ impl<'t> View<'t> {
     /// bypassed the queue can bring about.
     pub fn write_claims(&mut self, coupon: &Coupon, coupon_name: Text, user_ids: &[Text]) {
         let left = coupon.remaining - user_ids.len() as i32;
-        let mut coupons = Writer::new(&self.tables.coupons, None);
+        let mut coupons = Writer::for_update(&self.tables.coupons);
         coupons.update(self.coupons.found(), REMAINING_AMOUNT, Datum::from(left));
         coupons.finish();
 
         let ids = self.tables.schema.relation(c"claims_id_seq");
         let claimed_at = access::now();
-        // The foreign key holds by our lock on the coupon's row: its trigger would look the row up
-        // again for each claim, at several times the cost of the insert.
-        let mut claims = Writer::new(&self.tables.claims, Some(&self.tables.coupons));
+        let mut claims = Writer::for_insert(&self.tables.claims, &self.tables.coupons);
         for user_id in user_ids {
             claims.insert(&[
                 (CLAIM_ID, access::next_value(ids)),
