@@ -285,7 +285,8 @@ impl Drop for Lookup<'_> {
     }
 }
 
-/// Writes rows of one table: constraints, indexes and triggers included.
+/// Writes rows of one table: constraints, indexes and row triggers included. As when logical
+/// replication applies a row, there is no statement, so statement triggers do not fire.
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
@@ -394,6 +395,8 @@ impl<'t> Writer<'t> {
         unsafe {
             pg_sys::AfterTriggerEndQuery(self.estate);
             pg_sys::ExecCloseIndices(self.target);
+            // What the triggers opened, if there were any.
+            pg_sys::ExecCloseResultRelations(self.estate);
             pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
             pg_sys::FreeExecutorState(self.estate);
         }

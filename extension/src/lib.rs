@@ -19,7 +19,21 @@ mod verify;
 pgrx::pg_module_magic!();
 
 pgrx::extension_sql_file!("../../sql/tables.sql", name = "tables", bootstrap);
-pgrx::extension_sql_file!("../../sql/grants.sql", name = "grants", finalize);
+pgrx::extension_sql_file!(
+    "../../sql/grants.sql",
+    name = "grants",
+    requires = [
+        claim::honcho_claim,
+        claim::honcho_claim_batch,
+        claim::honcho_claim_or_raise,
+        claimed::honcho_get_claim,
+        claimed::honcho_list_claims,
+        coupon::honcho_create_coupon,
+        coupon::honcho_get_coupon,
+        verify::honcho_verify,
+    ],
+);
+pgrx::extension_sql_file!("../../sql/comments.sql", name = "comments", requires = ["grants"]);
 
 /// Runs once per backend, when the library is loaded.
 #[allow(non_snake_case)]
