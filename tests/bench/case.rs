@@ -1,0 +1,590 @@
+//! What is measured: the cases, in the order in which a round takes them, and how one is run.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    ground::{Books, Ground, Stock},
+    growth::Grown,
+    load::{self, Claimant, Http, Tally},
+    redis::{self, Redis},
+};
+
+/// How long a flush of the WAL takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flush {
+    /// As long as the disk takes.
+    Disk,
+    /// One millisecond longer.
+    Slow,
+}
+
+/// Whose claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// The extension, and for HTTP the service.
+    Honcho,
+    /// The prior system's transaction, statement by statement.
+    Prior,
+    /// The same logic as one PL/pgSQL function.
+    PriorFunction,
+    /// An axum service that does the prior system's transaction on a pool of 4 connections.
+    Pool4,
+    /// The same on a pool of 16.
+    Pool16,
+    /// An axum route that parses the claim and answers 200.
+    NoOp,
+    /// Redis with a Lua script, `appendfsync always`.
+    RedisAlways,
+    /// The same with `appendfsync everysec`.
+    RedisEverysec,
+}
+
+/// What the clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scene {
+    /// Single claims on one coupon through pgbench, or redis-benchmark.
+    Sql,
+    /// The same through tokio-postgres, all connections in one process.
+    Driver,
+    /// Batches of this many users on one connection.
+    Batch(u32),
+    /// Claims on one coupon.
+    Http,
+    /// Claims on a coupon that is sold out.
+    HttpSoldOut,
+    /// Claims by users who have one already.
+    HttpAlready,
+    /// Claims on 1,000 coupons at random.
+    HttpCoupons,
+    /// Single claims on a new coupon, with this many claims on others in the table.
+    GrownNew(u64),
+    /// Single claims on a coupon with up to a million claims, with this many in the table.
+    GrownOld(u64),
+    /// GETs of a coupon with 1,000 claims, with this many in the table.
+    GrownGet(u64),
+    /// One GET of a coupon with a million claims.
+    GetMillion,
+    /// The service's memory, idle and then under claims.
+    Memory,
+}
+
+/// One case: measured once a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Case {
+    pub flush: Flush,
+    pub scene: Scene,
+    pub clients: u32,
+    pub subject: Subject,
+}
+
+/// What one measurement gives.
+#[derive(Clone, Copy, Debug)]
+pub enum Figures {
+    /// Answers of the right kind per second, and how long one (for batches: one batch) took.
+    Rate {
+        per_second: f64,
+        p50: Duration,
+        p99: Duration,
+    },
+    /// One GET of a coupon with a million claims.
+    Get {
+        first_byte: Duration,
+        took: Duration,
+        growth: u64,
+    },
+    /// Bytes of resident memory.
+    Memory { idle: u64, loaded: u64 },
+}
+
+pub const SQL_CLIENTS: [u32; 4] = [1, 8, 64, 200];
+pub const HTTP_CLIENTS: [u32; 3] = [1, 64, 256];
+pub const BATCHES: [u32; 3] = [16, 128, 1000];
+pub const GROWN: [u64; 3] = [10_000, 1_000_000, 10_000_000];
+/// Enough clients for the growth cases to queue on the coupon.
+pub const GROWN_CLIENTS: u32 = 8;
+/// How many users the already-claimed case takes its claims from.
+const REGULARS: u32 = 10_000;
+const COUPONS: u32 = 1_000;
+
+impl Case {
+    /// Every case, Honcho and peer in turns.
+    pub fn all() -> Vec<Self> {
+        use Subject::*;
+        let mut cases = Vec::new();
+        let mut add = |flush, scene, clients, subjects: &[Subject]| {
+            for &subject in subjects {
+                cases.push(Self {
+                    flush,
+                    scene,
+                    clients,
+                    subject,
+                });
+            }
+        };
+        for clients in SQL_CLIENTS {
+            let subjects = [Honcho, Prior, PriorFunction, RedisAlways, RedisEverysec];
+            add(Flush::Disk, Scene::Sql, clients, &subjects);
+            add(Flush::Disk, Scene::Driver, clients, &[Honcho, Prior]);
+        }
+        for users in BATCHES {
+            add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
+        }
+        for clients in HTTP_CLIENTS {
+            add(
+                Flush::Disk,
+                Scene::Http,
+                clients,
+                &[Honcho, Pool4, NoOp, Pool16],
+            );
+            if clients > 1 {
+                add(Flush::Disk, Scene::HttpSoldOut, clients, &[Honcho, Pool16]);
+                add(Flush::Disk, Scene::HttpAlready, clients, &[Honcho, Pool16]);
+            }
+        }
+        add(
+            Flush::Disk,
+            Scene::HttpCoupons,
+            256,
+            &[Honcho, Pool4, Pool16],
+        );
+        add(Flush::Disk, Scene::Memory, 256, &[Honcho]);
+        for clients in SQL_CLIENTS {
+            add(
+                Flush::Slow,
+                Scene::Sql,
+                clients,
+                &[Honcho, Prior, PriorFunction],
+            );
+            if clients > 1 {
+                add(Flush::Slow, Scene::Driver, clients, &[Honcho, Prior]);
+            }
+        }
+        for users in BATCHES {
+            add(Flush::Slow, Scene::Batch(users), 1, &[Honcho]);
+        }
+        for clients in HTTP_CLIENTS {
+            add(Flush::Slow, Scene::Http, clients, &[Honcho, Pool4, Pool16]);
+        }
+        for rows in GROWN {
+            add(
+                Flush::Disk,
+                Scene::GrownNew(rows),
+                GROWN_CLIENTS,
+                &[Honcho, Prior],
+            );
+            add(Flush::Disk, Scene::GrownOld(rows), GROWN_CLIENTS, &[Honcho]);
+            add(Flush::Disk, Scene::GrownGet(rows), GROWN_CLIENTS, &[Honcho]);
+        }
+        add(Flush::Disk, Scene::GetMillion, 1, &[Honcho]);
+        cases
+    }
+}
+
+/// All that the cases run on; each part starts when the first case needs it.
+pub struct Stage {
+    pub directory: PathBuf,
+    seconds: u32,
+    disk: Option<Ground>,
+    slow: Option<Ground>,
+    grown: Option<Grown>,
+    always: Option<Redis>,
+    everysec: Option<Redis>,
+    /// Refusals whose statuses were counted one by one.
+    audited: Vec<Case>,
+}
+
+impl Stage {
+    pub fn new(directory: PathBuf, seconds: u32) -> Self {
+        Self {
+            directory,
+            seconds,
+            disk: None,
+            slow: None,
+            grown: None,
+            always: None,
+            everysec: None,
+            audited: Vec::new(),
+        }
+    }
+
+    /// Runs one case and checks the books after it.
+    pub async fn measure(&mut self, case: Case) -> Result<Figures> {
+        match (case.scene, case.subject) {
+            (_, Subject::RedisAlways | Subject::RedisEverysec) => self.redis(case).await,
+            (Scene::Sql | Scene::Driver | Scene::Batch(_), _) => self.sql(case).await,
+            (
+                Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons,
+                Subject::NoOp,
+            ) => self.no_op(case).await,
+            (Scene::Http | Scene::HttpCoupons, _) => self.http_claims(case).await,
+            (Scene::HttpSoldOut | Scene::HttpAlready, _) => self.http_refusals(case).await,
+            (Scene::GrownNew(rows), _) => self.grown_claims(case, rows, false).await,
+            (Scene::GrownOld(rows), _) => self.grown_claims(case, rows, true).await,
+            (Scene::GrownGet(rows), _) => {
+                let seconds = self.seconds;
+                self.grown()
+                    .await?
+                    .get_small(rows, case.clients, seconds)
+                    .await
+            }
+            (Scene::GetMillion, _) => self.grown().await?.get_million().await,
+            (Scene::Memory, _) => self.memory(case).await,
+        }
+    }
+
+    async fn sql(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case.flush).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        let url = ground.url(case.subject)?;
+        let tally = match case.scene {
+            Scene::Sql => {
+                let script = load::script(case.subject)?;
+                load::pgbench(
+                    ground.cluster(),
+                    &url,
+                    script,
+                    &coupon,
+                    case.clients,
+                    seconds,
+                )
+                .await?
+            }
+            Scene::Batch(users) => {
+                load::drive(&url, Claimant::Batch(users), &coupon, 1, seconds).await?
+            }
+            _ => {
+                let claimant = match case.subject {
+                    Subject::Honcho => Claimant::Honcho,
+                    _ => Claimant::Prior,
+                };
+                load::drive(&url, claimant, &coupon, case.clients, seconds).await?
+            }
+        };
+        books.ensure(&tally).await?;
+        Ok(tally.figures)
+    }
+
+    async fn http_claims(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case.flush).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        let coupons = match case.scene {
+            Scene::HttpCoupons => COUPONS,
+            _ => 0,
+        };
+        let names = match coupons {
+            0 => vec![(coupon.clone(), Stock::Endless)],
+            // The names that the wrk script makes up.
+            _ => (0..coupons)
+                .map(|number| (format!("{coupon}_{}", 1000 + number), Stock::Endless))
+                .collect(),
+        };
+        books.start_over(&names).await?;
+        let url = ground
+            .service(case.subject)
+            .await?
+            .url("/api/coupons/claim");
+        let http = Http {
+            coupon: &coupon,
+            tag: "u",
+            users: 0,
+            coupons,
+            audit: None,
+        };
+        let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        ensure!(
+            tally.refused == 0,
+            "{} of {} answers were refusals",
+            tally.refused,
+            tally.answers
+        );
+        books.ensure(&tally).await?;
+        Ok(tally.figures)
+    }
+
+    async fn http_refusals(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let audit = !self.audited.contains(&case);
+        let ground = self.ground(case.flush).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        let (stock, users) = match case.scene {
+            Scene::HttpSoldOut => (Stock::One, 0),
+            _ => (Stock::Endless, REGULARS),
+        };
+        books.start_over(&[(coupon.clone(), stock)]).await?;
+        books.claim_beforehand(&coupon, users.max(1)).await?;
+        let before = books.claims().await?;
+        let url = ground
+            .service(case.subject)
+            .await?
+            .url("/api/coupons/claim");
+        let tag = if users == 0 { "new" } else { "old" };
+        let mut http = Http {
+            coupon: &coupon,
+            tag,
+            users,
+            coupons: 0,
+            audit: None,
+        };
+        if audit {
+            http.audit = Some(409);
+            let tally = load::wrk(&url, &http, case.clients, 1).await?;
+            ensure!(
+                tally.unwanted == 0,
+                "{} answers were not 409",
+                tally.unwanted
+            );
+            ensure!(tally.wanted > 0, "no answers");
+            http.audit = None;
+        }
+        let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        ensure!(
+            tally.refused == tally.answers,
+            "{} of {} answers were no refusals",
+            tally.answers - tally.refused,
+            tally.answers
+        );
+        let refusals = Tally {
+            claims: before,
+            in_flight: 0,
+            ..tally
+        };
+        books.ensure(&refusals).await?;
+        self.audited.push(case);
+        Ok(tally.figures)
+    }
+
+    async fn no_op(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case.flush).await?;
+        let coupon = ground.next_name();
+        let url = ground
+            .service(case.subject)
+            .await?
+            .url("/api/coupons/claim");
+        let http = Http {
+            coupon: &coupon,
+            tag: "u",
+            users: 0,
+            coupons: 0,
+            audit: None,
+        };
+        let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        ensure!(
+            tally.refused == 0,
+            "{} of {} answers were refusals",
+            tally.refused,
+            tally.answers
+        );
+        Ok(tally.figures)
+    }
+
+    async fn memory(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case.flush).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        // A service of its own, so that nothing from earlier cases is counted.
+        let service = honcho_tests::Service::start(&ground.url(case.subject)?).await?;
+        let url = service.url("/api/coupons/claim");
+        let http = Http {
+            coupon: &coupon,
+            tag: "m",
+            users: 0,
+            coupons: 0,
+            audit: None,
+        };
+        let first = load::get(service.address(), &format!("/api/coupons/{coupon}")).await?;
+        ensure!(first.status == 200, "GET of the coupon: {}", first.status);
+        let idle = service.resident_bytes()?;
+        let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        ensure!(
+            tally.refused == 0,
+            "{} of {} answers were refusals",
+            tally.refused,
+            tally.answers
+        );
+        let loaded = service.peak_resident_bytes()?;
+        books.ensure(&tally).await?;
+        Ok(Figures::Memory { idle, loaded })
+    }
+
+    async fn grown_claims(&mut self, case: Case, rows: u64, old: bool) -> Result<Figures> {
+        let seconds = self.seconds;
+        let script = load::script(case.subject)?;
+        let grown = self.grown().await?;
+        grown
+            .claims(case.subject, script, rows, old, case.clients, seconds)
+            .await
+    }
+
+    async fn redis(&mut self, case: Case) -> Result<Figures> {
+        let (server, policy) = match case.subject {
+            Subject::RedisAlways => (&mut self.always, redis::Append::Always),
+            _ => (&mut self.everysec, redis::Append::Everysec),
+        };
+        if server.is_none() {
+            *server = Some(Redis::start(&self.directory, policy).await?);
+        }
+        let server = server.as_mut().context("no Redis")?;
+        server.claims(case.clients, self.seconds).await
+    }
+
+    async fn ground(&mut self, flush: Flush) -> Result<&mut Ground> {
+        // The first commit on the slow disk is compared with one on the other.
+        if self.disk.is_none() {
+            self.disk = Some(Ground::start(&self.directory, None).await?);
+        }
+        let disk = self.disk.as_mut().context("no cluster")?;
+        match flush {
+            Flush::Disk => Ok(disk),
+            Flush::Slow => {
+                if self.slow.is_none() {
+                    self.slow = Some(Ground::start(&self.directory, Some(disk)).await?);
+                }
+                self.slow.as_mut().context("no cluster")
+            }
+        }
+    }
+
+    async fn grown(&mut self) -> Result<&mut Grown> {
+        if self.grown.is_none() {
+            eprintln!("Filling tables with up to 10 million claims: a minute or two");
+            self.grown = Some(Grown::start(&self.directory).await?);
+        }
+        self.grown.as_mut().context("no cluster")
+    }
+
+    /// The settings of the clusters, name and value, that matter here.
+    pub async fn settings(&self) -> Result<Vec<(String, String)>> {
+        match &self.disk {
+            Some(ground) => ground.settings().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// How long a commit takes on the disk, and with the delay.
+    pub fn flush_times(&self) -> Vec<(Flush, Duration, Duration)> {
+        let times = |flush, ground: &Ground| (flush, ground.flush_time(), ground.commit_time());
+        let disk = self.disk.iter().map(|ground| times(Flush::Disk, ground));
+        disk.chain(self.slow.iter().map(|ground| times(Flush::Slow, ground)))
+            .collect()
+    }
+}
+
+impl Books {
+    /// Fails unless the claims on the books are those that the clients were told of, give or
+    /// take those whose answers were under way when the load generator left.
+    async fn ensure(&self, tally: &Tally) -> Result<()> {
+        self.settle().await?;
+        self.check().await?;
+        let claims = self.claims().await?;
+        let most = tally.claims + tally.in_flight;
+        if claims < tally.claims || claims > most {
+            bail!(
+                "{claims} claims on the books, but {} to {most} answered",
+                tally.claims
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Flush {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Disk => "disk",
+            Self::Slow => "slow",
+        })
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Honcho => "honcho",
+            Self::Prior => "prior",
+            Self::PriorFunction => "prior-function",
+            Self::Pool4 => "axum-pool-4",
+            Self::Pool16 => "axum-pool-16",
+            Self::NoOp => "no-op",
+            Self::RedisAlways => "redis-always",
+            Self::RedisEverysec => "redis-everysec",
+        })
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sql => formatter.write_str("sql"),
+            Self::Driver => formatter.write_str("driver"),
+            Self::Batch(users) => write!(formatter, "batch-{users}"),
+            Self::Http => formatter.write_str("http"),
+            Self::HttpSoldOut => formatter.write_str("http-sold-out"),
+            Self::HttpAlready => formatter.write_str("http-already-claimed"),
+            Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
+            Self::GrownNew(rows) => write!(formatter, "grown-{rows}-new-coupon"),
+            Self::GrownOld(rows) => write!(formatter, "grown-{rows}-old-coupon"),
+            Self::GrownGet(rows) => write!(formatter, "grown-{rows}-get"),
+            Self::GetMillion => formatter.write_str("get-a-million"),
+            Self::Memory => formatter.write_str("memory"),
+        }
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}/{}/{}/{}",
+            self.flush, self.scene, self.clients, self.subject
+        )
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rate {
+                per_second,
+                p50,
+                p99,
+            } => {
+                write!(formatter, "{per_second:.0}/s, p50 {p50:.1?}, p99 {p99:.1?}")
+            }
+            Self::Get {
+                first_byte,
+                took,
+                growth,
+            } => write!(
+                formatter,
+                "first byte {first_byte:.1?}, all {took:.1?}, memory +{:.1} MiB",
+                mebibytes(*growth)
+            ),
+            Self::Memory { idle, loaded } => write!(
+                formatter,
+                "idle {:.1} MiB, loaded {:.1} MiB",
+                mebibytes(*idle),
+                mebibytes(*loaded)
+            ),
+        }
+    }
+}
+
+/// Bytes as MiB.
+pub fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1024.0 * 1024.0)
+}

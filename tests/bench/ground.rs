@@ -1,0 +1,434 @@
+//! A cluster with both systems in it, their services, and their books.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use honcho_tests::{Cluster, ClusterOptions, Database, Service, connect, eventually};
+use tempfile::TempDir;
+use tokio_postgres::Client;
+
+use crate::{
+    case::Subject,
+    machine::{self, median},
+};
+
+/// What is added to each flush on slow ground.
+const DELAY: Duration = Duration::from_millis(1);
+
+/// More than any case can give away.
+pub const ENDLESS: i32 = 2_000_000_000;
+
+/// How many coupons there are of one kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Stock {
+    /// More than any case can give away.
+    Endless,
+    /// One, which is gone after [`Books::claim_beforehand`].
+    One,
+}
+
+impl Stock {
+    fn amount(self) -> i32 {
+        match self {
+            Self::Endless => ENDLESS,
+            Self::One => 1,
+        }
+    }
+}
+
+/// Settings that differ from PostgreSQL's own: 200 clients and three services must fit in.
+const SETTINGS: [(&str, &str); 1] = [("max_connections", "300")];
+
+/// Options of a benchmark's cluster.
+pub fn cluster_options(directory: &Path) -> ClusterOptions {
+    SETTINGS.iter().fold(
+        ClusterOptions::default().parent(directory),
+        |options, (name, value)| options.setting(name, value),
+    )
+}
+
+/// A cluster with a database for each system.
+pub struct Ground {
+    // Dropped in this order: the services before the cluster that they use.
+    services: BTreeMap<Subject, Service>,
+    honcho: Result<Database, String>,
+    prior_url: String,
+    cluster: Cluster,
+    flush_time: Duration,
+    commit_time: Duration,
+    serial: u32,
+    _shim: Option<TempDir>,
+}
+
+impl Ground {
+    /// Starts the cluster; with the ordinary ground given, one whose flushes take [`DELAY`]
+    /// longer, which is checked.
+    pub async fn start(directory: &Path, ordinary: Option<&Self>) -> Result<Self> {
+        let mut options = cluster_options(directory);
+        let mut shim = None;
+        let mut preload = None;
+        if ordinary.is_some() {
+            let home = readable_directory(directory)?;
+            let library = build_shim(home.path())?;
+            options = options.environment("LD_PRELOAD", &library);
+            preload = Some(library);
+            shim = Some(home);
+        }
+        let flush_time = probe_flush(directory, preload.as_deref())?;
+        let cluster = options.start()?;
+        let prior_url = create_prior(&cluster, "prior").await?;
+        let commit_time = commit_time(&prior_url).await?;
+        if let Some(ordinary) = ordinary {
+            let least = DELAY.mul_f64(0.9);
+            for (what, without, with) in [
+                ("flush", ordinary.flush_time, flush_time),
+                ("commit", ordinary.commit_time, commit_time),
+            ] {
+                ensure!(
+                    with >= without + least,
+                    "the delay does not act: a {what} takes {with:?} with it, {without:?} without"
+                );
+            }
+        }
+        let honcho = Database::create(&cluster)
+            .await
+            .map_err(|error| format!("no extension to measure: {error:#}"));
+        Ok(Self {
+            services: BTreeMap::new(),
+            honcho,
+            prior_url,
+            cluster,
+            flush_time,
+            commit_time,
+            serial: 0,
+            _shim: shim,
+        })
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// How long a flush of 8 KiB takes outside of PostgreSQL.
+    pub fn flush_time(&self) -> Duration {
+        self.flush_time
+    }
+
+    /// How long a single insert takes, with its commit.
+    pub fn commit_time(&self) -> Duration {
+        self.commit_time
+    }
+
+    /// A name that no coupon here had before; all have one length.
+    pub fn next_name(&mut self) -> String {
+        self.serial += 1;
+        format!("SALE_{:06}", self.serial)
+    }
+
+    /// Where the subject's clients connect: to Honcho as a role that may only execute its
+    /// functions.
+    pub fn url(&self, subject: Subject) -> Result<String> {
+        match subject {
+            Subject::Honcho => Ok(self.honcho()?.caller_url().to_owned()),
+            _ => Ok(self.prior_url.clone()),
+        }
+    }
+
+    /// The subject's tables, seen by the superuser.
+    pub async fn books(&self, subject: Subject) -> Result<Books> {
+        match subject {
+            Subject::Honcho => Ok(Books::honcho(self.honcho()?.connect().await?)),
+            _ => Ok(Books::prior(connect(&self.prior_url).await?)),
+        }
+    }
+
+    /// The subject's service, started when it is first asked for.
+    pub async fn service(&mut self, subject: Subject) -> Result<&Service> {
+        if !self.services.contains_key(&subject) {
+            let service = match subject {
+                Subject::Honcho => Service::start(&self.url(subject)?).await?,
+                Subject::Pool4 => peer(Some((4, &self.prior_url))).await?,
+                Subject::Pool16 => peer(Some((16, &self.prior_url))).await?,
+                Subject::NoOp => peer(None).await?,
+                _ => bail!("{subject} has no service"),
+            };
+            self.services.insert(subject, service);
+        }
+        self.services.get(&subject).context("no service")
+    }
+
+    /// Settings of the cluster that matter to the figures, and all of the extension's.
+    pub async fn settings(&self) -> Result<Vec<(String, String)>> {
+        let client = match &self.honcho {
+            Ok(database) => {
+                let client = database.connect().await?;
+                // Loads the extension, and with it its settings.
+                client.execute("select * from honcho_verify()", &[]).await?;
+                client
+            }
+            Err(_) => connect(&self.prior_url).await?,
+        };
+        let rows = client
+            .query(
+                "select name, current_setting(name) from pg_settings
+                  where name in ('autovacuum', 'checkpoint_timeout', 'fsync', 'full_page_writes',
+                                 'listen_addresses', 'max_connections', 'max_wal_size',
+                                 'server_version', 'shared_buffers', 'synchronous_commit',
+                                 'wal_sync_method')
+                     or name like 'honcho.%'
+                  order by name",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    fn honcho(&self) -> Result<&Database> {
+        self.honcho
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
+    }
+}
+
+/// The tables of one system.
+pub struct Books {
+    client: Client,
+    honcho: bool,
+}
+
+impl Books {
+    pub fn honcho(client: Client) -> Self {
+        Self {
+            client,
+            honcho: true,
+        }
+    }
+
+    pub fn prior(client: Client) -> Self {
+        Self {
+            client,
+            honcho: false,
+        }
+    }
+
+    /// Empties the tables and makes these coupons, so that nobody's tables grow with the cases,
+    /// and everybody starts right after a checkpoint.
+    pub async fn start_over(&self, coupons: &[(String, Stock)]) -> Result<()> {
+        self.client
+            .batch_execute("truncate claims, coupons cascade")
+            .await?;
+        self.create(coupons).await?;
+        self.client.batch_execute("checkpoint").await?;
+        Ok(())
+    }
+
+    /// Makes coupons.
+    pub async fn create(&self, coupons: &[(String, Stock)]) -> Result<()> {
+        let names: Vec<&str> = coupons.iter().map(|(name, _)| name.as_str()).collect();
+        let amounts: Vec<i32> = coupons.iter().map(|(_, stock)| stock.amount()).collect();
+        let create = if self.honcho {
+            "select count(*) filter (where honcho_create_coupon(name, amount))
+               from unnest($1::text[], $2::int[]) coupon (name, amount)"
+        } else {
+            "with made as (
+                 insert into coupons (name, amount, remaining_amount)
+                 select name, amount, amount
+                   from unnest($1::text[], $2::int[]) coupon (name, amount) returning 1
+             ) select count(*) from made"
+        };
+        let made: i64 = self
+            .client
+            .query_one(create, &[&names, &amounts])
+            .await?
+            .get(0);
+        ensure!(
+            usize::try_from(made)? == coupons.len(),
+            "{made} of {} coupons made",
+            coupons.len()
+        );
+        Ok(())
+    }
+
+    /// Gives coupons to the users whom the wrk script draws from.
+    pub async fn claim_beforehand(&self, coupon: &str, users: u32) -> Result<()> {
+        let claim = if self.honcho {
+            "select count(*) filter (
+                        where honcho_claim('user_old_' || 100000000 + n, $1)::text = 'claimed')
+               from generate_series(1, $2::int) n"
+        } else {
+            "select count(*) filter (
+                        where prior_claim('user_old_' || 100000000 + n, $1) = 'claimed')
+               from generate_series(1, $2::int) n"
+        };
+        let users = i32::try_from(users)?;
+        let claimed: i64 = self
+            .client
+            .query_one(claim, &[&coupon, &users])
+            .await?
+            .get(0);
+        ensure!(
+            claimed == i64::from(users),
+            "{claimed} of {users} claims went through"
+        );
+        Ok(())
+    }
+
+    /// Waits until nobody is at work in this database: load generators leave requests behind.
+    pub async fn settle(&self) -> Result<()> {
+        eventually("the clients to leave", async || {
+            let busy: i64 = self
+                .client
+                .query_one(
+                    "select count(*) from pg_stat_activity
+                      where datname = current_database() and pid <> pg_backend_pid()
+                        and backend_type = 'client backend' and state <> 'idle'",
+                    &[],
+                )
+                .await?
+                .get(0);
+            Ok((busy == 0).then_some(()))
+        })
+        .await
+    }
+
+    /// Fails unless stock and claims agree.
+    pub async fn check(&self) -> Result<()> {
+        if self.honcho {
+            return honcho_tests::books(&self.client).await;
+        }
+        let wrong: i64 = self
+            .client
+            .query_one(
+                "select count(*) from coupons c
+                  where amount - remaining_amount
+                        <> (select count(*) from claims where coupon_name = c.name)
+                     or remaining_amount < 0",
+                &[],
+            )
+            .await?
+            .get(0);
+        ensure!(wrong == 0, "the books of {wrong} coupons are broken");
+        Ok(())
+    }
+
+    /// How many claims there are on this coupon.
+    pub async fn claims_on(&self, coupon: &str) -> Result<u64> {
+        let count = "select count(*) from claims where coupon_name = $1";
+        let claims: i64 = self.client.query_one(count, &[&coupon]).await?.get(0);
+        Ok(claims.try_into()?)
+    }
+
+    /// How many claims there are.
+    pub async fn claims(&self) -> Result<u64> {
+        let claims: i64 = self
+            .client
+            .query_one("select count(*) from claims", &[])
+            .await?
+            .get(0);
+        Ok(claims.try_into()?)
+    }
+
+    /// The superuser's connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// Makes a database with the prior system's tables.
+pub async fn create_prior(cluster: &Cluster, name: &str) -> Result<String> {
+    let admin = connect(&cluster.url("postgres", "postgres")).await?;
+    admin
+        .batch_execute(&format!("create database {name} template template0"))
+        .await?;
+    let url = cluster.url("postgres", name);
+    connect(&url)
+        .await?
+        .batch_execute(include_str!("prior.sql"))
+        .await?;
+    Ok(url)
+}
+
+/// Starts this program as a peer's service, on a pool of so many connections to this database.
+async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("peer-service");
+    if let Some((size, url)) = pool {
+        command.args(["--pool", &size.to_string(), "--database-url", url]);
+    }
+    Service::spawn(command).await
+}
+
+/// A directory that the cluster's owner may read.
+fn readable_directory(parent: &Path) -> Result<TempDir> {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::Builder::new()
+        .prefix("shim-")
+        .tempdir_in(parent)?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+    Ok(directory)
+}
+
+/// Compiles the library that delays each flush.
+fn build_shim(directory: &Path) -> Result<std::path::PathBuf> {
+    let source = directory.join("slow_flush.c");
+    fs::write(&source, include_str!("slow_flush.c"))?;
+    let library = directory.join("slow_flush.so");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O2"])
+        .arg(format!("-DDELAY_US={}", DELAY.as_micros()))
+        .arg("-o")
+        .args([&library, &source])
+        .arg("-ldl")
+        .output()
+        .context("cc does not run")?;
+    ensure!(
+        compiled.status.success(),
+        "cc: {}",
+        String::from_utf8_lossy(&compiled.stderr)
+    );
+    Ok(library)
+}
+
+/// Measures a flush in a process of its own, so that the library can be preloaded.
+fn probe_flush(directory: &Path, preload: Option<&Path>) -> Result<Duration> {
+    let file = tempfile::Builder::new()
+        .prefix("flush-")
+        .tempfile_in(directory)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .arg("flush-probe")
+        .arg(file.path())
+        .stdin(Stdio::null());
+    if let Some(library) = preload {
+        command.env("LD_PRELOAD", library);
+    }
+    let probed = command.output()?;
+    ensure!(
+        probed.status.success(),
+        "{}",
+        String::from_utf8_lossy(&probed.stderr)
+    );
+    let microseconds: u64 = String::from_utf8(probed.stdout)?.trim().parse()?;
+    Ok(Duration::from_micros(microseconds))
+}
+
+/// Measures a single insert with its commit.
+async fn commit_time(url: &str) -> Result<Duration> {
+    let client = connect(url).await?;
+    let insert = client
+        .prepare("insert into flush_probe default values")
+        .await?;
+    let mut times = Vec::new();
+    for _ in 0..machine::PROBES {
+        let started = Instant::now();
+        client.execute(&insert, &[]).await?;
+        times.push(started.elapsed());
+    }
+    median(&mut times).context("no commits")
+}

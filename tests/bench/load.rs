@@ -1,0 +1,483 @@
+//! The load generators: pgbench, tokio-postgres, wrk.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use honcho_tests::{Cluster, PATIENCE, connect};
+use tokio::{process::Command, sync::Barrier, task::JoinSet};
+use tokio_postgres::{Client, Statement};
+
+use crate::{
+    case::{Figures, Subject},
+    machine::percentile,
+};
+
+/// What the clients were told.
+#[derive(Clone, Copy, Debug)]
+pub struct Tally {
+    /// Answers of any kind.
+    pub answers: u64,
+    /// Claims that were told to have gone through.
+    pub claims: u64,
+    /// The most requests that can have been under way when the load generator left.
+    pub in_flight: u64,
+    /// Answers with a status of 400 or more.
+    pub refused: u64,
+    /// Answers with the status that was looked for, and with others, where they were counted.
+    pub wanted: u64,
+    pub unwanted: u64,
+    pub figures: Figures,
+}
+
+impl Tally {
+    /// All claimed, none left under way.
+    fn claimed(claims: u64, figures: Figures) -> Self {
+        Self {
+            answers: claims,
+            claims,
+            in_flight: 0,
+            refused: 0,
+            wanted: 0,
+            unwanted: 0,
+            figures,
+        }
+    }
+}
+
+/// The pgbench script of one subject.
+pub fn script(subject: Subject) -> Result<&'static str> {
+    match subject {
+        Subject::Honcho => Ok(include_str!("honcho.pgbench")),
+        Subject::Prior => Ok(include_str!("prior.pgbench")),
+        Subject::PriorFunction => Ok(include_str!("prior_function.pgbench")),
+        _ => bail!("{subject} has no SQL"),
+    }
+}
+
+/// Single claims with prepared statements, each client as fast as it is answered.
+pub async fn pgbench(
+    cluster: &Cluster,
+    url: &str,
+    script: &str,
+    coupon: &str,
+    clients: u32,
+    seconds: u32,
+) -> Result<Tally> {
+    let home = tempfile::tempdir()?;
+    let file = home.path().join("claim.pgbench");
+    fs::write(&file, script)?;
+    let threads = threads(clients)?;
+    let output = Command::new(cluster.bindir().join("pgbench"))
+        .args([
+            "--no-vacuum",
+            "--protocol=prepared",
+            "--log",
+            "--log-prefix=latency",
+        ])
+        .args([
+            "--client",
+            &clients.to_string(),
+            "--jobs",
+            &threads.to_string(),
+        ])
+        .args(["--time", &seconds.to_string()])
+        .arg("--define")
+        .arg(format!("coupon={coupon}"))
+        .arg("--file")
+        .args([file.as_os_str(), url.as_ref()])
+        .current_dir(home.path())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("pgbench does not run")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "pgbench: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let number = |label: &str| -> Result<&str> {
+        said.lines()
+            .find_map(|line| line.strip_prefix(label))
+            .and_then(|rest| rest.split_whitespace().next())
+            .with_context(|| format!("pgbench does not tell its '{label}'"))
+    };
+    let claims: u64 = number("number of transactions actually processed:")?.parse()?;
+    let failed: u64 = number("number of failed transactions:")?.parse()?;
+    ensure!(failed == 0, "{failed} transactions failed");
+    let mut latencies = pgbench_latencies(home.path())?;
+    ensure!(
+        u64::try_from(latencies.len())? == claims,
+        "pgbench logged {} transactions of {claims}",
+        latencies.len()
+    );
+    let figures = rate(number("tps =")?.parse()?, &mut latencies)?;
+    Ok(Tally::claimed(claims, figures))
+}
+
+/// The third column of each line of pgbench's logs, one log a thread.
+fn pgbench_latencies(directory: &Path) -> Result<Vec<Duration>> {
+    let mut latencies = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with("latency.") {
+            continue;
+        }
+        for line in fs::read_to_string(entry.path())?.lines() {
+            let latency = line
+                .split(' ')
+                .nth(2)
+                .context("a pgbench log without latencies")?;
+            latencies.push(Duration::from_micros(latency.parse()?));
+        }
+    }
+    Ok(latencies)
+}
+
+/// Who claims through tokio-postgres.
+#[derive(Clone, Copy, Debug)]
+pub enum Claimant {
+    /// `honcho_claim`.
+    Honcho,
+    /// The prior system's transaction.
+    Prior,
+    /// `honcho_claim_batch` of this many users.
+    Batch(u32),
+}
+
+/// Claims from `clients` connections in this process, each as fast as it is answered.
+pub async fn drive(
+    url: &str,
+    claimant: Claimant,
+    coupon: &str,
+    clients: u32,
+    seconds: u32,
+) -> Result<Tally> {
+    let start = Arc::new(Barrier::new(clients.try_into()?));
+    let mut sessions = JoinSet::new();
+    for number in 0..clients {
+        let mut session = Session::open(url, claimant, coupon, number).await?;
+        let start = Arc::clone(&start);
+        sessions.spawn(async move {
+            start.wait().await;
+            let started = Instant::now();
+            let mut latencies = Vec::new();
+            while started.elapsed() < Duration::from_secs(seconds.into()) {
+                let asked = Instant::now();
+                session.claim().await?;
+                latencies.push(asked.elapsed());
+            }
+            anyhow::Ok((latencies, started.elapsed()))
+        });
+    }
+    let mut latencies = Vec::new();
+    let mut took = Duration::ZERO;
+    while let Some(session) = sessions.join_next().await {
+        let (of_one, time) = session??;
+        latencies.extend(of_one);
+        took = took.max(time);
+    }
+    let at_once = match claimant {
+        Claimant::Batch(users) => u64::from(users),
+        Claimant::Honcho | Claimant::Prior => 1,
+    };
+    let claims = u64::try_from(latencies.len())? * at_once;
+    let figures = rate(claims as f64 / took.as_secs_f64(), &mut latencies)?;
+    Ok(Tally::claimed(claims, figures))
+}
+
+/// One connection with its prepared statements.
+struct Session {
+    client: Client,
+    statements: Statements,
+    coupon: String,
+    number: u32,
+    serial: u32,
+}
+
+enum Statements {
+    Honcho {
+        claim: Statement,
+    },
+    Prior {
+        select: Statement,
+        insert: Statement,
+        update: Statement,
+    },
+    Batch {
+        claim: Statement,
+        users: u32,
+    },
+}
+
+impl Session {
+    async fn open(url: &str, claimant: Claimant, coupon: &str, number: u32) -> Result<Self> {
+        let client = connect(url).await?;
+        let statements = match claimant {
+            Claimant::Honcho => Statements::Honcho {
+                claim: client.prepare("select honcho_claim($1, $2)::text").await?,
+            },
+            Claimant::Prior => Statements::Prior {
+                select: client.prepare(crate::peer_service::SELECT).await?,
+                insert: client.prepare(crate::peer_service::INSERT).await?,
+                update: client.prepare(crate::peer_service::UPDATE).await?,
+            },
+            Claimant::Batch(users) => Statements::Batch {
+                claim: client
+                    .prepare(
+                        "select outcome::text from honcho_claim_batch($1, $2) order by ordinal",
+                    )
+                    .await?,
+                users,
+            },
+        };
+        Ok(Self {
+            client,
+            statements,
+            coupon: coupon.to_owned(),
+            number,
+            serial: 0,
+        })
+    }
+
+    fn next_user(&mut self) -> String {
+        self.serial += 1;
+        format!("user_{}_{:09}", self.number, self.serial)
+    }
+
+    async fn claim(&mut self) -> Result<()> {
+        if let &Statements::Batch { users, .. } = &self.statements {
+            let users: Vec<String> = (0..users).map(|_| self.next_user()).collect();
+            return self.claim_batch(&users).await;
+        }
+        let user = self.next_user();
+        match &self.statements {
+            Statements::Honcho { claim } => {
+                let row = self.client.query_one(claim, &[&user, &self.coupon]).await?;
+                let outcome: &str = row.get(0);
+                ensure!(outcome == "claimed", "a claim was answered {outcome}");
+            }
+            Statements::Prior {
+                select,
+                insert,
+                update,
+            } => {
+                let transaction = self.client.transaction().await?;
+                let row = transaction.query_one(select, &[&self.coupon]).await?;
+                let remaining: i32 = row.get(3);
+                ensure!(remaining > 0, "a claim found the coupon sold out");
+                transaction.execute(insert, &[&user, &self.coupon]).await?;
+                transaction.execute(update, &[&self.coupon]).await?;
+                transaction.commit().await?;
+            }
+            Statements::Batch { .. } => {}
+        }
+        Ok(())
+    }
+
+    async fn claim_batch(&self, users: &[String]) -> Result<()> {
+        let Statements::Batch { claim, .. } = &self.statements else {
+            bail!("no batch")
+        };
+        let rows = self.client.query(claim, &[&self.coupon, &users]).await?;
+        ensure!(
+            rows.len() == users.len(),
+            "{} outcomes for {} users",
+            rows.len(),
+            users.len()
+        );
+        let refused = rows
+            .iter()
+            .filter(|row| row.get::<_, &str>(0) != "claimed")
+            .count();
+        ensure!(refused == 0, "{refused} claims of a batch were refused");
+        Ok(())
+    }
+}
+
+/// Which claims wrk sends.
+pub struct Http<'a> {
+    pub coupon: &'a str,
+    /// Makes the users of this run its own.
+    pub tag: &'a str,
+    /// How many users there are; 0 for a new one in every request.
+    pub users: u32,
+    /// How many coupons there are whose names begin with `coupon`; 0 for just that one.
+    pub coupons: u32,
+    /// Count the answers with this status, which slows wrk down.
+    pub audit: Option<u16>,
+}
+
+/// POSTs of claims over this many connections.
+pub async fn wrk(url: &str, http: &Http<'_>, connections: u32, seconds: u32) -> Result<Tally> {
+    let arguments = [
+        http.coupon,
+        http.tag,
+        &http.users.to_string(),
+        &http.coupons.to_string(),
+        &http.audit.unwrap_or(0).to_string(),
+    ];
+    run_wrk(
+        include_str!("claim_wrk.lua"),
+        url,
+        &arguments,
+        connections,
+        seconds,
+    )
+    .await
+}
+
+/// GETs over this many connections.
+pub async fn wrk_get(url: &str, connections: u32, seconds: u32) -> Result<Tally> {
+    run_wrk(include_str!("get_wrk.lua"), url, &[], connections, seconds).await
+}
+
+async fn run_wrk(
+    script: &str,
+    url: &str,
+    arguments: &[&str],
+    connections: u32,
+    seconds: u32,
+) -> Result<Tally> {
+    let home = tempfile::tempdir()?;
+    let file = home.path().join("claim.lua");
+    fs::write(&file, script)?;
+    let output = Command::new("wrk")
+        .args(["--threads", &threads(connections)?.to_string()])
+        .args(["--connections", &connections.to_string()])
+        .args([
+            "--duration",
+            &format!("{seconds}s"),
+            "--timeout",
+            "10s",
+            "--script",
+        ])
+        .arg(&file)
+        .args([url, "--"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .context("wrk does not run")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "wrk: {}\n{said}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let line = said.lines().find_map(|line| line.strip_prefix("tally "));
+    let line = line.with_context(|| format!("wrk gives no tally:\n{said}"))?;
+    let number = |label: &str| -> Result<u64> {
+        line.split(' ')
+            .find_map(|field| field.strip_prefix(label)?.strip_prefix('='))
+            .with_context(|| format!("no {label} in wrk's tally"))?
+            .parse()
+            .with_context(|| format!("{label} in wrk's tally is no number"))
+    };
+    let (answers, refused, broken) = (number("requests")?, number("refused")?, number("broken")?);
+    ensure!(
+        broken == 0,
+        "{broken} connections broke or waited over 10 s"
+    );
+    ensure!(answers > 0, "no answers");
+    let took = Duration::from_micros(number("duration")?);
+    let figures = Figures::Rate {
+        per_second: answers as f64 / took.as_secs_f64(),
+        p50: Duration::from_micros(number("p50")?),
+        p99: Duration::from_micros(number("p99")?),
+    };
+    Ok(Tally {
+        answers,
+        claims: answers - refused,
+        in_flight: connections.into(),
+        refused,
+        wanted: number("wanted")?,
+        unwanted: number("unwanted")?,
+        figures,
+    })
+}
+
+/// Threads of a load generator: the machine's cores, but no more than there are clients.
+fn threads(clients: u32) -> Result<usize> {
+    Ok(std::thread::available_parallelism()?
+        .get()
+        .min(clients.try_into()?))
+}
+
+fn rate(per_second: f64, latencies: &mut [Duration]) -> Result<Figures> {
+    Ok(Figures::Rate {
+        per_second,
+        p50: percentile(latencies, 0.50).context("no claims")?,
+        p99: percentile(latencies, 0.99).context("no claims")?,
+    })
+}
+
+/// The answer to a GET.
+pub struct Answer {
+    pub status: u16,
+    /// From before the connection to the first byte of the body.
+    pub first_byte: Duration,
+    /// To the last.
+    pub took: Duration,
+    pub body: Vec<u8>,
+}
+
+/// GETs a path, by HTTP/1.0 so that the body ends with the connection.
+pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    tokio::task::spawn_blocking(move || get_blocking(address, &request)).await?
+}
+
+fn get_blocking(address: SocketAddr, request: &str) -> Result<Answer> {
+    const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+    let started = Instant::now();
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(request.as_bytes())?;
+    let mut received = Vec::new();
+    let mut chunk = vec![0; 64 * 1024];
+    let mut body = None;
+    let mut first_byte = None;
+    loop {
+        let count = stream.read(&mut chunk)?;
+        if count == 0 {
+            break;
+        }
+        received.extend_from_slice(&chunk[..count]);
+        if body.is_none() {
+            let end = received
+                .windows(END_OF_HEAD.len())
+                .position(|part| part == END_OF_HEAD);
+            body = end.map(|end| end + END_OF_HEAD.len());
+        }
+        if first_byte.is_none() && body.is_some_and(|body| received.len() > body) {
+            first_byte = Some(started.elapsed());
+        }
+    }
+    let took = started.elapsed();
+    let body = received.split_off(body.context("the answer has no end of its head")?);
+    let head = String::from_utf8(received)?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .context("the answer has no status")?
+        .parse()?;
+    Ok(Answer {
+        status,
+        first_byte: first_byte.unwrap_or(took),
+        took,
+        body,
+    })
+}

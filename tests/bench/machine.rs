@@ -1,0 +1,188 @@
+//! The machine: the tools it needs, what it is, and how long its disk takes to flush.
+
+use std::{
+    env,
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// How many flushes or commits a probe measures.
+pub const PROBES: usize = 200;
+
+/// Programs that the benchmark runs, and the Debian package of each.
+const TOOLS: [(&str, &str); 3] = [
+    ("redis-benchmark", "redis-tools"),
+    ("redis-server", "redis-server"),
+    ("wrk", "wrk"),
+];
+
+/// Installs the load generators and Redis where they are missing and that can be done.
+pub fn install_tools() -> Result<()> {
+    ensure!(
+        on_path("cc"),
+        "a C compiler is missing (cc), which builds the library that slows flushes"
+    );
+    let missing: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(program, _)| !on_path(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    if !on_path("apt-get") {
+        bail!("the benchmark needs redis-server, redis-benchmark and wrk (Debian: {packages})");
+    }
+    eprintln!("Installing {packages}: the load generator for HTTP, and Redis to compare with");
+    let root = rustix::process::geteuid().is_root();
+    let apt = |arguments: &[&str]| -> Result<bool> {
+        let mut command = Command::new(if root { "env" } else { "sudo" });
+        command
+            .arg("DEBIAN_FRONTEND=noninteractive")
+            .arg("apt-get")
+            .args(arguments);
+        Ok(command
+            .args(["-qq", "-o", "DPkg::Lock::Timeout=300"])
+            .status()?
+            .success())
+    };
+    let install: Vec<&str> = ["install", "-y", "--no-install-recommends"]
+        .into_iter()
+        .chain(missing)
+        .collect();
+    // Package lists may be missing or stale: a second try with fresh ones.
+    if !apt(&install)? {
+        ensure!(
+            apt(&["update"])? && apt(&install)?,
+            "could not install {packages}"
+        );
+    }
+    Ok(())
+}
+
+fn on_path(program: &str) -> bool {
+    env::var_os("PATH").is_some_and(|path| {
+        env::split_paths(&path).any(|directory| directory.join(program).is_file())
+    })
+}
+
+/// Fails where files are kept in memory, whose flushes cost nothing.
+pub fn ensure_disk(directory: &Path) -> Result<()> {
+    let kind = file_system(directory)?;
+    ensure!(
+        !["tmpfs", "ramfs", "devtmpfs"].contains(&kind.as_str()),
+        "{} is on {kind}: flushes there cost nothing (--state DIR on a disk)",
+        directory.display()
+    );
+    Ok(())
+}
+
+fn file_system(directory: &Path) -> Result<String> {
+    output(Command::new("df").arg("--output=fstype").arg(directory))?
+        .lines()
+        .last()
+        .map(|kind| kind.trim().to_owned())
+        .context("df says nothing")
+}
+
+/// Name and value of what matters to the figures.
+pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
+    let processor =
+        field("/proc/cpuinfo", "model name").unwrap_or_else(|_| env::consts::ARCH.into());
+    let cores = std::thread::available_parallelism()?.get();
+    let memory: u64 = field("/proc/meminfo", "MemTotal")?
+        .trim_end_matches(" kB")
+        .parse()?;
+    let system = field_of("/etc/os-release", "PRETTY_NAME", '=')?
+        .trim_matches('"')
+        .to_owned();
+    Ok(vec![
+        ("Processor", format!("{processor}, {cores} cores")),
+        (
+            "Memory",
+            format!("{:.0} GiB", memory as f64 / 1024.0 / 1024.0),
+        ),
+        (
+            "System",
+            format!(
+                "{system}, Linux {}",
+                fs::read_to_string("/proc/sys/kernel/osrelease")?.trim()
+            ),
+        ),
+        ("File system of the data", file_system(directory)?),
+        ("rustc", output(Command::new("rustc").arg("--version"))?),
+        (
+            "redis-server",
+            output(Command::new("redis-server").arg("--version"))?,
+        ),
+        ("wrk", wrk_version()?),
+    ])
+}
+
+fn wrk_version() -> Result<String> {
+    // wrk ends with 1 after its version.
+    let said = Command::new("wrk").arg("--version").output()?.stdout;
+    Ok(String::from_utf8_lossy(&said)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+fn field(file: &str, name: &str) -> Result<String> {
+    field_of(file, name, ':')
+}
+
+fn field_of(file: &str, name: &str, separator: char) -> Result<String> {
+    fs::read_to_string(file)?
+        .lines()
+        .filter_map(|line| line.split_once(separator))
+        .find(|(key, _)| key.trim() == name)
+        .map(|(_, value)| value.trim().to_owned())
+        .with_context(|| format!("no {name} in {file}"))
+}
+
+/// What a program prints, which must succeed.
+pub fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?} does not run"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// The median time in microseconds of appending 8 KiB to a file and flushing it.
+pub fn probe_flush(file: &Path) -> Result<u128> {
+    let mut file = File::options().append(true).open(file)?;
+    let mut times = Vec::new();
+    for _ in 0..PROBES {
+        let started = Instant::now();
+        file.write_all(&[1; 8192])?;
+        file.sync_data()?;
+        times.push(started.elapsed());
+    }
+    Ok(median(&mut times).context("no flushes")?.as_micros())
+}
+
+/// The one in the middle.
+pub fn median(times: &mut [Duration]) -> Option<Duration> {
+    percentile(times, 0.5)
+}
+
+/// The time that this share of all does not exceed.
+pub fn percentile(times: &mut [Duration], share: f64) -> Option<Duration> {
+    let last = times.len().checked_sub(1)?;
+    times.sort_unstable();
+    times.get((last as f64 * share).round() as usize).copied()
+}

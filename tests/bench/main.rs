@@ -1,0 +1,221 @@
+//! `honcho-bench`: claims on one coupon, by Honcho and by its peers, in turns in the same run.
+//!
+//! `make bench` builds what it needs and runs it. It starts private PostgreSQL clusters, Redis
+//! servers and services, measures every case once a round, checks the books after each, and
+//! writes `docs/benchmarks.md` and `docs/claims-per-second.svg`.
+#![forbid(unsafe_code)]
+
+mod case;
+mod ground;
+mod growth;
+mod load;
+mod machine;
+mod peer_service;
+mod plot;
+mod redis;
+mod report;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    case::{Case, Stage},
+    report::{Results, Run},
+};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Claims on one coupon, by Honcho and by its peers, in turns"
+)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
+struct Options {
+    /// How often each case is measured; the report gives medians
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// How long each measurement takes, in seconds
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: u32,
+    /// Only the cases whose names contain this; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// List the cases and stop
+    #[arg(long)]
+    list: bool,
+    /// Where the report and the plot go [default: docs/, but only from a whole run]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Where clusters and Redis servers keep their data, on the disk to be measured
+    #[arg(long, default_value_os_t = state())]
+    state: PathBuf,
+}
+
+/// What else this binary is, for its own use.
+#[derive(Subcommand)]
+enum Role {
+    /// The prior system's claim over HTTP, or with no pool a route that only parses the claim
+    #[command(hide = true)]
+    PeerService {
+        #[arg(long, requires = "database_url")]
+        pool: Option<usize>,
+        #[arg(long)]
+        database_url: Option<String>,
+    },
+    /// Prints how many microseconds a flush of 8 KiB appended to this file takes
+    #[command(hide = true)]
+    FlushProbe { file: PathBuf },
+}
+
+/// A whole run has at least these; anything less does not overwrite `docs/`.
+const WHOLE_ROUNDS: u32 = 3;
+const WHOLE_SECONDS: u32 = 2;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.role {
+        Some(Role::PeerService { pool, database_url }) => {
+            peer_service::serve(pool.zip(database_url))
+                .await
+                .map(|()| true)
+        }
+        Some(Role::FlushProbe { file }) => machine::probe_flush(&file).map(|median| {
+            println!("{median}");
+            true
+        }),
+        None => until_stopped(arguments.options).await,
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("honcho-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the benchmark; Ctrl+C or SIGTERM drops it, and with it every server that it started.
+async fn until_stopped(options: Options) -> Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = run(options) => done,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("stopped"),
+        _ = terminate.recv() => anyhow::bail!("stopped"),
+    }
+}
+
+/// Whether every case could be measured and its books were right.
+async fn run(options: Options) -> Result<bool> {
+    let cases: Vec<Case> = Case::all()
+        .into_iter()
+        .filter(|case| {
+            let name = case.to_string();
+            options.only.is_empty() || options.only.iter().any(|part| name.contains(part))
+        })
+        .collect();
+    anyhow::ensure!(
+        !cases.is_empty(),
+        "no case has such a name; --list shows them all"
+    );
+    if options.list {
+        for case in &cases {
+            println!("{case}");
+        }
+        return Ok(true);
+    }
+    machine::install_tools()?;
+    std::fs::create_dir_all(&options.state)
+        .with_context(|| format!("cannot make {}", options.state.display()))?;
+    // Socket and data directories are named to other programs, so no symlinks in their paths.
+    let state = options.state.canonicalize()?;
+    machine::ensure_disk(&state)?;
+
+    let started = Instant::now();
+    let mut stage = Stage::new(state, options.seconds);
+    let mut results = Results::new();
+    for round in 0..options.rounds {
+        // Every other round runs backwards, so that nobody always comes after the same neighbour.
+        let turns: Vec<Case> = if round % 2 == 0 {
+            cases.clone()
+        } else {
+            cases.iter().rev().copied().collect()
+        };
+        for case in turns {
+            let outcome = stage
+                .measure(case)
+                .await
+                .map_err(|error| format!("{error:#}"));
+            let minutes = started.elapsed().as_secs_f64() / 60.0;
+            match &outcome {
+                Ok(figures) => {
+                    eprintln!("{minutes:5.1} min  round {}  {case}: {figures}", round + 1)
+                }
+                Err(error) => {
+                    eprintln!(
+                        "{minutes:5.1} min  round {}  {case}: BROKEN: {error}",
+                        round + 1
+                    );
+                }
+            }
+            results.entry(case).or_default().push(outcome);
+        }
+    }
+    let run = Run {
+        took: started.elapsed(),
+        rounds: options.rounds,
+        seconds: options.seconds,
+        machine: machine::describe(&stage.directory)?,
+        settings: stage.settings().await?,
+        flush: stage.flush_times(),
+    };
+    drop(stage);
+
+    let broken = results.values().flatten().any(|outcome| outcome.is_err());
+    let report = report::render(&run, &results);
+    println!("{report}");
+    let whole = options.only.is_empty()
+        && options.rounds >= WHOLE_ROUNDS
+        && options.seconds >= WHOLE_SECONDS
+        && !broken;
+    let out = match options.out {
+        Some(out) => Some(out),
+        None if whole => Some(root().join("docs")),
+        None => {
+            eprintln!(
+                "Not a whole and sound run: docs/ stays as it is (--out DIR writes elsewhere)"
+            );
+            None
+        }
+    };
+    if let Some(out) = out {
+        std::fs::create_dir_all(&out)?;
+        std::fs::write(out.join("benchmarks.md"), report)?;
+        plot::draw(&out.join("claims-per-second.svg"), &results)?;
+        eprintln!("Wrote {}", out.display());
+    }
+    Ok(!broken)
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn state() -> PathBuf {
+    root().join(".honcho/bench")
+}

@@ -1,0 +1,654 @@
+//! The report: medians, ratios, and whether they reach what they must.
+
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
+
+use crate::case::{
+    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HTTP_CLIENTS, SQL_CLIENTS, Scene, Subject,
+    mebibytes,
+};
+
+/// What each case's rounds gave, or why they gave nothing.
+pub type Results = BTreeMap<Case, Vec<Result<Figures, String>>>;
+
+/// What the figures were measured with.
+pub struct Run {
+    pub rounds: u32,
+    pub seconds: u32,
+    pub took: Duration,
+    pub machine: Vec<(&'static str, String)>,
+    pub settings: Vec<(String, String)>,
+    /// How long a flush and a commit take.
+    pub flush: Vec<(Flush, Duration, Duration)>,
+}
+
+/// The middle of the rounds of a case, with the least and the most per second.
+#[derive(Clone, Copy, Debug)]
+struct Middle {
+    per_second: f64,
+    least: f64,
+    most: f64,
+    p50: f64,
+    p99: f64,
+}
+
+/// One line of what must be reached.
+struct Target {
+    what: String,
+    figure: Option<f64>,
+    need: Need,
+}
+
+#[derive(Clone, Copy)]
+enum Need {
+    /// At least so many times the peer.
+    Times(f64),
+    /// Under so many of this unit.
+    Under(f64, &'static str),
+}
+
+/// Claims per second in the middle of the rounds.
+pub fn per_second(results: &Results, case: Case) -> Option<f64> {
+    middle(results, case).map(|middle| middle.per_second)
+}
+
+fn middle(results: &Results, case: Case) -> Option<Middle> {
+    let mut rates = Vec::new();
+    let mut p50s = Vec::new();
+    let mut p99s = Vec::new();
+    for figures in sound(results, case) {
+        let Figures::Rate {
+            per_second,
+            p50,
+            p99,
+        } = figures
+        else {
+            continue;
+        };
+        rates.push(per_second);
+        p50s.push(milliseconds(p50));
+        p99s.push(milliseconds(p99));
+    }
+    let per_second = median(&mut rates)?;
+    let (least, most) = (*rates.first()?, *rates.last()?);
+    Some(Middle {
+        per_second,
+        least,
+        most,
+        p50: median(&mut p50s)?,
+        p99: median(&mut p99s)?,
+    })
+}
+
+/// The rounds of a case that could be measured.
+fn sound(results: &Results, case: Case) -> impl Iterator<Item = Figures> {
+    results
+        .get(&case)
+        .into_iter()
+        .flatten()
+        .filter_map(|outcome| outcome.as_ref().ok())
+        .copied()
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = *values.get(values.len().saturating_sub(1) / 2)?;
+    Some((lower + upper) / 2.0)
+}
+
+fn case(flush: Flush, scene: Scene, clients: u32, subject: Subject) -> Case {
+    Case {
+        flush,
+        scene,
+        clients,
+        subject,
+    }
+}
+
+fn targets(results: &Results) -> Vec<Target> {
+    use Subject::{Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
+    let rate =
+        |flush, scene, clients, subject| per_second(results, case(flush, scene, clients, subject));
+    let p50 = |clients, subject| {
+        middle(results, case(Flush::Disk, Scene::Http, clients, subject)).map(|middle| middle.p50)
+    };
+    let ratio = |ours: Option<f64>, theirs: Option<f64>| Some(ours? / theirs?);
+    let mut targets = Vec::new();
+    let mut times = |what: String, figure, least| {
+        targets.push(Target {
+            what,
+            figure,
+            need: Need::Times(least),
+        });
+    };
+
+    for (flush, needs) in [
+        (Flush::Disk, [(8, 2.2), (64, 3.2), (200, 6.0)]),
+        (Flush::Slow, [(8, 5.0), (64, 8.0), (200, 10.0)]),
+    ] {
+        for (scene, through) in [(Scene::Sql, "pgbench"), (Scene::Driver, "tokio-postgres")] {
+            for (clients, least) in needs {
+                times(
+                    format!(
+                        "SQL claims, {clients} clients{}, against the prior transaction ({through})",
+                        suffix(flush)
+                    ),
+                    ratio(
+                        rate(flush, scene, clients, Honcho),
+                        rate(flush, scene, clients, Prior),
+                    ),
+                    least,
+                );
+            }
+        }
+    }
+    for (flush, least) in [(Flush::Disk, 0.5), (Flush::Slow, 1.0)] {
+        times(
+            format!(
+                "SQL claims, our 200 clients against our 8{} (pgbench)",
+                suffix(flush)
+            ),
+            ratio(
+                rate(flush, Scene::Sql, 200, Honcho),
+                rate(flush, Scene::Sql, 8, Honcho),
+            ),
+            least,
+        );
+    }
+    times(
+        "SQL batches of 1,000 on one connection, against Redis `always` at 64 clients".into(),
+        ratio(
+            rate(Flush::Disk, Scene::Batch(1000), 1, Honcho),
+            rate(Flush::Disk, Scene::Sql, 64, RedisAlways),
+        ),
+        1.5,
+    );
+    let pools = |clients| {
+        let pool = |subject| rate(Flush::Disk, Scene::Http, clients, subject);
+        Some(pool(Pool4)?.max(pool(Pool16)?))
+    };
+    let ours = rate(Flush::Disk, Scene::Http, 256, Honcho);
+    times(
+        "HTTP claims, 256 connections, against the prior transaction in axum, its better pool"
+            .into(),
+        ratio(ours, pools(256)),
+        12.0,
+    );
+    times(
+        "HTTP claims, 256 connections, against the no-op route".into(),
+        ratio(ours, rate(Flush::Disk, Scene::Http, 256, NoOp)),
+        0.5,
+    );
+    for (scene, what) in [
+        (Scene::HttpSoldOut, "on a sold-out coupon"),
+        (Scene::HttpAlready, "by users who have one"),
+    ] {
+        for clients in HTTP_CLIENTS.into_iter().filter(|clients| *clients > 1) {
+            times(
+                format!("HTTP claims {what}, {clients} connections, against the no-op route"),
+                ratio(
+                    rate(Flush::Disk, scene, clients, Honcho),
+                    rate(Flush::Disk, Scene::Http, clients, NoOp),
+                ),
+                0.8,
+            );
+        }
+    }
+    times(
+        "HTTP claims, 1 connection: p50 of the prior transaction in axum, its better pool, against ours"
+            .into(),
+        p50(1, Pool4).zip(p50(1, Pool16)).and_then(|(four, sixteen)| {
+            Some(four.min(sixteen) / p50(1, Honcho)?)
+        }),
+        1.0,
+    );
+    times(
+        "SQL claims with 10 million claims in the table, against 10 thousand".into(),
+        ratio(
+            rate(
+                Flush::Disk,
+                Scene::GrownNew(GROWN[2]),
+                GROWN_CLIENTS,
+                Honcho,
+            ),
+            rate(
+                Flush::Disk,
+                Scene::GrownNew(GROWN[0]),
+                GROWN_CLIENTS,
+                Honcho,
+            ),
+        ),
+        0.8,
+    );
+
+    let mut under = |what: &str, figure, most, unit| {
+        targets.push(Target {
+            what: what.into(),
+            figure,
+            need: Need::Under(most, unit),
+        });
+    };
+    let get = |of: fn(Figures) -> Option<f64>| most_of(results, get_million(), of);
+    under(
+        "GET of a coupon with 1 million claims: memory of the service grows by",
+        get(|figures| match figures {
+            Figures::Get { growth, .. } => Some(mebibytes(growth)),
+            _ => None,
+        }),
+        32.0,
+        "MiB",
+    );
+    under(
+        "GET of a coupon with 1 million claims: first byte of the body",
+        get(|figures| match figures {
+            Figures::Get { first_byte, .. } => Some(milliseconds(first_byte)),
+            _ => None,
+        }),
+        50.0,
+        "ms",
+    );
+    let memory = |of: fn(Figures) -> Option<f64>| most_of(results, memory(), of);
+    under(
+        "Memory of the service, idle",
+        memory(|figures| match figures {
+            Figures::Memory { idle, .. } => Some(mebibytes(idle)),
+            _ => None,
+        }),
+        20.0,
+        "MiB",
+    );
+    under(
+        "Memory of the service, under 256 connections",
+        memory(|figures| match figures {
+            Figures::Memory { loaded, .. } => Some(mebibytes(loaded)),
+            _ => None,
+        }),
+        64.0,
+        "MiB",
+    );
+    targets
+}
+
+fn get_million() -> Case {
+    case(Flush::Disk, Scene::GetMillion, 1, Subject::Honcho)
+}
+
+fn memory() -> Case {
+    case(Flush::Disk, Scene::Memory, 256, Subject::Honcho)
+}
+
+/// Bounds are on the worst round.
+fn most_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
+    sound(results, case).filter_map(of).max_by(f64::total_cmp)
+}
+
+fn suffix(flush: Flush) -> &'static str {
+    match flush {
+        Flush::Disk => "",
+        Flush::Slow => ", flush + 1 ms",
+    }
+}
+
+impl Target {
+    fn row(&self) -> [String; 4] {
+        let show = |value: f64| match self.need {
+            Need::Times(_) if value < 1.5 => format!("{value:.2}"),
+            Need::Times(_) => format!("{value:.1}"),
+            Need::Under(_, unit) => format!("{value:.1} {unit}"),
+        };
+        let (need, met) = match self.need {
+            Need::Times(least) => (
+                format!("at least {least:?} times"),
+                self.figure.map(|figure| figure >= least),
+            ),
+            Need::Under(most, unit) => (
+                format!("under {most:.0} {unit}"),
+                self.figure.map(|figure| figure < most),
+            ),
+        };
+        let verdict = match met {
+            Some(true) => "met",
+            Some(false) => "**not met**",
+            None => "not measured",
+        };
+        let figure = self.figure.map_or_else(|| "–".to_owned(), show);
+        [self.what.clone(), figure, need, verdict.to_owned()]
+    }
+}
+
+/// A table under construction, in Markdown.
+struct Table(String);
+
+impl Table {
+    fn new(head: &[&str]) -> Self {
+        let mut table = Self(String::new());
+        table.row(head);
+        table.row(&[&["---"], vec!["---:"; head.len() - 1].as_slice()].concat());
+        table
+    }
+
+    fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
+        for cell in cells {
+            self.0.push_str("| ");
+            self.0.push_str(cell.as_ref());
+            self.0.push(' ');
+        }
+        self.0.push_str("|\n");
+    }
+}
+
+/// The name of a subject in the report and the plot.
+pub fn title(subject: Subject, scene: Scene) -> &'static str {
+    let http = matches!(
+        scene,
+        Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons
+    );
+    match subject {
+        Subject::Honcho if http => "Honcho over HTTP",
+        Subject::Honcho if matches!(scene, Scene::Batch(_)) => "honcho_claim_batch",
+        Subject::Honcho if matches!(scene, Scene::GrownGet(_)) => "Honcho over HTTP",
+        Subject::Honcho => "honcho_claim",
+        Subject::Prior => "prior transaction",
+        Subject::PriorFunction => "the same as a PL/pgSQL function",
+        Subject::Pool4 => "prior transaction in axum, pool of 4",
+        Subject::Pool16 => "prior transaction in axum, pool of 16",
+        Subject::NoOp => "axum route that only parses the claim",
+        Subject::RedisAlways => "Redis + Lua, appendfsync always",
+        Subject::RedisEverysec => "Redis + Lua, appendfsync everysec",
+    }
+}
+
+/// The whole report in Markdown.
+pub fn render(run: &Run, results: &Results) -> String {
+    let mut report = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_report(&mut report, run, results);
+    report
+}
+
+fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::Result {
+    writeln!(report, "# Benchmarks\n")?;
+    writeln!(
+        report,
+        "Written by `make bench`, which measures Honcho and its peers in turns in one run: {} \
+         rounds of {} s for each case, {:.0} minutes in all on this machine. Figures are medians \
+         of the rounds, p50 and p99 too, and speed is told as ratios within the run. After each \
+         measurement the books are checked (`honcho_verify`, and as many claims in the table as \
+         the clients were told of), so a fast wrong answer is no figure here.\n",
+        run.rounds,
+        run.seconds,
+        run.took.as_secs_f64() / 60.0,
+    )?;
+    writeln!(
+        report,
+        "![Claims per second over clients](claims-per-second.svg)\n"
+    )?;
+
+    writeln!(report, "## What it must reach\n")?;
+    let mut table = Table::new(&["", "figure", "required", ""]);
+    for target in targets(results) {
+        table.row(&target.row());
+    }
+    writeln!(report, "{}", table.0)?;
+    let broken: Vec<(&Case, &String)> = results
+        .iter()
+        .flat_map(|(case, outcomes)| {
+            outcomes
+                .iter()
+                .filter_map(move |outcome| Some((case, outcome.as_ref().err()?)))
+        })
+        .collect();
+    if !broken.is_empty() {
+        writeln!(report, "## Not measured\n")?;
+        let mut last = None;
+        for (case, error) in broken {
+            if last.replace((case, error)) != Some((case, error)) {
+                let line = error.lines().next().unwrap_or_default();
+                writeln!(report, "- `{case}`: {line}")?;
+            }
+        }
+        writeln!(report)?;
+    }
+
+    write_figures(report, results)?;
+    write_circumstances(report, run)
+}
+
+fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
+    for flush in [Flush::Disk, Flush::Slow] {
+        section(
+            report,
+            results,
+            &format!("SQL claims on one coupon{}", suffix(flush)),
+            "Through pgbench (Redis: redis-benchmark) with prepared statements.",
+            SQL_CLIENTS.map(|clients| (flush, Scene::Sql, clients)),
+            "clients",
+        )?;
+        section(
+            report,
+            results,
+            &format!(
+                "SQL claims on one coupon through tokio-postgres{}",
+                suffix(flush)
+            ),
+            "All connections in one process.",
+            SQL_CLIENTS.map(|clients| (flush, Scene::Driver, clients)),
+            "clients",
+        )?;
+        section(
+            report,
+            results,
+            &format!("SQL batches on one connection{}", suffix(flush)),
+            "Claims per second; p50 and p99 are those of a whole batch.",
+            BATCHES.map(|users| (flush, Scene::Batch(users), 1)),
+            "connections",
+        )?;
+        section(
+            report,
+            results,
+            &format!("HTTP claims on one coupon{}", suffix(flush)),
+            "Through wrk.",
+            HTTP_CLIENTS.map(|clients| (flush, Scene::Http, clients)),
+            "connections",
+        )?;
+    }
+    section(
+        report,
+        results,
+        "HTTP claims on a sold-out coupon",
+        "Every answer is 409 (statuses counted one by one in a run of their own beforehand).",
+        HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpSoldOut, clients)),
+        "connections",
+    )?;
+    section(
+        report,
+        results,
+        "HTTP claims by users who have one already",
+        "Every answer is 409, likewise.",
+        HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpAlready, clients)),
+        "connections",
+    )?;
+    section(
+        report,
+        results,
+        "HTTP claims on 1,000 coupons at random",
+        "",
+        HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpCoupons, clients)),
+        "connections",
+    )?;
+    for (title, note, scene) in [
+        (
+            "SQL claims on a new coupon in a grown table",
+            "",
+            Scene::GrownNew as fn(u64) -> Scene,
+        ),
+        (
+            "SQL claims on an old coupon in a grown table",
+            "The coupon has up to a million claims already.",
+            Scene::GrownOld,
+        ),
+        (
+            "GET of a coupon with 1,000 claims from a grown table",
+            "GETs per second.",
+            Scene::GrownGet,
+        ),
+    ] {
+        section(
+            report,
+            results,
+            title,
+            note,
+            GROWN.map(|rows| (Flush::Disk, scene(rows), GROWN_CLIENTS)),
+            "clients",
+        )?;
+    }
+
+    let mut table = Table::new(&["worst round", "first byte", "last byte", "memory grows by"]);
+    let mut any = false;
+    let get = |of| most_of(results, get_million(), of);
+    if let (Some(first), Some(last), Some(growth)) = (
+        get(|figures| match figures {
+            Figures::Get { first_byte, .. } => Some(milliseconds(first_byte)),
+            _ => None,
+        }),
+        get(|figures| match figures {
+            Figures::Get { took, .. } => Some(milliseconds(took)),
+            _ => None,
+        }),
+        get(|figures| match figures {
+            Figures::Get { growth, .. } => Some(mebibytes(growth)),
+            _ => None,
+        }),
+    ) {
+        any = true;
+        table.row(&[
+            "GET".to_owned(),
+            format!("{first:.1} ms"),
+            format!("{last:.0} ms"),
+            format!("{growth:.1} MiB"),
+        ]);
+    }
+    if any {
+        writeln!(report, "## GET of a coupon with 1 million claims\n")?;
+        writeln!(
+            report,
+            "From a table of 10 million, by a service that just started.\n"
+        )?;
+        writeln!(report, "{}", table.0)?;
+    }
+    Ok(())
+}
+
+/// A table of all subjects that were measured in these scenes.
+fn section<const N: usize>(
+    report: &mut String,
+    results: &Results,
+    heading: &str,
+    note: &str,
+    scenes: [(Flush, Scene, u32); N],
+    clients_are: &str,
+) -> std::fmt::Result {
+    let cases = || {
+        scenes.iter().flat_map(|&(flush, scene, clients)| {
+            results.keys().filter(move |case| {
+                (case.flush, case.scene, case.clients) == (flush, scene, clients)
+            })
+        })
+    };
+    if cases().next().is_none() {
+        return Ok(());
+    }
+    writeln!(report, "## {heading}\n")?;
+    if !note.is_empty() {
+        writeln!(report, "{note}\n")?;
+    }
+    let head = [
+        "",
+        clients_are,
+        "per second",
+        "least – most",
+        "p50 ms",
+        "p99 ms",
+        "Honcho is so many times",
+    ];
+    let mut table = Table::new(&head);
+    for &case in cases() {
+        let mut name = title(case.subject, case.scene).to_owned();
+        match case.scene {
+            Scene::Batch(users) => write!(name, ", {users} users")?,
+            Scene::GrownNew(rows) | Scene::GrownOld(rows) | Scene::GrownGet(rows) => {
+                write!(name, ", {} claims in the table", thousands(rows as f64))?;
+            }
+            _ => {}
+        }
+        let clients = case.clients.to_string();
+        let Some(middle) = middle(results, case) else {
+            table.row(&[&name, &clients, "not measured", "", "", "", ""]);
+            continue;
+        };
+        let ours = per_second(
+            results,
+            Case {
+                subject: Subject::Honcho,
+                ..case
+            },
+        );
+        let times = ours
+            .filter(|_| case.subject != Subject::Honcho)
+            .map_or_else(String::new, |ours| {
+                format!("{:.2}", ours / middle.per_second)
+            });
+        table.row(&[
+            name,
+            clients,
+            thousands(middle.per_second),
+            format!("{} – {}", thousands(middle.least), thousands(middle.most)),
+            format!("{:.2}", middle.p50),
+            format!("{:.2}", middle.p99),
+            times,
+        ]);
+    }
+    writeln!(report, "{}", table.0)
+}
+
+fn write_circumstances(report: &mut String, run: &Run) -> std::fmt::Result {
+    writeln!(report, "## Machine, versions, settings\n")?;
+    let mut table = Table::new(&["", ""]);
+    for (name, value) in &run.machine {
+        table.row(&[*name, value]);
+    }
+    for (flush, flush_time, commit_time) in &run.flush {
+        table.row(&[
+            format!("Flush of 8 KiB{}", suffix(*flush)),
+            format!(
+                "{} µs (a single insert with its commit: {} µs)",
+                flush_time.as_micros(),
+                commit_time.as_micros()
+            ),
+        ]);
+    }
+    for (name, value) in &run.settings {
+        let value = if value.is_empty() { "''" } else { value };
+        table.row(&[format!("`{name}`"), value.to_owned()]);
+    }
+    writeln!(report, "{}", table.0)?;
+    report.push_str(include_str!("method.md"));
+    Ok(())
+}
+
+/// A number with a comma between thousands.
+pub fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut grouped = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
