@@ -40,7 +40,8 @@ pub fn now() -> i64 {
 /// The next value of `sequence`.
 pub fn next_value(sequence: pg_sys::Oid) -> Datum {
     // SAFETY: `nextval_oid` takes one OID and returns a bigint, never null.
-    let value = unsafe { direct_function_call::<i64>(pg_sys::nextval_oid, &[sequence.into_datum()]) };
+    let value =
+        unsafe { direct_function_call::<i64>(pg_sys::nextval_oid, &[sequence.into_datum()]) };
     Datum::from(value.unwrap_or_default())
 }
 
@@ -150,7 +151,8 @@ impl Row<'_> {
                 error!("column {attribute} of a honcho table is missing");
             }
             pg_sys::slot_getsomeattrs(slot, attribute as i32);
-            (!*(*slot).tts_isnull.add(attribute - 1)).then(|| *(*slot).tts_values.add(attribute - 1))
+            (!*(*slot).tts_isnull.add(attribute - 1))
+                .then(|| *(*slot).tts_values.add(attribute - 1))
         }
     }
 
@@ -245,8 +247,11 @@ impl<'t> Lookup<'t> {
         // SAFETY: the slot holds the row that `find` returned under the active snapshot.
         let (result, own_snapshot) = unsafe {
             let own_snapshot = pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32;
-            let flags =
-                if own_snapshot { 0 } else { pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8 };
+            let flags = if own_snapshot {
+                0
+            } else {
+                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8
+            };
             let mut tid = (*self.slot.0).tts_tid;
             let result = pg_sys::table_tuple_lock(
                 self.table.0,
@@ -330,7 +335,12 @@ impl<'t> Writer<'t> {
             leave_out(&mut *target, redundant);
             pg_sys::ExecOpenIndices(target, false);
             pg_sys::AfterTriggerBeginQuery();
-            Writer { estate, target, slot, table: PhantomData }
+            Writer {
+                estate,
+                target,
+                slot,
+                table: PhantomData,
+            }
         }
     }
 
@@ -413,11 +423,11 @@ unsafe fn leave_out(
 ) {
     // SAFETY: InitResultRelInfo copied the descriptor, with an array of `numtriggers`.
     unsafe {
-        let Some(description) = target.ri_TrigDesc.as_mut() else { return };
-        let triggers = std::slice::from_raw_parts_mut(
-            description.triggers,
-            description.numtriggers as usize,
-        );
+        let Some(description) = target.ri_TrigDesc.as_mut() else {
+            return;
+        };
+        let triggers =
+            std::slice::from_raw_parts_mut(description.triggers, description.numtriggers as usize);
         let mut kept = 0;
         for i in 0..triggers.len() {
             if !redundant(&triggers[i]) {

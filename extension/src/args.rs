@@ -17,7 +17,9 @@ pub fn text<'a>(name: &str, value: Option<&'a str>) -> &'a str {
     if !is_plain(value) {
         let chars = value.chars().count();
         if chars > MAX_CHARS {
-            invalid(format!("{name} must be at most {MAX_CHARS} characters long, not {chars}"));
+            invalid(format!(
+                "{name} must be at most {MAX_CHARS} characters long, not {chars}"
+            ));
         }
     }
     value
@@ -40,7 +42,9 @@ pub fn int(name: &str, value: Option<i32>, range: std::ops::RangeInclusive<i32>)
         if *high == i32::MAX {
             invalid(format!("{name} must be at least {low}, not {value}"));
         }
-        invalid(format!("{name} must be between {low} and {high}, not {value}"));
+        invalid(format!(
+            "{name} must be between {low} and {high}, not {value}"
+        ));
     }
     value
 }
@@ -61,5 +65,9 @@ pub fn not_null<T>(name: &str, value: Option<T>) -> T {
 
 /// Raises `22023` with `message`.
 pub fn invalid(message: String) -> ! {
-    ereport!(ERROR, PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message);
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+        message
+    );
 }

@@ -85,7 +85,10 @@ fn honcho_claim_batch(
     let schema = Schema::of_call(fcinfo);
     let outcomes = claim(schema, &user_ids, coupon_name);
     TableIterator::new(
-        outcomes.into_iter().zip(1..).map(move |(outcome, i)| (i, outcome.to_sql(schema))),
+        outcomes
+            .into_iter()
+            .zip(1..)
+            .map(move |(outcome, i)| (i, outcome.to_sql(schema))),
     )
 }
 
@@ -112,22 +115,27 @@ fn honcho_claim_or_raise(
     let schema = Schema::of_call(fcinfo);
     let (code, reason) = match claim_one(schema, user_id, coupon_name) {
         Outcome::Claimed => return claim_id(schema, user_id, coupon_name),
-        Outcome::AlreadyClaimed => {
-            (PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, "is already claimed by this user")
-        }
+        Outcome::AlreadyClaimed => (
+            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
+            "is already claimed by this user",
+        ),
         Outcome::NotFound => (PgSqlErrorCode::ERRCODE_NO_DATA, "does not exist"),
-        Outcome::SoldOut => {
-            (PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "is sold out")
-        }
-        Outcome::NotStarted => {
-            (PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "cannot be claimed yet")
-        }
-        Outcome::Ended => {
-            (PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "can no longer be claimed")
-        }
-        Outcome::Paused => {
-            (PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "is paused")
-        }
+        Outcome::SoldOut => (
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "is sold out",
+        ),
+        Outcome::NotStarted => (
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "cannot be claimed yet",
+        ),
+        Outcome::Ended => (
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "can no longer be claimed",
+        ),
+        Outcome::Paused => (
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "is paused",
+        ),
     };
     ereport!(ERROR, code, format!("coupon \"{coupon_name}\" {reason}"));
 }
@@ -160,7 +168,13 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
     if outcomes.len() < users.len() {
         access::require_writable(c"honcho_claim()");
         queue::wait_for_turn(tables.coupons_oid(), coupon.id);
-        take(&mut View::new(&tables), coupon_name, user_ids, &users, &mut outcomes);
+        take(
+            &mut View::new(&tables),
+            coupon_name,
+            user_ids,
+            &users,
+            &mut outcomes,
+        );
     }
     outcomes
 }

@@ -91,10 +91,19 @@ fn honcho_list_claims(
     let coupon_name = args::text("coupon_name", coupon_name);
     let after = args::not_null("after", after);
     let max = args::int("max", max, 1..=MAX_PAGE);
-    let rows = Plan::rows(&PLAN, &[coupon_name.into(), after.into(), max.into()], claim)?;
+    let rows = Plan::rows(
+        &PLAN,
+        &[coupon_name.into(), after.into(), max.into()],
+        claim,
+    )?;
     Ok(TableIterator::new(rows))
 }
 
 fn claim(row: &SpiHeapTupleData<'_>) -> spi::Result<Claim> {
-    Ok((column(row, 1)?, column(row, 2)?, column(row, 3)?, column(row, 4)?))
+    Ok((
+        column(row, 1)?,
+        column(row, 2)?,
+        column(row, 3)?,
+        column(row, 4)?,
+    ))
 }

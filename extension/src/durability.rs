@@ -64,8 +64,10 @@ pub fn release_locks_early() {
 pub fn wait_until_durable(xid: pg_sys::TransactionId) {
     // SAFETY: look-ups by an xid that a visible row carries, hence within the commit log.
     unsafe {
-        let normal = xid >= pg_sys::TransactionId::from(pg_sys::FirstNormalTransactionId);
-        if !normal || pg_sys::TransactionIdIsCurrentTransactionId(xid) || pg_sys::RecoveryInProgress()
+        let normal = xid >= pg_sys::FirstNormalTransactionId;
+        if !normal
+            || pg_sys::TransactionIdIsCurrentTransactionId(xid)
+            || pg_sys::RecoveryInProgress()
         {
             return;
         }
@@ -134,7 +136,9 @@ unsafe extern "C-unwind" fn at_resource_release(
 
 /// Puts the caller's `synchronous_commit` back; whether a flush was due.
 fn restore() -> bool {
-    let State::FlushDue(level) = STATE.get() else { return false };
+    let State::FlushDue(level) = STATE.get() else {
+        return false;
+    };
     // SAFETY: a backend-local variable; nothing else runs in this backend.
     unsafe { pg_sys::synchronous_commit = level };
     STATE.set(State::Ordinary);

@@ -33,7 +33,11 @@ pgrx::extension_sql_file!(
         verify::honcho_verify,
     ],
 );
-pgrx::extension_sql_file!("../../sql/comments.sql", name = "comments", requires = ["grants"]);
+pgrx::extension_sql_file!(
+    "../../sql/comments.sql",
+    name = "comments",
+    requires = ["grants"]
+);
 
 /// Runs once per backend, when the library is loaded.
 #[allow(non_snake_case)]

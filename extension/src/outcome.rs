@@ -1,9 +1,9 @@
 //! The enum `honcho_outcome`.
 
-use pgrx::prelude::*;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
+use pgrx::prelude::*;
 
 use crate::schema::Schema;
 

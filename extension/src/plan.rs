@@ -19,7 +19,11 @@ impl Plan {
     /// The plan of `sql`, which takes `arguments` as `$1` and so on. It finds its tables by the
     /// search path that its function pins.
     pub const fn new(sql: &'static str, arguments: &'static [PgBuiltInOids]) -> Plan {
-        Plan { sql, arguments, prepared: OnceCell::new() }
+        Plan {
+            sql,
+            arguments,
+            prepared: OnceCell::new(),
+        }
     }
 
     /// Runs it read-only and reads each of its rows.
@@ -33,8 +37,11 @@ impl Plan {
                 let prepared = match plan.prepared.get() {
                     Some(prepared) => prepared,
                     None => {
-                        let oids: Vec<PgOid> =
-                            plan.arguments.iter().map(|&oid| PgOid::from(oid.value())).collect();
+                        let oids: Vec<PgOid> = plan
+                            .arguments
+                            .iter()
+                            .map(|&oid| PgOid::from(oid.value()))
+                            .collect();
                         let prepared = client.prepare(plan.sql, &oids)?.keep();
                         plan.prepared.get_or_init(|| prepared)
                     }

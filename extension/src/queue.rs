@@ -17,6 +17,11 @@ pub fn wait_for_turn(coupons: pg_sys::Oid, id: i64) {
     let high = (id >> 32) as u16;
     // SAFETY: takes plain values; an error leaves through pgrx's guard.
     unsafe {
-        pg_sys::LockDatabaseObject(coupons, low, high, pg_sys::ExclusiveLock as pg_sys::LOCKMODE);
+        pg_sys::LockDatabaseObject(
+            coupons,
+            low,
+            high,
+            pg_sys::ExclusiveLock as pg_sys::LOCKMODE,
+        );
     }
 }

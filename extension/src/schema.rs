@@ -27,7 +27,9 @@ impl Schema {
 
     /// The OID of `label` in the enum called `name`.
     pub fn enum_value(self, name: &CStr, label: &str) -> pg_sys::Oid {
-        let Ok(label) = CString::new(label) else { missing(name) };
+        let Ok(label) = CString::new(label) else {
+            missing(name)
+        };
         // SAFETY: lookups in the system cache by valid arguments.
         let oid = unsafe {
             let enum_type = pg_sys::GetSysCacheOid(
@@ -58,6 +60,9 @@ fn missing(name: &CStr) -> ! {
     ereport!(
         ERROR,
         PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
-        format!("the honcho extension is incomplete: {} is missing", name.to_string_lossy())
+        format!(
+            "the honcho extension is incomplete: {} is missing",
+            name.to_string_lossy()
+        )
     );
 }

@@ -37,7 +37,9 @@ impl Coupon {
     fn read(row: Row<'_>) -> Coupon {
         Coupon {
             id: row.get(ID).map_or(0, |id| id.value() as i64),
-            remaining: row.get(REMAINING_AMOUNT).map_or(0, |remaining| remaining.value() as i32),
+            remaining: row
+                .get(REMAINING_AMOUNT)
+                .map_or(0, |remaining| remaining.value() as i32),
             written_by: row.written_by(),
             starts_at: row.get(STARTS_AT).map(|starts_at| starts_at.value() as i64),
             ends_at: row.get(ENDS_AT).map(|ends_at| ends_at.value() as i64),
@@ -123,7 +125,9 @@ impl<'t> View<'t> {
         user_id: Text,
         coupon_name: Text,
     ) -> Option<pg_sys::TransactionId> {
-        self.claims.find(&[user_id, coupon_name]).map(|claim| claim.written_by())
+        self.claims
+            .find(&[user_id, coupon_name])
+            .map(|claim| claim.written_by())
     }
 
     /// The id of the claim of `user_id` on `coupon_name`, if there is one.

@@ -70,7 +70,12 @@ fn honcho_verify(
     });
     let name = name.map(|name| args::text("name", Some(name)));
     let rows = Plan::rows(&PLAN, &[name.into()], |row| {
-        Ok((column(row, 1)?, column(row, 2)?, column(row, 3)?, column(row, 4)?))
+        Ok((
+            column(row, 1)?,
+            column(row, 2)?,
+            column(row, 3)?,
+            column(row, 4)?,
+        ))
     })?;
     Ok(TableIterator::new(rows))
 }

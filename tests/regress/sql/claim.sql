@@ -49,7 +49,7 @@ select user_id from honcho_list_claims('BATCH');
 select honcho_create_coupon('BIG', 9999);
 select outcome, count(*), min(ordinal), max(ordinal)
 from honcho_claim_batch('BIG', (select array_agg('u' || i order by i) from generate_series(1, 10000) i))
-group by outcome;
+group by outcome order by outcome;
 
 -- Names are compared as bytes; any characters will do.
 select honcho_create_coupon('promo', 1), honcho_create_coupon('PROMO ', 1), honcho_create_coupon('50% "off"''', 1),
