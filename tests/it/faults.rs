@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use honcho_tests::{Cluster, Database, Stop, books, connect, eventually};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, answer};
@@ -137,6 +138,40 @@ async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
                  where not exists (select from claims c where c.user_id = told.user_id)";
     assert_eq!(client.query_one(lost, &[&told]).await?.get::<_, i64>(0), 0);
     assert_eq!(api.claim("afterwards", "PROMO").await?.shown(), "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_session_that_hangs_is_given_up() -> Result<()> {
+    let cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start_with(database.caller_url(), &[("DATABASE_POOL_SIZE", "1")]).await?;
+    assert_eq!(api.claim("first", "PROMO").await?.shown(), "200");
+    let client = database.connect().await?;
+    let session = "select pid from pg_stat_activity where application_name = 'honcho-service'";
+    let session: i32 = client.query_one(session, &[]).await?.get(0);
+    let session = Pid::from_raw(session).unwrap();
+    kill_process(session, Signal::STOP)?;
+    assert_eq!(
+        api.claim("second", "PROMO").await?.shown(),
+        "503 outcome_unknown"
+    );
+    // The only connection there may be is a new one.
+    assert_eq!(api.claim("third", "PROMO").await?.shown(), "200");
+    kill_process(session, Signal::CONT)?;
+    // The claim had arrived, and is made after all: it was right not to say no.
+    eventually("the second claim", async || {
+        let claim = client
+            .query_opt("select honcho_get_claim('second', 'PROMO')", &[])
+            .await?;
+        Ok(claim.map(drop))
+    })
+    .await?;
+    assert_eq!(
+        api.claim("second", "PROMO").await?.shown(),
+        "409 already_claimed"
+    );
     database.books().await
 }
 
