@@ -126,7 +126,9 @@ impl Case {
         for clients in SQL_CLIENTS {
             let subjects = [Honcho, Prior, PriorFunction, RedisAlways, RedisEverysec];
             add(Flush::Disk, Scene::Sql, clients, &subjects);
-            add(Flush::Disk, Scene::Driver, clients, &[Honcho, Prior]);
+            if clients > 1 {
+                add(Flush::Disk, Scene::Driver, clients, &[Honcho, Prior]);
+            }
         }
         for users in BATCHES {
             add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
@@ -139,8 +141,8 @@ impl Case {
                 &[Honcho, Pool4, NoOp, Pool16],
             );
             if clients > 1 {
-                add(Flush::Disk, Scene::HttpSoldOut, clients, &[Honcho, Pool16]);
-                add(Flush::Disk, Scene::HttpAlready, clients, &[Honcho, Pool16]);
+                add(Flush::Disk, Scene::HttpSoldOut, clients, &[Honcho, Pool4]);
+                add(Flush::Disk, Scene::HttpAlready, clients, &[Honcho, Pool4]);
             }
         }
         add(
@@ -489,7 +491,7 @@ impl Books {
     /// take those whose answers were under way when the load generator left.
     async fn ensure(&self, tally: &Tally) -> Result<()> {
         self.settle().await?;
-        self.check().await?;
+        self.check(None).await?;
         let claims = self.claims().await?;
         let most = tally.claims + tally.in_flight;
         if claims < tally.claims || claims > most {

@@ -9,67 +9,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// How many flushes or commits a probe measures.
 pub const PROBES: usize = 200;
 
-/// Programs that the benchmark runs, and the Debian package of each.
-const TOOLS: [(&str, &str); 3] = [
-    ("redis-benchmark", "redis-tools"),
-    ("redis-server", "redis-server"),
-    ("wrk", "wrk"),
-];
-
-/// Installs the load generators and Redis where they are missing and that can be done.
-pub fn install_tools() -> Result<()> {
-    ensure!(
-        on_path("cc"),
-        "a C compiler is missing (cc), which builds the library that slows flushes"
-    );
-    let missing: Vec<&str> = TOOLS
-        .iter()
-        .filter(|(program, _)| !on_path(program))
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages = missing.join(" ");
-    if !on_path("apt-get") {
-        bail!("the benchmark needs redis-server, redis-benchmark and wrk (Debian: {packages})");
-    }
-    eprintln!("Installing {packages}: the load generator for HTTP, and Redis to compare with");
-    let root = rustix::process::geteuid().is_root();
-    let apt = |arguments: &[&str]| -> Result<bool> {
-        let mut command = Command::new(if root { "env" } else { "sudo" });
-        command
-            .arg("DEBIAN_FRONTEND=noninteractive")
-            .arg("apt-get")
-            .args(arguments);
-        Ok(command
-            .args(["-qq", "-o", "DPkg::Lock::Timeout=300"])
-            .status()?
-            .success())
-    };
-    let install: Vec<&str> = ["install", "-y", "--no-install-recommends"]
-        .into_iter()
-        .chain(missing)
-        .collect();
-    // Package lists may be missing or stale: a second try with fresh ones.
-    if !apt(&install)? {
-        ensure!(
-            apt(&["update"])? && apt(&install)?,
-            "could not install {packages}"
-        );
-    }
+/// Fails unless it is known which PostgreSQL to measure.
+pub fn ensure_postgresql() -> Result<()> {
+    let program = env::var_os("PG_CONFIG").context("PG_CONFIG is not set: use make bench")?;
+    output(Command::new(program).arg("--version"))?;
     Ok(())
 }
 
-fn on_path(program: &str) -> bool {
-    env::var_os("PATH").is_some_and(|path| {
-        env::split_paths(&path).any(|directory| directory.join(program).is_file())
-    })
+/// Installs the load generators and Redis where they are missing.
+pub fn install_tools() -> Result<()> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/install-tools");
+    let installed = Command::new(script)
+        .status()
+        .with_context(|| format!("{script} does not run"))?;
+    ensure!(
+        installed.success(),
+        "the benchmark cannot do without these programs"
+    );
+    Ok(())
 }
 
 /// Fails where files are kept in memory, whose flushes cost nothing.

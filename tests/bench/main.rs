@@ -139,6 +139,7 @@ async fn run(options: Options) -> Result<bool> {
         }
         return Ok(true);
     }
+    machine::ensure_postgresql()?;
     machine::install_tools()?;
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot make {}", options.state.display()))?;

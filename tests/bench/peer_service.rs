@@ -11,6 +11,7 @@ use axum::{
     routing::post,
 };
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{NoTls, error::SqlState};
 
@@ -42,6 +43,8 @@ struct Refused {
 /// Serves claims until it is killed: on a pool of so many connections to a database, or with
 /// neither, answering 200 to every claim that it can parse.
 pub async fn serve(pool: Option<(usize, String)>) -> Result<()> {
+    // Also when the benchmark is killed and can end nobody.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let app = match pool {
         Some((size, url)) => {
             ensure!(size > 0, "a pool of no connections");

@@ -17,22 +17,23 @@ use crate::{
     report::{Results, per_second, thousands, title},
 };
 
-const SIZE: (u32, u32) = (1280, 680);
-const LEGEND: u32 = 110;
+const SIZE: (u32, u32) = (1280, 700);
+const LEGEND: u32 = 130;
 const LEGEND_COLUMNS: usize = 3;
 const FONT: &str = "sans-serif";
 
 /// What is drawn, and its colour. HTTP is dashed.
-const SERIES: [(Scene, Subject, RGBColor); 9] = [
+const SERIES: [(Scene, Subject, RGBColor); 10] = [
     (Scene::Sql, Subject::Honcho, RGBColor(200, 30, 30)),
     (Scene::Sql, Subject::Prior, RGBColor(20, 70, 160)),
     (Scene::Sql, Subject::PriorFunction, RGBColor(70, 160, 230)),
+    (Scene::Batch(1000), Subject::Honcho, RGBColor(120, 0, 120)),
     (Scene::Http, Subject::Honcho, RGBColor(200, 30, 30)),
     (Scene::Http, Subject::Pool4, RGBColor(20, 70, 160)),
     (Scene::Http, Subject::Pool16, RGBColor(70, 160, 230)),
+    (Scene::Http, Subject::NoOp, RGBColor(120, 120, 120)),
     (Scene::Sql, Subject::RedisAlways, RGBColor(220, 130, 0)),
     (Scene::Sql, Subject::RedisEverysec, RGBColor(90, 140, 30)),
-    (Scene::Http, Subject::NoOp, RGBColor(120, 120, 120)),
 ];
 
 /// Draws the claims, with the disk's flush and with the slow one, to an SVG file.
@@ -70,7 +71,7 @@ fn draw_all(root: &Area<'_>, results: &Results) -> Drawn<()> {
 
 fn draw_panel(panel: &Area<'_>, results: &Results, flush: Flush, caption: &str) -> Drawn<()> {
     let clients: LogCoord<f64> = (0.9..300.0).log_scale().into();
-    let rate: LogCoord<f64> = (100.0..100_000.0).log_scale().into();
+    let rate: LogCoord<f64> = (100.0..200_000.0).log_scale().into();
     let mut chart = ChartBuilder::on(panel)
         .caption(caption, (FONT, 18))
         .margin(12)
@@ -82,7 +83,7 @@ fn draw_panel(panel: &Area<'_>, results: &Results, flush: Flush, caption: &str) 
                 [100.0, 1_000.0, 10_000.0]
                     .into_iter()
                     .flat_map(|decade| [1.0, 2.0, 5.0].map(|step| decade * step))
-                    .chain([100_000.0])
+                    .chain([100_000.0, 200_000.0])
                     .collect(),
             ),
         )?;
@@ -147,7 +148,7 @@ fn draw_legend(legend: &Area<'_>) -> Drawn<()> {
                 cell.draw(&PathElement::new(line, style))?;
             }
             cell.draw(&Circle::new((102, y), 3, colour.filled()))?;
-            cell.draw(&Text::new(title(subject, scene), (135, y - 8), (FONT, 15)))?;
+            cell.draw(&Text::new(title(subject, scene), (135, y - 6), (FONT, 15)))?;
         }
     }
     Ok(())

@@ -349,6 +349,7 @@ pub fn title(subject: Subject, scene: Scene) -> &'static str {
     );
     match subject {
         Subject::Honcho if http => "Honcho over HTTP",
+        Subject::Honcho if scene == Scene::Batch(1000) => "honcho_claim_batch, 1,000 users",
         Subject::Honcho if matches!(scene, Scene::Batch(_)) => "honcho_claim_batch",
         Subject::Honcho if matches!(scene, Scene::GrownGet(_)) => "Honcho over HTTP",
         Subject::Honcho => "honcho_claim",
@@ -579,7 +580,7 @@ fn section<const N: usize>(
     for &case in cases() {
         let mut name = title(case.subject, case.scene).to_owned();
         match case.scene {
-            Scene::Batch(users) => write!(name, ", {users} users")?,
+            Scene::Batch(users) if users < 1000 => write!(name, ", {users} users")?,
             Scene::GrownNew(rows) | Scene::GrownOld(rows) | Scene::GrownGet(rows) => {
                 write!(name, ", {} claims in the table", thousands(rows as f64))?;
             }
