@@ -9,6 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::lanes::Limits;
+
+/// What `honcho_claim_batch` takes in one call.
+const MAX_BATCH: usize = 10_000;
+
 /// The configuration, complete and checked.
 #[derive(Debug)]
 pub struct Config {
@@ -20,6 +25,9 @@ pub struct Config {
     pub database: tokio_postgres::Config,
     /// `DATABASE_POOL_SIZE`: the most connections to the database.
     pub pool_size: usize,
+    /// `BATCH_LIMIT`, `LANE_LIMIT`, `WAITING_LIMIT`: how many claims go into one batch, and how
+    /// many may wait for one coupon and for all of them.
+    pub lanes: Limits,
 }
 
 impl Config {
@@ -27,12 +35,25 @@ impl Config {
     pub fn from_env() -> Result<Self> {
         let pool_size = variable("DATABASE_POOL_SIZE")?.unwrap_or_else(default_pool_size);
         ensure!(pool_size > 0, "DATABASE_POOL_SIZE must be at least 1");
+        let Limits { batch, lane, total } = Limits::default();
+        let lanes = Limits {
+            batch: variable("BATCH_LIMIT")?.unwrap_or(batch),
+            lane: variable("LANE_LIMIT")?.unwrap_or(lane),
+            total: variable("WAITING_LIMIT")?.unwrap_or(total),
+        };
+        ensure!(
+            (1..=MAX_BATCH).contains(&lanes.batch),
+            "BATCH_LIMIT must be between 1 and {MAX_BATCH}"
+        );
+        ensure!(lanes.lane > 0, "LANE_LIMIT must be at least 1");
+        ensure!(lanes.total > 0, "WAITING_LIMIT must be at least 1");
         Ok(Self {
             host: variable("HOST")?.unwrap_or_else(|| "127.0.0.1".to_owned()),
             port: variable("PORT")?.unwrap_or(8080),
             database: variable("DATABASE_URL")?
                 .context("DATABASE_URL must say where the database is")?,
             pool_size,
+            lanes,
         })
     }
 }

@@ -161,22 +161,28 @@ impl Database {
 
     /// `honcho_create_coupon`: false when the name is taken.
     pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
-        let row = self
+        let rows = self
             .write("select honcho_create_coupon($1, $2)", &[&name, &amount])
             .await?;
+        let row = rows
+            .first()
+            .ok_or_else(|| Error::Internal(anyhow!("no answer in the rows")))?;
         Ok(row.try_get(0)?)
     }
 
-    /// `honcho_claim`.
-    pub async fn claim(&self, user_id: &str, coupon_name: &str) -> Result<Outcome, Error> {
+    /// `honcho_claim_batch`: one outcome for each of `user_ids`, in their order, once the batch has
+    /// committed.
+    pub async fn claim_batch(
+        &self,
+        coupon_name: &str,
+        user_ids: &[&str],
+    ) -> Result<Vec<Outcome>, Error> {
         // As text, which spares every connection the look-up of the enum.
-        let row = self
-            .write(
-                "select honcho_claim($1, $2)::text",
-                &[&user_id, &coupon_name],
-            )
-            .await?;
-        row.try_get::<_, &str>(0)?.parse()
+        let sql = "select outcome::text from honcho_claim_batch($1, $2) order by ordinal";
+        let rows = self.write(sql, &[&coupon_name, &user_ids]).await?;
+        rows.iter()
+            .map(|row| row.try_get::<_, &str>(0)?.parse())
+            .collect()
     }
 
     /// `honcho_get_coupon` and `honcho_list_claims` in one snapshot; none when there is no such
@@ -224,14 +230,18 @@ impl Database {
 
     /// Calls a function that writes. What surely changed nothing is repeated once where that
     /// may help; what may have been carried out never is.
-    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         match self.write_once(sql, arguments).await {
             Err(error) if error.may_be_repeated() => self.write_once(sql, arguments).await,
             answer => answer,
         }
     }
 
-    async fn write_once(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+    async fn write_once(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
         let client = self.pool.get().await?;
         let statement = match timeout(ANSWER_WAIT, client.prepare_cached(sql)).await {
             Ok(statement) => statement?,
@@ -240,7 +250,7 @@ impl Database {
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
         };
-        match timeout(ANSWER_WAIT, client.query_one(&statement, arguments)).await {
+        match timeout(ANSWER_WAIT, client.query(&statement, arguments)).await {
             Ok(answer) => answer.map_err(|error| Error::from(error).after_sending()),
             Err(_) => {
                 discard(client);

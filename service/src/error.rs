@@ -82,7 +82,14 @@ pub enum Error {
     /// The database took too long and gave up; nothing was changed.
     #[error("timeout: {0:#}")]
     Timeout(anyhow::Error),
-    /// A defect, here or in the database's set-up.
+    /// So many claims wait already that another is turned away.
+    #[error("overloaded")]
+    Overloaded,
+    /// The database refused, for a reason that only its operator knows: a constraint, a trigger,
+    /// a right; nothing was changed.
+    #[error("refused: {0:#}")]
+    Refused(anyhow::Error),
+    /// A defect of ours.
     #[error("internal: {0:#}")]
     Internal(anyhow::Error),
 }
@@ -99,7 +106,7 @@ impl Error {
                 "08" => Self::Disconnected(source),
                 "22" => Self::Argument(source),
                 "53" => Self::Unavailable(source),
-                _ => Self::Internal(source),
+                _ => Self::Refused(source),
             },
         }
     }
@@ -115,6 +122,11 @@ impl Error {
     /// Whether nothing was changed and a second attempt may fare better at once.
     pub(crate) fn may_be_repeated(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Disconnected(_))
+    }
+
+    /// Whether nothing was changed and a single claim in a batch may be to blame.
+    pub(crate) fn may_concern_one_claim(&self) -> bool {
+        matches!(self, Self::Argument(_) | Self::Refused(_))
     }
 
     /// The one mapping to what a client sees: status, stable code, title, detail.
@@ -213,7 +225,13 @@ impl Error {
                 "Timed out",
                 "the database took too long; nothing was changed",
             ),
-            Self::Internal(_) => (
+            Self::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "Overloaded",
+                "too many claims are waiting; nothing was changed",
+            ),
+            Self::Refused(_) | Self::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 "Internal error",
@@ -225,7 +243,7 @@ impl Error {
 
     fn log(&self, request_id: &str) {
         match self {
-            Self::Internal(_) => error!(request_id, "{self}"),
+            Self::Refused(_) | Self::Internal(_) => error!(request_id, "{self}"),
             Self::Argument(_)
             | Self::Conflict(_)
             | Self::Disconnected(_)
@@ -242,7 +260,8 @@ impl Error {
             | Self::SoldOut
             | Self::NotStarted
             | Self::Ended
-            | Self::Paused => {}
+            | Self::Paused
+            | Self::Overloaded => {}
         }
     }
 }
@@ -274,15 +293,28 @@ impl From<PoolError> for Error {
     }
 }
 
-/// An error on its way from a handler to [`answer`], which knows the request's id.
-#[derive(Clone)]
-struct Failure(Arc<Error>);
+/// An error on its way to [`answer`], which knows the request's id. A batch that failed shares one
+/// among its requests.
+#[derive(Clone, Debug)]
+pub struct Failure(Arc<Error>);
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self(Arc::new(error))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = self.0.problem().0.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let mut response = self.problem().0.into_response();
-        response.extensions_mut().insert(Failure(Arc::new(self)));
-        response
+        Failure::from(self).into_response()
     }
 }
 
@@ -432,6 +464,8 @@ mod tests {
             (Error::Unavailable(said()), "503 unavailable"),
             (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
             (Error::Timeout(said()), "504 timeout"),
+            (Error::Overloaded, "503 overloaded"),
+            (Error::Refused(said()), "500 internal"),
             (Error::Internal(said()), "500 internal"),
         ];
         for (error, answer) in rows {

@@ -5,21 +5,38 @@
 pub mod config;
 pub mod db;
 pub mod error;
+pub mod lanes;
 mod routes;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get, routing::post};
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, FromRef},
+    middleware,
+    routing::get,
+    routing::post,
+};
 
 use crate::{
     db::Database,
     error::Error,
+    lanes::Lanes,
     routes::{claims, coupons},
 };
 
 /// The largest request body that is read, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
-/// The whole HTTP interface over one database.
-pub fn app(database: Database) -> Router {
+/// What the routes work with.
+#[derive(Clone, FromRef)]
+pub struct App {
+    /// The database, for all but claims.
+    pub database: Database,
+    /// The way of claims to the database.
+    pub lanes: Lanes,
+}
+
+/// The whole HTTP interface.
+pub fn router(app: App) -> Router {
     Router::new()
         .route("/api/coupons", post(coupons::create))
         // A coupon may be called "claim".
@@ -32,5 +49,5 @@ pub fn app(database: Database) -> Router {
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(error::answer))
-        .with_state(database)
+        .with_state(app)
 }

@@ -4,7 +4,7 @@
 use std::{future::Future, io, process::exit, time::Duration};
 
 use anyhow::{Context, Result};
-use honcho_service::{app, config::Config, db::Database};
+use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -25,13 +25,14 @@ async fn main() -> Result<()> {
         .init();
     let config = Config::from_env()?;
     let database = Database::new(config.database, config.pool_size)?;
+    let lanes = Lanes::new(database.clone(), config.lanes);
     let listener = TcpListener::bind((config.host.as_str(), config.port))
         .await
         .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
     // Before the line that tells the world that we are there.
     let stop = watch_for_stop()?;
     info!("listening on http://{}", listener.local_addr()?);
-    axum::serve(listener, app(database))
+    axum::serve(listener, router(App { database, lanes }))
         .with_graceful_shutdown(stop)
         .await?;
     info!("stopped");

@@ -8,8 +8,9 @@ use axum::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    db::{Database, Outcome},
-    error::Error,
+    db::Outcome,
+    error::{Error, Failure},
+    lanes::Lanes,
     routes::body::{self, Field},
 };
 
@@ -23,9 +24,9 @@ pub(crate) struct Claimed {
 
 /// `POST /api/coupons/claim`.
 pub(crate) async fn claim(
-    State(database): State<Database>,
+    State(lanes): State<Lanes>,
     body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Claimed>, Error> {
+) -> Result<Json<Claimed>, Failure> {
     #[derive(Deserialize)]
     struct Fields<'a> {
         #[serde(borrow)]
@@ -37,17 +38,20 @@ pub(crate) async fn claim(
     let fields: Fields = body::fields(&body)?;
     let user_id = body::text("user_id", fields.user_id)?;
     let coupon_name = body::text("coupon_name", fields.coupon_name)?;
-    match database.claim(&user_id, &coupon_name).await? {
-        Outcome::Claimed => Ok(Json(Claimed {
-            message: "coupon claimed",
-            user_id,
-            coupon_name,
-        })),
-        Outcome::AlreadyClaimed => Err(Error::AlreadyClaimed),
-        Outcome::SoldOut => Err(Error::SoldOut),
-        Outcome::NotFound => Err(Error::CouponNotFound),
-        Outcome::NotStarted => Err(Error::NotStarted),
-        Outcome::Ended => Err(Error::Ended),
-        Outcome::Paused => Err(Error::Paused),
-    }
+    let refusal = match lanes.claim(user_id.clone(), &coupon_name).await? {
+        Outcome::Claimed => {
+            return Ok(Json(Claimed {
+                message: "coupon claimed",
+                user_id,
+                coupon_name,
+            }));
+        }
+        Outcome::AlreadyClaimed => Error::AlreadyClaimed,
+        Outcome::SoldOut => Error::SoldOut,
+        Outcome::NotFound => Error::CouponNotFound,
+        Outcome::NotStarted => Error::NotStarted,
+        Outcome::Ended => Error::Ended,
+        Outcome::Paused => Error::Paused,
+    };
+    Err(refusal.into())
 }

@@ -1,0 +1,228 @@
+//! Lanes: the claims on one coupon gather while the batch before them is under way.
+//!
+//! One lane per coupon that is being claimed, one batch per lane in flight. No timer holds a claim
+//! back: on a quiet coupon it leaves at once and alone, and under load the batches grow by
+//! themselves. Lanes share nothing but the pool of connections, so one whose coupon somebody has
+//! locked delays no other, and a lane that has nothing to do is gone.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::anyhow;
+use tokio::sync::oneshot;
+
+use crate::{
+    db::{Database, Outcome},
+    error::{Error, Failure},
+};
+
+/// How much the lanes take on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most claims in one batch; the database takes 10,000.
+    pub batch: usize,
+    /// The most claims waiting in one lane.
+    pub lane: usize,
+    /// The most claims waiting in all lanes together.
+    pub total: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // A batch of this size takes the database a few milliseconds, during which it keeps one
+        // coupon to itself.
+        Self {
+            batch: 1_000,
+            lane: 10_000,
+            total: 50_000,
+        }
+    }
+}
+
+/// The way of every claim to the database. Clones share the lanes.
+#[derive(Clone, Debug)]
+pub struct Lanes(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    database: Database,
+    limits: Limits,
+    /// The claims that wait in each lane. A coupon has a lane here as long as its task runs.
+    waiting: Mutex<HashMap<Arc<str>, VecDeque<Claim>>>,
+    /// How many of them there are.
+    total: AtomicUsize,
+}
+
+/// A claim that waits for its batch.
+#[derive(Debug)]
+struct Claim {
+    user_id: String,
+    reply: oneshot::Sender<Result<Outcome, Failure>>,
+}
+
+impl Lanes {
+    /// Lanes to `database`, none of them open yet.
+    pub fn new(database: Database, limits: Limits) -> Self {
+        Self(Arc::new(Shared {
+            database,
+            limits,
+            waiting: Mutex::default(),
+            total: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Claims `coupon_name` for `user_id` in the coupon's next batch. The answer comes after the
+    /// batch has committed; whoever drops the future while it waits is left out of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] at once where too many wait already; else what became of the batch.
+    pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.enter(coupon_name, Claim { user_id, reply })?;
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
+        })
+    }
+
+    fn enter(&self, coupon_name: &str, claim: Claim) -> Result<(), Error> {
+        let Limits { lane, total, .. } = self.0.limits;
+        let mut waiting = self.0.waiting();
+        if self.0.total.load(Ordering::Relaxed) >= total {
+            return Err(Error::Overloaded);
+        }
+        match waiting.get_mut(coupon_name) {
+            Some(claims) if claims.len() >= lane => return Err(Error::Overloaded),
+            Some(claims) => claims.push_back(claim),
+            None => {
+                let coupon_name: Arc<str> = coupon_name.into();
+                waiting.insert(Arc::clone(&coupon_name), VecDeque::from([claim]));
+                let shared = Arc::clone(&self.0);
+                tokio::spawn(run(Lane {
+                    shared,
+                    coupon_name,
+                    closed: false,
+                }));
+            }
+        }
+        self.0.total.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Arc<str>, VecDeque<Claim>>> {
+        // No claim is half entered or half taken at any point that could panic.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open lane.
+struct Lane {
+    shared: Arc<Shared>,
+    coupon_name: Arc<str>,
+    /// Whether this lane is closed, so that its entry, if there is one, is another's.
+    closed: bool,
+}
+
+/// Carries out a lane's claims until none waits.
+async fn run(mut lane: Lane) {
+    while let Some(batch) = lane.next_batch() {
+        lane.carry_out(batch).await;
+    }
+}
+
+impl Lane {
+    /// The next batch: those who came first and still wait. Closes the lane and returns nothing
+    /// where nobody does.
+    fn next_batch(&mut self) -> Option<Vec<Claim>> {
+        let mut waiting = self.shared.waiting();
+        let claims = waiting.get_mut(&self.coupon_name)?;
+        let entered = claims.len();
+        let mut batch = Vec::new();
+        while batch.len() < self.shared.limits.batch
+            && let Some(claim) = claims.pop_front()
+        {
+            if !claim.reply.is_closed() {
+                batch.push(claim);
+            }
+        }
+        self.shared
+            .total
+            .fetch_sub(entered - claims.len(), Ordering::Relaxed);
+        if batch.is_empty() {
+            waiting.remove(&self.coupon_name);
+            self.closed = true;
+            return None;
+        }
+        Some(batch)
+    }
+
+    /// Carries out a batch and answers its claims. What the database refuses as a whole it may
+    /// refuse for the sake of one claim: then each is tried by itself.
+    async fn carry_out(&self, batch: Vec<Claim>) {
+        match self.claim_batch(&batch).await {
+            Ok(outcomes) => {
+                for (claim, outcome) in batch.into_iter().zip(outcomes) {
+                    answer(claim, Ok(outcome));
+                }
+            }
+            Err(error) if error.may_concern_one_claim() && batch.len() > 1 => {
+                for claim in batch {
+                    let alone = std::slice::from_ref(&claim);
+                    let outcome = match self.claim_batch(alone).await {
+                        Ok(outcomes) => outcomes.into_iter().next().ok_or_else(miscount),
+                        Err(error) => Err(error),
+                    };
+                    answer(claim, outcome.map_err(Failure::from));
+                }
+            }
+            Err(error) => {
+                let failure = Failure::from(error);
+                for claim in batch {
+                    answer(claim, Err(failure.clone()));
+                }
+            }
+        }
+    }
+
+    async fn claim_batch(&self, batch: &[Claim]) -> Result<Vec<Outcome>, Error> {
+        let user_ids: Vec<&str> = batch.iter().map(|claim| claim.user_id.as_str()).collect();
+        let outcomes = self
+            .shared
+            .database
+            .claim_batch(&self.coupon_name, &user_ids)
+            .await?;
+        if outcomes.len() == batch.len() {
+            Ok(outcomes)
+        } else {
+            Err(miscount())
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if !self.closed {
+            // The task broke off: whoever waits learns it by the loss of the reply.
+            let mut waiting = self.shared.waiting();
+            let left = waiting
+                .remove(&self.coupon_name)
+                .map_or(0, |claims| claims.len());
+            self.shared.total.fetch_sub(left, Ordering::Relaxed);
+        }
+    }
+}
+
+fn answer(claim: Claim, outcome: Result<Outcome, Failure>) {
+    // Whoever went away meanwhile finds the outcome by asking again.
+    let _ = claim.reply.send(outcome);
+}
+
+fn miscount() -> Error {
+    Error::Internal(anyhow!("a batch and its outcomes differ in number"))
+}
