@@ -71,7 +71,7 @@ fn draw_all(root: &Area<'_>, results: &Results) -> Drawn<()> {
 
 fn draw_panel(panel: &Area<'_>, results: &Results, flush: Flush, caption: &str) -> Drawn<()> {
     let clients: LogCoord<f64> = (0.9..300.0).log_scale().into();
-    let rate: LogCoord<f64> = (100.0..200_000.0).log_scale().into();
+    let rate: LogCoord<f64> = (100.0..500_000.0).log_scale().into();
     let mut chart = ChartBuilder::on(panel)
         .caption(caption, (FONT, 18))
         .margin(12)
@@ -83,7 +83,7 @@ fn draw_panel(panel: &Area<'_>, results: &Results, flush: Flush, caption: &str) 
                 [100.0, 1_000.0, 10_000.0]
                     .into_iter()
                     .flat_map(|decade| [1.0, 2.0, 5.0].map(|step| decade * step))
-                    .chain([100_000.0, 200_000.0])
+                    .chain([100_000.0, 200_000.0, 500_000.0])
                     .collect(),
             ),
         )?;
