@@ -239,6 +239,38 @@ async fn too_many_connections_is_503_and_heals() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_conflict_is_repeated() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let isolation = "set default_transaction_isolation = 'repeatable read'";
+    let client = database.connect().await?;
+    client
+        .batch_execute(&format!(
+            "alter role {}_caller {isolation}",
+            database.name()
+        ))
+        .await?;
+    let api = Api::start(database.caller_url()).await?;
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.execute("select honcho_claim('holder', 'PROMO')", &[])
+        .await?;
+    let (claim, committed) = tokio::join!(api.claim("user", "PROMO"), async {
+        somebody_waits(&client).await?;
+        // The waiter's snapshot is older than this.
+        anyhow::Ok(held.commit().await?)
+    });
+    committed?;
+    assert_eq!(claim?.shown(), "200");
+    let conflicts = "select xact_rollback from pg_stat_database where datname = current_database()";
+    eventually("the conflict to be counted", async || {
+        Ok((client.query_one(conflicts, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
+    })
+    .await?;
+    database.books().await
+}
+
+#[tokio::test]
 async fn conflicts_never_oversell() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;

@@ -19,10 +19,8 @@ use crate::api::Api;
 async fn requests_under_way_are_finished() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let api =
-        Arc::new(Api::start_with(database.caller_url(), &[("DATABASE_POOL_SIZE", "4")]).await?);
-    // The coupon is held, so that more claims than there are connections wait when the signal
-    // comes.
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    // The coupon is held, so that the claims wait when the signal comes.
     let mut holder = database.connect().await?;
     let held = holder.transaction().await?;
     held.execute("select honcho_claim('holder', 'PROMO')", &[])
@@ -36,20 +34,19 @@ async fn requests_under_way_are_finished() -> Result<()> {
     let waiting = "select count(*) from pg_stat_activity
                     where datname = current_database() and application_name = 'honcho-service'
                       and wait_event_type = 'Lock'";
-    eventually("four claims to wait", async || {
-        Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) == 4).then_some(()))
+    eventually("a claim to wait in the database", async || {
+        Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
     })
     .await?;
-    // The rest has been taken in, too, when the service has as many connections as there are
-    // requests: they wait for the pool.
-    let connections = format!("/proc/{}/fd", api.service.pid());
+    // Wherever the others wait, the service has them in hand.
+    let descriptors = format!("/proc/{}/fd", api.service.pid());
     eventually("all requests to be taken in", async || {
-        let sockets = std::fs::read_dir(&connections)?
+        let sockets = std::fs::read_dir(&descriptors)?
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .filter(|target| target.to_string_lossy().starts_with("socket:"))
             .count();
-        // A listener, four to the database, twenty to clients.
-        Ok((sockets >= 25).then_some(()))
+        // A listener, at least one to the database, twenty to clients.
+        Ok((sockets >= 22).then_some(()))
     })
     .await?;
 
