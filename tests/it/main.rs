@@ -8,6 +8,7 @@ mod dump;
 mod faults;
 mod flash_sale;
 mod listing;
+mod power_loss;
 mod rights;
 mod shutdown;
 mod transactions;

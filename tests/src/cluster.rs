@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::geteuid;
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, geteuid, kill_process},
+};
 
 use crate::PATIENCE;
 
@@ -37,6 +40,8 @@ pub enum Stop {
     Fast,
     /// Drops everything at once, as a crash does: the next start goes through recovery.
     Immediate,
+    /// Kills every process, as the end of the machine does: none of them can do anything more.
+    Kill,
 }
 
 /// What a cluster is made and started with.
@@ -197,6 +202,11 @@ impl Cluster {
         let mode = match how {
             Stop::Fast => "fast",
             Stop::Immediate => "immediate",
+            Stop::Kill => {
+                kill_with_children(postmaster.id())?;
+                postmaster.wait()?;
+                return Ok(());
+            }
         };
         let data = self.data();
         self.run(
@@ -304,6 +314,26 @@ impl Drop for Cluster {
             let _ = guard.wait();
         }
     }
+}
+
+/// Kills a server: it is stopped first, so that it starts nothing new while its children go.
+fn kill_with_children(server: u32) -> Result<()> {
+    let signal = |pid: u32, signal: Signal| -> Result<()> {
+        let pid = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("a strange process id")?;
+        match kill_process(pid, signal) {
+            Err(Errno::SRCH) => Ok(()),
+            result => Ok(result?),
+        }
+    };
+    signal(server, Signal::STOP)?;
+    let children = fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
+    for child in children.split_whitespace() {
+        signal(child.parse()?, Signal::KILL)?;
+    }
+    signal(server, Signal::KILL)
 }
 
 /// The directory of PostgreSQL's programs, from `$PG_CONFIG`.
