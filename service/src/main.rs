@@ -4,6 +4,7 @@
 use std::{future::Future, io, process::exit, time::Duration};
 
 use anyhow::{Context, Result};
+use axum::serve::ListenerExt;
 use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router};
 use tokio::{
     net::TcpListener,
@@ -32,6 +33,12 @@ async fn main() -> Result<()> {
     // Before the line that tells the world that we are there.
     let stop = watch_for_stop()?;
     info!("listening on http://{}", listener.local_addr()?);
+    // A long answer is written in parts, and no part may wait for the one before to be acknowledged.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            warn!("no TCP_NODELAY: {error}");
+        }
+    });
     axum::serve(listener, router(App { database, lanes }))
         .with_graceful_shutdown(stop)
         .await?;
