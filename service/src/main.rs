@@ -6,6 +6,7 @@ use std::{future::Future, io, process::exit, time::Duration};
 use anyhow::{Context, Result};
 use axum::serve::ListenerExt;
 use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router};
+use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -13,6 +14,11 @@ use tokio::{
     time::sleep,
 };
 use tracing::{info, warn};
+
+// A claim is taken in on one thread and answered on another, which costs glibc's allocator a fifth of
+// the service's time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// How long requests under way may take to finish once we were told to stop.
 const GRACE: Duration = Duration::from_secs(10);
