@@ -23,6 +23,8 @@ pub struct Config {
     pub port: u16,
     /// `DATABASE_URL`: where the database is, as a libpq URL or keyword string.
     pub database: tokio_postgres::Config,
+    /// `WORKER_THREADS`: the threads that serve requests.
+    pub workers: usize,
     /// `DATABASE_POOL_SIZE`: the most connections to the database.
     pub pool_size: usize,
     /// `BATCH_LIMIT`, `LANE_LIMIT`, `WAITING_LIMIT`: how many claims go into one batch, and how
@@ -35,6 +37,8 @@ impl Config {
     pub fn from_env() -> Result<Self> {
         let pool_size = variable("DATABASE_POOL_SIZE")?.unwrap_or_else(default_pool_size);
         ensure!(pool_size > 0, "DATABASE_POOL_SIZE must be at least 1");
+        let workers = variable("WORKER_THREADS")?.unwrap_or_else(default_workers);
+        ensure!(workers > 0, "WORKER_THREADS must be at least 1");
         let Limits { batch, lane, total } = Limits::default();
         let lanes = Limits {
             batch: variable("BATCH_LIMIT")?.unwrap_or(batch),
@@ -52,17 +56,27 @@ impl Config {
             port: variable("PORT")?.unwrap_or(8080),
             database: variable("DATABASE_URL")?
                 .context("DATABASE_URL must say where the database is")?,
+            workers,
             pool_size,
             lanes,
         })
     }
 }
 
+/// Half of the cores: a claim costs the database about as much as it costs us, and the two usually
+/// share a machine. More threads would only hand requests to each other.
+fn default_workers() -> usize {
+    (cores() / 2).max(1)
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(2, usize::from)
+}
+
 /// Claims on one coupon queue up in the database whatever we do, so more connections than keep
 /// its cores busy only make the queue longer.
 fn default_pool_size() -> usize {
-    let cores = thread::available_parallelism().map_or(2, usize::from);
-    (4 * cores).clamp(8, 32)
+    (4 * cores()).clamp(8, 32)
 }
 
 /// The variable's value, or none where it is unset or empty.

@@ -9,6 +9,7 @@ use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router};
 use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
+    runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::sleep,
@@ -23,14 +24,21 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 /// How long requests under way may take to finish once we were told to stop.
 const GRACE: Duration = Duration::from_secs(10);
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
         .with_target(false)
         .init();
     let config = Config::from_env()?;
+    runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers)
+        .enable_all()
+        .build()?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
     let database = Database::new(config.database, config.pool_size)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
     let listener = TcpListener::bind((config.host.as_str(), config.port))
