@@ -3,10 +3,14 @@
 
 mod api;
 mod bad_input;
+mod batch;
+mod connection;
 mod contract;
 mod dump;
 mod faults;
 mod flash_sale;
+mod held;
+mod lanes;
 mod listing;
 mod power_loss;
 mod rights;

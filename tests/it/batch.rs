@@ -1,0 +1,128 @@
+//! `honcho_claim_batch` among other claims on the same coupon: nobody is told what is not so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use honcho_tests::Database;
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, GenericClient};
+
+/// A user and what was said about his claim.
+type Told = (String, String);
+
+#[tokio::test]
+async fn batches_among_single_claims() -> Result<()> {
+    // Users, stock: less than all want, as much as all want, more.
+    for (users, stock) in [(300, 200), (150, 150), (150, 1_000), (40, 3)] {
+        let seed = fastrand::u64(..);
+        sale(seed, users, stock)
+            .await
+            .with_context(|| format!("{users} users on {stock}, seed {seed}"))?;
+    }
+    Ok(())
+}
+
+/// Claims in batches and singly, all by users out of one crowd, some of them undone.
+async fn sale(seed: u64, users: usize, stock: i32) -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", stock).await?;
+    let mut sessions = JoinSet::new();
+    for n in 0..16 {
+        let client = database.connect_as_caller().await?;
+        let rng = Rng::with_seed(seed.wrapping_add(n));
+        sessions.spawn(session(client, rng, n % 2 == 0, users));
+    }
+    let mut told = Vec::new();
+    while let Some(session) = sessions.join_next().await {
+        told.extend(session??);
+    }
+    // Those who were not reached, or whose claim was undone.
+    let client = database.connect_as_caller().await?;
+    let all: Vec<String> = (0..users).map(user).collect();
+    told.extend(batch(&client, &all).await?);
+    check(&database, &told, users.min(stock as usize)).await
+}
+
+/// What one session was told, without what it undid.
+async fn session(
+    mut client: Client,
+    mut rng: Rng,
+    batches: bool,
+    users: usize,
+) -> Result<Vec<Told>> {
+    let mut told = Vec::new();
+    for _ in 0..if batches { 12 } else { 60 } {
+        let size = if batches { rng.usize(1..40) } else { 1 };
+        let user_ids: Vec<String> = (0..size).map(|_| user(rng.usize(..users))).collect();
+        let transaction = client.transaction().await?;
+        let outcomes = if batches {
+            batch(&transaction, &user_ids).await?
+        } else {
+            vec![(
+                user_ids[0].clone(),
+                single(&transaction, &user_ids[0]).await?,
+            )]
+        };
+        if rng.u8(..8) == 0 {
+            transaction.rollback().await?;
+        } else {
+            transaction.commit().await?;
+            told.extend(outcomes);
+        }
+    }
+    Ok(told)
+}
+
+fn user(n: usize) -> String {
+    format!("user {n}")
+}
+
+async fn single(client: &impl GenericClient, user_id: &str) -> Result<String> {
+    let sql = "select honcho_claim($1, 'PROMO')::text";
+    Ok(client.query_one(sql, &[&user_id]).await?.get(0))
+}
+
+async fn batch(client: &impl GenericClient, user_ids: &[String]) -> Result<Vec<Told>> {
+    let sql = "select ordinal, outcome::text from honcho_claim_batch('PROMO', $1)";
+    let rows = client.query(sql, &[&user_ids]).await?;
+    ensure!(rows.len() == user_ids.len());
+    let told = user_ids.iter().zip(&rows).zip(1..);
+    told.map(|((user_id, row), ordinal)| {
+        ensure!(row.get::<_, i32>(0) == ordinal, "out of order");
+        Ok((user_id.clone(), row.get(1)))
+    })
+    .collect()
+}
+
+/// Everybody was told what the table says, and as many have one as can.
+async fn check(database: &Database, told: &[Told], expected: usize) -> Result<()> {
+    let client = database.connect().await?;
+    let rows = client
+        .query("select user_id::text from claims", &[])
+        .await?;
+    let claimants: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+    let left: i32 = client
+        .query_one("select remaining_amount from coupons", &[])
+        .await?
+        .get(0);
+    ensure!(claimants.len() == expected, "{} claimed", claimants.len());
+    let mut successes: BTreeMap<&str, u32> = BTreeMap::new();
+    for (user_id, outcome) in told {
+        match outcome.as_str() {
+            "claimed" => *successes.entry(user_id).or_default() += 1,
+            "already_claimed" => ensure!(claimants.contains(user_id), "{user_id} has none"),
+            "sold_out" => ensure!(
+                left == 0 && !claimants.contains(user_id),
+                "{user_id} was told sold_out, {left} are left"
+            ),
+            other => anyhow::bail!("{user_id}: {other}"),
+        }
+    }
+    let once = claimants.iter().map(|user_id| (user_id.as_str(), 1));
+    ensure!(
+        successes == once.collect(),
+        "not everybody who has one was told so, and once"
+    );
+    database.books().await
+}

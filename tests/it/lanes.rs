@@ -1,0 +1,372 @@
+//! Lanes: one batch per coupon in flight, whoever comes meanwhile waits for the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    sync::Arc,
+};
+
+use anyhow::Result;
+use honcho_tests::{Service, eventually};
+use tokio::{sync::Barrier, task::JoinSet};
+
+use crate::{
+    api::Api,
+    connection::Connection,
+    held::{
+        Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued, url_with,
+    },
+};
+
+#[tokio::test]
+async fn a_sale_on_1000_connections() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let service = Service::start(database.caller_url()).await?;
+    let told = at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
+    assert_eq!(told, counts(&[("200", 100), ("409 sold_out", 900)]));
+    database.books().await
+}
+
+#[tokio::test]
+async fn one_user_on_1000_connections() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let service = Service::start(database.caller_url()).await?;
+    let told = at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
+    assert_eq!(told, counts(&[("200", 1), ("409 already_claimed", 999)]));
+    database.books().await
+}
+
+#[tokio::test]
+async fn batches_are_as_small_as_they_are_told() -> Result<()> {
+    for limit in ["1", "7", "20"] {
+        let database = crate::database().await?;
+        database.create_coupon("PROMO", 31).await?;
+        let mut jam = Jam::new(&database, 20, PATIENT, &[("BATCH_LIMIT", limit)]).await?;
+        jam.release().await?;
+        assert_eq!(jam.first.await??, "200");
+        for claim in jam.crowd.drain(..) {
+            assert_eq!(claim.await??, "200");
+        }
+        let largest = "select max(claims)::text
+                         from (select count(*) as claims from claims group by xmin) as batches";
+        let largest: String = jam.client.query_one(largest, &[]).await?.get(0);
+        assert_eq!(largest, limit);
+        // Ten are left. The crowd may wait in the lane's twenty places; whoever finds none asks again.
+        let mut late = JoinSet::new();
+        for n in 0..60 {
+            let api = Arc::clone(&jam.api);
+            late.spawn(async move {
+                loop {
+                    let told = api.claim(&format!("late {n}"), "PROMO").await?.shown();
+                    if told != "503 overloaded" {
+                        return anyhow::Ok(told);
+                    }
+                }
+            });
+        }
+        assert_eq!(
+            tally(late).await?,
+            counts(&[("200", 10), ("409 sold_out", 50)])
+        );
+        database.books().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn held_coupons_hold_up_no_other() -> Result<()> {
+    let held = ["HELD 1", "HELD 2", "HELD 3"];
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "select honcho_create_coupon('HELD ' || n, 20) from generate_series(1, 3) as n;
+             select honcho_create_coupon('FREE ' || n, 5) from generate_series(0, 19) as n;",
+        )
+        .await?;
+    let api = Arc::new(Api::start(&url_with(&database, PATIENT)).await?);
+    let mut holders = Vec::new();
+    let mut waiting: Vec<Vec<Claim>> = Vec::new();
+    for coupon in held {
+        holders.push(hold(&database, coupon).await?);
+        let claims = (0..10).map(|n| claim(&api, &format!("user {n}"), coupon));
+        waiting.push(claims.collect());
+    }
+    until_queued(&client, 3).await?;
+
+    let mut passing = JoinSet::new();
+    for coupon in 0..20 {
+        for user in 0..5 {
+            let claim = claim(&api, &format!("user {user}"), &format!("FREE {coupon}"));
+            passing.spawn(async move { claim.await? });
+        }
+    }
+    assert_eq!(tally(passing).await?, counts(&[("200", 100)]));
+    // They were answered while the others waited, and those wait still.
+    assert_eq!(queued(&client).await?, 3);
+    assert!(waiting.iter().flatten().all(|claim| !claim.is_finished()));
+
+    // One holder after the other goes, in whatever way; only then are those behind him served.
+    for (holder, end) in holders.iter().zip(["commit", "rollback", "commit"]) {
+        holder.batch_execute(end).await?;
+        for claim in waiting.remove(0) {
+            assert_eq!(claim.await??, "200");
+        }
+        assert!(waiting.iter().flatten().all(|claim| !claim.is_finished()));
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_full_lane_turns_away_at_once() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database.create_coupon("FREE", 100).await?;
+    let client = database.connect().await?;
+    let api = Api::start_with(&url_with(&database, PATIENT), &[("LANE_LIMIT", "4")]).await?;
+    let api = Arc::new(api);
+    // Again and again, because whoever leaves must leave his place.
+    for round in 0..3 {
+        let holder = hold(&database, "PROMO").await?;
+        let first = claim(&api, &format!("first {round}"), "PROMO");
+        until_queued(&client, 1).await?;
+        let mut claims = JoinSet::new();
+        for n in 0..10 {
+            let claim = claim(&api, &format!("user {round} {n}"), "PROMO");
+            claims.spawn(async move { claim.await? });
+        }
+        for _ in 0..6 {
+            assert_eq!(claims.join_next().await.unwrap()??, "503 overloaded");
+        }
+        let free = api.claim(&format!("user {round}"), "FREE").await?;
+        assert_eq!(free.shown(), "200");
+        assert_eq!(queued(&client).await?, 1);
+        holder.batch_execute("rollback").await?;
+        assert_eq!(first.await??, "200");
+        assert_eq!(tally(claims).await?, counts(&[("200", 4)]));
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
+    let database = crate::database().await?;
+    for coupon in ["A", "B", "FREE"] {
+        database.create_coupon(coupon, 100).await?;
+    }
+    let client = database.connect().await?;
+    let api = Api::start_with(&url_with(&database, PATIENT), &[("WAITING_LIMIT", "4")]).await?;
+    let api = Arc::new(api);
+    // However the wait ends, the places are free afterwards.
+    for end in ["the holders go", "the clients go", "the batches fail"] {
+        let holders = [hold(&database, "A").await?, hold(&database, "B").await?];
+        let firsts = ["A", "B"].map(|coupon| claim(&api, &format!("first, {end}"), coupon));
+        until_queued(&client, 2).await?;
+        let mut claims = JoinSet::new();
+        for n in 0..10 {
+            let claim = claim(&api, &format!("user {n}, {end}"), ["A", "B"][n % 2]);
+            claims.spawn(async move { claim.await? });
+        }
+        for _ in 0..6 {
+            assert_eq!(claims.join_next().await.unwrap()??, "503 overloaded");
+        }
+        let free = format!("user, {end}");
+        assert_eq!(api.claim(&free, "FREE").await?.shown(), "503 overloaded");
+        assert_eq!(queued(&client).await?, 2);
+        let expected = match end {
+            "the holders go" => "200",
+            "the clients go" => {
+                claims.shutdown().await;
+                "200"
+            }
+            _ => {
+                let terminate = "select pg_terminate_backend(pid) from pg_stat_activity
+                                  where datname = current_database()
+                                    and application_name = 'honcho-service'";
+                // Batch after batch, until nobody is left who waits.
+                let mut failed = 0;
+                eventually("every batch to fail", async || {
+                    client.execute(terminate, &[]).await?;
+                    while let Some(told) = claims.try_join_next() {
+                        assert_eq!(told??, "503 outcome_unknown");
+                        failed += 1;
+                    }
+                    Ok(
+                        (failed == 4 && firsts.iter().all(|first| first.is_finished()))
+                            .then_some(()),
+                    )
+                })
+                .await?;
+                "503 outcome_unknown"
+            }
+        };
+        for holder in &holders {
+            holder.batch_execute("rollback").await?;
+        }
+        for first in firsts {
+            assert_eq!(first.await??, expected, "{end}");
+        }
+        while let Some(told) = claims.join_next().await {
+            assert_eq!(told??, expected, "{end}");
+        }
+        eventually("a place", async || {
+            Ok((api.claim(&free, "FREE").await?.shown() == "200").then_some(()))
+        })
+        .await?;
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn whoever_goes_away_is_left_out() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let before = sockets(&jam.api.service)?;
+    let (go, stay): (Vec<_>, Vec<_>) = jam
+        .crowd
+        .drain(..)
+        .enumerate()
+        .partition(|(n, _)| n % 2 == 0);
+    for (_, claim) in &go {
+        claim.abort();
+    }
+    eventually("the service to see them go", async || {
+        Ok((sockets(&jam.api.service)? <= before - go.len()).then_some(()))
+    })
+    .await?;
+    // A socket is closed an instant before what waited on it is dropped.
+    assert_eq!(jam.api.show("PROMO").await?.body["remaining_amount"], 100);
+
+    jam.release().await?;
+    assert_eq!(jam.first.await??, "200");
+    let mut expected = BTreeSet::from(["first".to_owned()]);
+    for (n, claim) in stay {
+        assert_eq!(claim.await??, "200");
+        expected.insert(format!("crowd {n}"));
+    }
+    let made = claimed(&jam.client).await?;
+    assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_lock_that_comes_too_late_is_503_for_the_whole_batch() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, "lock_timeout=1s", &[]).await?;
+    assert_eq!((&mut jam.first).await??, "503 unavailable");
+    jam.crowd_is_told("503 unavailable").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_that_is_cancelled_is_504_for_all_of_it() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    signal_queued(&jam.client, "pg_cancel_backend").await?;
+    assert_eq!((&mut jam.first).await??, "504 timeout");
+    until_queued(&jam.client, 1).await?;
+    signal_queued(&jam.client, "pg_cancel_backend").await?;
+    jam.crowd_is_told("504 timeout").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_whose_session_is_lost_is_no_guess() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    signal_queued(&jam.client, "pg_terminate_backend").await?;
+    assert_eq!((&mut jam.first).await??, "503 outcome_unknown");
+    until_queued(&jam.client, 1).await?;
+    signal_queued(&jam.client, "pg_terminate_backend").await?;
+    jam.crowd_is_told("503 outcome_unknown").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+/// Nobody has claimed, and everybody still can.
+async fn nothing_was_changed(jam: &Jam) -> Result<()> {
+    jam.release().await?;
+    assert!(claimed(&jam.client).await?.is_empty());
+    jam.all_claim_now(20).await
+}
+
+#[tokio::test]
+async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql
+                 as $$ begin raise 'not this one'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (new.user_id = 'crowd 7') execute function refuse();",
+        )
+        .await?;
+    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    jam.release().await?;
+    assert_eq!(jam.first.await??, "200");
+    let mut expected = BTreeSet::from(["first".to_owned()]);
+    for (n, claim) in jam.crowd.drain(..).enumerate() {
+        if n == 7 {
+            assert_eq!(claim.await??, "500 internal");
+        } else {
+            assert_eq!(claim.await??, "200", "crowd {n}");
+            expected.insert(format!("crowd {n}"));
+        }
+    }
+    let made = claimed(&jam.client).await?;
+    assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
+    database.books().await
+}
+
+/// Claims for every user on a connection of its own, all of them open before the first claim is sent,
+/// and counts what they were told.
+async fn at_once(
+    service: &Service,
+    users: impl ExactSizeIterator<Item = String>,
+) -> Result<BTreeMap<String, usize>> {
+    let barrier = Arc::new(Barrier::new(users.len()));
+    let mut claims = JoinSet::new();
+    for user in users {
+        let connection = Connection::open(service).await?;
+        let barrier = Arc::clone(&barrier);
+        claims.spawn(async move {
+            barrier.wait().await;
+            connection.claim(&user, "PROMO").await
+        });
+    }
+    tally(claims).await
+}
+
+async fn tally(mut claims: JoinSet<Result<String>>) -> Result<BTreeMap<String, usize>> {
+    let mut told = BTreeMap::new();
+    while let Some(claim) = claims.join_next().await {
+        *told.entry(claim??).or_default() += 1;
+    }
+    Ok(told)
+}
+
+fn counts(told: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    told.iter()
+        .map(|&(told, count)| (told.to_owned(), count))
+        .collect()
+}
+
+/// How many sockets the service has open.
+fn sockets(service: &Service) -> Result<usize> {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", service.pid()))?;
+    Ok(descriptors
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .filter(|target| target.to_string_lossy().starts_with("socket:"))
+        .count())
+}
