@@ -10,6 +10,7 @@ mod dump;
 mod faults;
 mod flash_sale;
 mod held;
+mod kills;
 mod lanes;
 mod listing;
 mod power_loss;
