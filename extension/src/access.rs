@@ -12,6 +12,8 @@ use std::ptr;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, PgSqlErrorCode, direct_function_call, ereport, error};
 
+use crate::checks;
+
 /// The most columns that an index look-up names.
 const MAX_KEYS: usize = 2;
 
@@ -333,6 +335,7 @@ impl<'t> Writer<'t> {
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
             leave_out(&mut *target, redundant);
+            checks::attach(&mut *target);
             pg_sys::ExecOpenIndices(target, false);
             pg_sys::AfterTriggerBeginQuery();
             Writer {

@@ -84,12 +84,7 @@ fn honcho_claim_batch(
         .collect();
     let schema = Schema::of_call(fcinfo);
     let outcomes = claim(schema, &user_ids, coupon_name);
-    TableIterator::new(
-        outcomes
-            .into_iter()
-            .zip(1..)
-            .map(move |(outcome, i)| (i, outcome.to_sql(schema))),
-    )
+    TableIterator::new((1..).zip(Outcome::all_to_sql(outcomes, schema)))
 }
 
 /// Claims one coupon for one user, for callers who want a refusal to abort their transaction.

@@ -5,6 +5,7 @@
 
 mod access;
 mod args;
+mod checks;
 mod claim;
 mod claimed;
 mod coupon;
@@ -43,6 +44,7 @@ pgrx::extension_sql_file!(
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    checks::init();
     durability::init();
 }
 

@@ -44,9 +44,21 @@ impl Outcome {
     pub fn to_sql(self, schema: Schema) -> SqlOutcome {
         SqlOutcome(schema.enum_value(c"honcho_outcome", self.label()))
     }
+
+    /// The values of many outcomes, each kind looked up once.
+    pub fn all_to_sql(
+        outcomes: Vec<Outcome>,
+        schema: Schema,
+    ) -> impl Iterator<Item = SqlOutcome> + use<> {
+        let mut known = [None; Outcome::Paused as usize + 1];
+        outcomes.into_iter().map(move |outcome| {
+            *known[outcome as usize].get_or_insert_with(|| outcome.to_sql(schema))
+        })
+    }
 }
 
 /// An [`Outcome`] as PostgreSQL stores it: the OID of its `pg_enum` row.
+#[derive(Clone, Copy)]
 pub struct SqlOutcome(pg_sys::Oid);
 
 impl IntoDatum for SqlOutcome {
