@@ -338,7 +338,7 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
     #[derive(Serialize)]
     struct Problem<'a> {
         #[serde(rename = "type")]
-        kind: String,
+        kind: std::fmt::Arguments<'a>,
         title: &'a str,
         status: u16,
         detail: &'a str,
@@ -350,7 +350,7 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
     error.log(request_id);
     let (status, code, title, detail) = error.problem();
     let problem = Problem {
-        kind: format!("urn:problem-type:honcho:{code}"),
+        kind: format_args!("urn:problem-type:honcho:{code}"),
         title,
         status: status.as_u16(),
         detail: &detail,
@@ -358,7 +358,12 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
         request_id,
         error: code,
     };
-    *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+    // Most problems fit, and a sale is mostly refusals.
+    let mut body = Vec::with_capacity(384);
+    if let Err(error) = serde_json::to_writer(&mut body, &problem) {
+        error!(request_id, "a problem could not be written: {error}");
+    }
+    *response.body_mut() = Body::from(body);
     let headers = response.headers_mut();
     // The router may have set the length of the empty body.
     headers.remove(CONTENT_LENGTH);
