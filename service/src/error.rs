@@ -293,8 +293,8 @@ impl From<PoolError> for Error {
     }
 }
 
-/// An error on its way to [`answer`], which knows the request's id. A batch that failed shares one
-/// among its requests.
+/// An error on its way to the layer that writes it out, which knows the request's id. A batch that
+/// failed shares one among its requests.
 #[derive(Clone, Debug)]
 pub struct Failure(Arc<Error>);
 

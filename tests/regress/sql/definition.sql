@@ -20,7 +20,10 @@ select d.classid::regclass, pg_describe_object(d.classid, d.objid, 0) as undocum
 from pg_depend d
 join pg_extension e on e.oid = d.refobjid and e.extname = 'honcho'
 left join pg_class c on d.classid = 'pg_class'::regclass and c.oid = d.objid
+left join pg_type t on d.classid = 'pg_type'::regclass and t.oid = d.objid
 where d.deptype = 'e' and c.relkind is distinct from 'S'
+  -- PostgreSQL 16 and newer count the tables' row types and all array types in.
+  and coalesce(t.typtype, 'e') = 'e'
   and obj_description(d.objid, d.classid::regclass::name) is null;
 select attrelid::regclass, attname as undocumented
 from pg_attribute
@@ -38,7 +41,7 @@ lateral aclexplode(coalesce(
     c.relacl, p.proacl, t.typacl,
     acldefault((case d.classid when 'pg_class'::regclass then case c.relkind when 'S' then 's' else 'r' end
                 when 'pg_proc'::regclass then 'f' else 'T' end)::"char", 10))) as acl
-where d.deptype = 'e' and acl.grantee = 0
+where d.deptype = 'e' and acl.grantee = 0 and coalesce(t.typtype, 'e') = 'e'
 order by 1;
 
 drop extension honcho;
