@@ -22,8 +22,8 @@ use crate::PATIENCE;
 /// dropped, so the shared cluster of a test binary depends on it.
 const GUARD: &str = r#"
 cat >/dev/null
-if [ -f "$1/data/postmaster.pid" ]; then
-    kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"
+# A server that was killed leaves its lock file behind.
+if [ -f "$1/data/postmaster.pid" ] && kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")" 2>/dev/null; then
     tries=0
     while [ -f "$1/data/postmaster.pid" ] && [ "$tries" -lt 100 ]; do
         sleep 0.1
@@ -84,7 +84,42 @@ impl ClusterOptions {
 
     /// Makes the cluster and starts it.
     pub fn start(self) -> Result<Cluster> {
-        Cluster::create(self)
+        let mut cluster = Cluster::prepare(self)?;
+        let data = cluster.data();
+        cluster.run(
+            "initdb",
+            [
+                OsStr::new("--auth=trust"),
+                OsStr::new("--username=postgres"),
+                OsStr::new("--encoding=UTF8"),
+                OsStr::new("--no-locale"),
+                OsStr::new("--no-sync"),
+                OsStr::new("--pgdata"),
+                data.as_os_str(),
+            ],
+        )?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Makes a hot standby of `primary`, which must be running, and starts it.
+    pub fn start_standby_of(self, primary: &Cluster) -> Result<Cluster> {
+        let mut cluster = Cluster::prepare(self)?;
+        let data = cluster.data();
+        cluster.run(
+            "pg_basebackup",
+            [
+                OsStr::new("--host"),
+                primary.directory().as_os_str(),
+                OsStr::new("--checkpoint=fast"),
+                OsStr::new("--no-sync"),
+                OsStr::new("--write-recovery-conf"),
+                OsStr::new("--pgdata"),
+                data.as_os_str(),
+            ],
+        )?;
+        cluster.start()?;
+        Ok(cluster)
     }
 }
 
@@ -108,7 +143,8 @@ impl Cluster {
         ClusterOptions::default().start()
     }
 
-    fn create(options: ClusterOptions) -> Result<Self> {
+    /// A cluster without a data directory yet.
+    fn prepare(options: ClusterOptions) -> Result<Self> {
         let bindir = bindir()?;
         let owner = owner()?;
         let directory = tempfile::Builder::new()
@@ -124,7 +160,7 @@ impl Cluster {
             .process_group(0)
             .spawn()
             .context("the guard did not start")?;
-        let mut cluster = Self {
+        let cluster = Self {
             directory,
             bindir,
             owner,
@@ -135,20 +171,6 @@ impl Cluster {
         if let Some((user, group)) = owner {
             chown(&cluster.directory, Some(user), Some(group))?;
         }
-        let data = cluster.data();
-        cluster.run(
-            "initdb",
-            [
-                OsStr::new("--auth=trust"),
-                OsStr::new("--username=postgres"),
-                OsStr::new("--encoding=UTF8"),
-                OsStr::new("--no-locale"),
-                OsStr::new("--no-sync"),
-                OsStr::new("--pgdata"),
-                data.as_os_str(),
-            ],
-        )?;
-        cluster.start()?;
         Ok(cluster)
     }
 
@@ -330,10 +352,29 @@ fn kill_with_children(server: u32) -> Result<()> {
     };
     signal(server, Signal::STOP)?;
     let children = fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
-    for child in children.split_whitespace() {
-        signal(child.parse()?, Signal::KILL)?;
+    let children: Vec<u32> = children
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    for &child in &children {
+        signal(child, Signal::KILL)?;
     }
-    signal(server, Signal::KILL)
+    signal(server, Signal::KILL)?;
+    // The next server does not start while one of them still has the shared memory.
+    let deadline = Instant::now() + PATIENCE;
+    while children.iter().any(|&child| is_alive(child)) {
+        ensure!(Instant::now() < deadline, "killed processes go on");
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether a process is there and more than an entry that nobody has collected.
+fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
+        state != Some("Z")
+    })
 }
 
 /// The directory of PostgreSQL's programs, from `$PG_CONFIG`.
