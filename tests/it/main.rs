@@ -7,6 +7,7 @@ mod batch;
 mod connection;
 mod contract;
 mod dump;
+mod early_release;
 mod faults;
 mod flash_sale;
 mod held;

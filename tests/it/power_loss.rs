@@ -18,17 +18,17 @@ use tokio::{process::Command, task::JoinSet, time::Instant};
 use tokio_postgres::Client;
 
 /// Longer than anything else that a test does between two looks.
-const SLOW: Duration = Duration::from_millis(400);
+pub const SLOW: Duration = Duration::from_millis(400);
 
 /// A cluster that can lose its power.
-struct Machine {
-    cluster: Cluster,
+pub struct Machine {
+    pub cluster: Cluster,
     // The library must stay where the server was told to find it.
     _library: tempfile::TempDir,
 }
 
 impl Machine {
-    async fn start() -> Result<Self> {
+    pub async fn start() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         // Root's directories are closed to the user that PostgreSQL runs as.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -50,6 +50,7 @@ impl Machine {
         let cluster = ClusterOptions::default()
             .environment("LD_PRELOAD", &library)
             .setting("max_connections", "60")
+            .setting("max_prepared_transactions", "5")
             // Leaves flushing to those who must wait for it.
             .setting("wal_writer_delay", "10s")
             .start()?;
@@ -60,7 +61,7 @@ impl Machine {
     }
 
     /// Puts off each flush from now on by so much.
-    fn delay_flushes(&self, delay: Duration) -> Result<()> {
+    pub fn delay_flushes(&self, delay: Duration) -> Result<()> {
         Ok(fs::write(
             self.file("delay"),
             delay.as_micros().to_string(),
@@ -68,7 +69,7 @@ impl Machine {
     }
 
     /// Takes the power away, and gives it back.
-    fn lose_power(&mut self) -> Result<()> {
+    pub fn lose_power(&mut self) -> Result<()> {
         self.cluster.stop(Stop::Kill)?;
         let undone = self.undo()?;
         // Without something to undo, this is a mere crash.
