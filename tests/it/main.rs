@@ -17,6 +17,7 @@ mod listing;
 mod power_loss;
 mod rights;
 mod shutdown;
+mod standby;
 mod transactions;
 mod verify;
 

@@ -1,0 +1,295 @@
+//! A synchronous standby: a claim is told when the standby has it, and its turn is over before.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result, ensure};
+use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Stop, books, connect, eventually};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    sync::mpsc,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
+use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
+
+use crate::held::claimed;
+
+/// A primary whose commits wait for its standby.
+struct Pair {
+    primary: Cluster,
+    standby: Cluster,
+    database: Database,
+    /// Looks at the primary.
+    client: Client,
+}
+
+impl Pair {
+    async fn start(stock: i32) -> Result<Self> {
+        let options = ClusterOptions::default().setting("fsync", "off");
+        let primary = options
+            .clone()
+            .setting("synchronous_standby_names", "*")
+            .start()?;
+        let standby = options.start_standby_of(&primary)?;
+        let database = Database::create(&primary).await?;
+        database.create_coupon("PROMO", stock).await?;
+        let client = database.connect().await?;
+        let pair = Self {
+            primary,
+            standby,
+            database,
+            client,
+        };
+        // It has all this already, but may not have carried it out.
+        eventually("the standby to show the coupon", async || {
+            let Ok(client) = pair.connect_to_standby("postgres").await else {
+                return Ok(None);
+            };
+            let coupon = "select from honcho_get_coupon('PROMO')";
+            Ok(client.query_opt(coupon, &[]).await.ok().flatten())
+        })
+        .await?;
+        Ok(pair)
+    }
+
+    /// Connects to the standby as this user.
+    async fn connect_to_standby(&self, user: &str) -> Result<Client> {
+        connect(&self.standby.url(user, self.database.name())).await
+    }
+
+    /// Lets the standby hear nothing until the returned value is dropped.
+    async fn deafen(&self) -> Result<Deaf> {
+        let client = self.connect_to_standby("postgres").await?;
+        let receiver = "select pid from pg_stat_wal_receiver";
+        let receiver: i32 = client.query_one(receiver, &[]).await?.get(0);
+        let receiver = Pid::from_raw(receiver).context("no process")?;
+        kill_process(receiver, Signal::STOP)?;
+        Ok(Deaf(receiver))
+    }
+
+    /// How many sessions wait for the standby.
+    async fn waiting(&self) -> Result<i64> {
+        let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+        Ok(self.client.query_one(sql, &[]).await?.get(0))
+    }
+
+    async fn until_waiting(&self, count: i64) -> Result<()> {
+        eventually("the claims to wait for the standby", async || {
+            Ok((self.waiting().await? == count).then_some(()))
+        })
+        .await
+    }
+}
+
+/// A standby that hears nothing.
+struct Deaf(Pid);
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // It may be gone by now.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+async fn claim(client: &Client, user_id: &str) -> Result<String, tokio_postgres::Error> {
+    let sql = "select honcho_claim($1, 'PROMO')::text";
+    Ok(client.query_one(sql, &[&user_id]).await?.get(0))
+}
+
+/// Starts a claim in a session with this `synchronous_commit`; its end gives the session back.
+async fn claim_with(
+    database: &Database,
+    level: &str,
+    user_id: &'static str,
+) -> Result<JoinHandle<(Client, Result<String, tokio_postgres::Error>)>> {
+    let client = database.connect().await?;
+    client
+        .batch_execute(&format!("set synchronous_commit = {level}"))
+        .await?;
+    Ok(tokio::spawn(async move {
+        let told = claim(&client, user_id).await;
+        (client, told)
+    }))
+}
+
+async fn level(client: &Client) -> Result<String> {
+    Ok(client
+        .query_one("show synchronous_commit", &[])
+        .await?
+        .get(0))
+}
+
+#[tokio::test]
+async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Result<()> {
+    let pair = Pair::start(100).await?;
+    let on_standby = pair.connect_to_standby("postgres").await?;
+    let deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "remote_apply", "ann").await?;
+    pair.until_waiting(1).await?;
+    // The next one gets as far as that: it is not ann that he waits for.
+    let bob = claim_with(&pair.database, "remote_apply", "bob").await?;
+    pair.until_waiting(2).await?;
+    let turns = "select count(*) from pg_locks where locktype = 'object'";
+    assert_eq!(pair.client.query_one(turns, &[]).await?.get::<_, i64>(0), 0);
+    assert!(!ann.is_finished() && !bob.is_finished());
+    assert!(claimed(&on_standby).await?.is_empty());
+
+    drop(deaf);
+    for (claim, user) in [(ann, "ann"), (bob, "bob")] {
+        let (client, told) = claim.await?;
+        assert_eq!(told?, "claimed");
+        assert_eq!(level(&client).await?, "remote_apply");
+        // At once: that is what this level means.
+        assert!(claimed(&on_standby).await?.iter().any(|one| one == user));
+    }
+    pair.database.books().await?;
+    books(&on_standby).await
+}
+
+#[tokio::test]
+async fn who_does_not_want_to_wait_for_the_standby_does_not() -> Result<()> {
+    let pair = Pair::start(100).await?;
+    let _deaf = pair.deafen().await?;
+    for (setting, user) in [("local", "ann"), ("off", "bob")] {
+        let claim = claim_with(&pair.database, setting, user).await?;
+        let (client, told) = timeout(PATIENCE, claim).await??;
+        assert_eq!(told?, "claimed");
+        assert_eq!(level(&client).await?, setting);
+    }
+    pair.database.books().await
+}
+
+#[tokio::test]
+async fn a_wait_for_the_standby_that_is_broken_off_leaves_the_claim() -> Result<()> {
+    let pair = Pair::start(100).await?;
+    let deaf = pair.deafen().await?;
+    let waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'";
+
+    let (client, mut connection) =
+        tokio_postgres::connect(pair.database.superuser_url(), NoTls).await?;
+    let (sender, mut notices) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) =
+            std::future::poll_fn(|context| connection.poll_message(context)).await
+        {
+            if let AsyncMessage::Notice(notice) = message {
+                // The test may have seen enough.
+                let _ = sender.send(notice);
+            }
+        }
+    });
+    let ann = tokio::spawn(async move {
+        let told = claim(&client, "ann").await;
+        (client, told)
+    });
+    pair.until_waiting(1).await?;
+    let session: i32 = pair.client.query_one(waiting, &[]).await?.get(0);
+    pair.client
+        .execute("select pg_cancel_backend($1)", &[&session])
+        .await?;
+    let (client, told) = ann.await?;
+    assert_eq!(told?, "claimed");
+    let notice = notices.recv().await.context("no warning")?;
+    assert_eq!(*notice.code(), SqlState::WARNING, "{notice}");
+    assert_eq!(level(&client).await?, "on");
+
+    let bob = claim_with(&pair.database, "on", "bob").await?;
+    pair.until_waiting(1).await?;
+    let session: i32 = pair.client.query_one(waiting, &[]).await?.get(0);
+    pair.client
+        .execute("select pg_terminate_backend($1)", &[&session])
+        .await?;
+    assert!(bob.await?.1.is_err());
+    assert_eq!(claimed(&pair.client).await?, ["ann", "bob"]);
+    drop(deaf);
+    pair.database.books().await
+}
+
+#[tokio::test]
+async fn no_told_claim_is_lost_with_the_primary() -> Result<()> {
+    const CLIENTS: i64 = 16;
+    let mut pair = Pair::start(1_000_000).await?;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let mut clients = JoinSet::new();
+    for n in 0..CLIENTS {
+        let client = pair.database.connect().await?;
+        let told = Arc::clone(&told);
+        clients.spawn(async move {
+            // Until the connection is gone.
+            for i in 0.. {
+                let user_id = format!("user {n} {i}");
+                match claim(&client, &user_id).await {
+                    Ok(outcome) => {
+                        assert_eq!(outcome, "claimed");
+                        told.lock().unwrap().push(user_id);
+                    }
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+    let count = || told.lock().unwrap().len();
+    eventually("a sale to be under way", async || {
+        Ok((count() >= 300).then_some(()))
+    })
+    .await?;
+    let deaf = pair.deafen().await?;
+    let before = count();
+    eventually("all to wait for the standby, or none", async || {
+        let all_wait = pair.waiting().await? == CLIENTS;
+        Ok((all_wait || count() > before + 300).then_some(()))
+    })
+    .await?;
+    pair.primary.stop(Stop::Kill)?;
+    drop(deaf);
+    clients.join_all().await;
+
+    let client = pair.connect_to_standby("postgres").await?;
+    let promoted: bool = client.query_one("select pg_promote()", &[]).await?.get(0);
+    ensure!(promoted, "not promoted:\n{}", pair.standby.log());
+    let kept = claimed(&client).await?;
+    let lost: Vec<String> = told
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|user| !kept.contains(user))
+        .cloned()
+        .collect();
+    assert!(lost.is_empty(), "{} lost, {:?} …", lost.len(), lost.first());
+    assert_eq!(claim(&client, "afterwards").await?, "claimed");
+    books(&client).await
+}
+
+#[tokio::test]
+async fn a_standby_refuses_but_does_not_claim() -> Result<()> {
+    let pair = Pair::start(2).await?;
+    let caller = pair.database.connect_as_caller().await?;
+    caller
+        .batch_execute("set synchronous_commit = remote_apply")
+        .await?;
+    assert_eq!(claim(&caller, "ann").await?, "claimed");
+    let on_standby = pair
+        .connect_to_standby(&format!("{}_caller", pair.database.name()))
+        .await?;
+    assert_eq!(claim(&on_standby, "ann").await?, "already_claimed");
+    let nothing = "select honcho_claim('bob', 'NOTHING')::text";
+    let nothing: String = on_standby.query_one(nothing, &[]).await?.get(0);
+    assert_eq!(nothing, "not_found");
+    for sql in [
+        "select honcho_claim('bob', 'PROMO')",
+        "select honcho_claim_batch('PROMO', array['ann', 'bob'])",
+        "select honcho_claim_or_raise('bob', 'PROMO')",
+    ] {
+        let error = on_standby.batch_execute(sql).await.unwrap_err();
+        assert_eq!(
+            error.code(),
+            Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            "{sql}"
+        );
+    }
+    assert_eq!(claim(&caller, "bob").await?, "claimed");
+    assert_eq!(claim(&on_standby, "carl").await?, "sold_out");
+    let left = "select remaining_amount from honcho_get_coupon('PROMO')";
+    assert_eq!(on_standby.query_one(left, &[]).await?.get::<_, i32>(0), 0);
+    pair.database.books().await
+}
