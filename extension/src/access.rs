@@ -175,7 +175,7 @@ impl Row<'_> {
     }
 }
 
-/// Look-ups in one unique index under the active snapshot.
+/// Look-ups in one unique index.
 pub struct Lookup<'t> {
     table: &'t Relation,
     scan: pg_sys::IndexScanDesc,
@@ -183,7 +183,7 @@ pub struct Lookup<'t> {
 }
 
 impl<'t> Lookup<'t> {
-    /// Prepares look-ups of rows of `table` by all columns of `index`.
+    /// Prepares look-ups of rows of `table` by all columns of `index`, under the active snapshot.
     pub fn new(table: &'t Relation, index: &Relation) -> Lookup<'t> {
         let slot = Slot::new(table);
         // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan.
@@ -200,6 +200,21 @@ impl<'t> Lookup<'t> {
             )
         };
         Lookup { table, scan, slot }
+    }
+
+    /// Lets go of the row last found: a pinned page cannot be pruned.
+    pub fn release(&mut self) {
+        // SAFETY: the slot and the scan are ours; a scan without keys is positioned nowhere.
+        unsafe {
+            pg_sys::ExecClearTuple(self.slot.0);
+            pg_sys::index_rescan(self.scan, ptr::null_mut(), 0, ptr::null_mut(), 0);
+        }
+    }
+
+    /// Goes on under the snapshot that is active now.
+    pub fn renew(&mut self) {
+        // SAFETY: the scan keeps the snapshot of each look-up no longer than until the next.
+        unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
     /// The row with these values in the index's columns, in its order.
@@ -294,6 +309,9 @@ impl Drop for Lookup<'_> {
 
 /// Writes rows of one table: constraints, indexes and row triggers included. As when logical
 /// replication applies a row, there is no statement, so statement triggers do not fire.
+///
+/// Made, it has locked the table as an `insert` or `update` does and opened its indexes; between
+/// `begin` and `end` it writes.
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
@@ -325,25 +343,32 @@ impl<'t> Writer<'t> {
 
     fn new(table: &'t Relation, redundant: impl Fn(&pg_sys::Trigger) -> bool) -> Writer<'t> {
         let slot = Slot::new(table);
-        // SAFETY: the table stays open while the writer lives; a snapshot is active; what is made
-        // here is freed by `finish`, or with the transaction's memory after an error.
+        // SAFETY: the table stays open while the writer lives; what is made here is freed by `drop`,
+        // or with the transaction's memory after an error.
         unsafe {
             pg_sys::LockRelationOid(table.oid(), pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
             let estate = pg_sys::CreateExecutorState();
-            (*estate).es_snapshot = pg_sys::GetActiveSnapshot();
-            (*estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
             leave_out(&mut *target, redundant);
             checks::attach(&mut *target);
             pg_sys::ExecOpenIndices(target, false);
-            pg_sys::AfterTriggerBeginQuery();
             Writer {
                 estate,
                 target,
                 slot,
                 table: PhantomData,
             }
+        }
+    }
+
+    /// Begins to write, under the active snapshot.
+    pub fn begin(&mut self) {
+        // SAFETY: a snapshot is active; `end` is the counterpart.
+        unsafe {
+            (*self.estate).es_snapshot = pg_sys::GetActiveSnapshot();
+            (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
+            pg_sys::AfterTriggerBeginQuery();
         }
     }
 
@@ -402,16 +427,24 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Fires the statement's remaining triggers and frees what the writer took.
-    pub fn finish(self) {
-        // SAFETY: made by `new` and consumed here.
-        unsafe {
-            pg_sys::AfterTriggerEndQuery(self.estate);
-            pg_sys::ExecCloseIndices(self.target);
-            // What the triggers opened, if there were any.
-            pg_sys::ExecCloseResultRelations(self.estate);
-            pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
-            pg_sys::FreeExecutorState(self.estate);
+    /// Ends writing: fires the triggers that were put off until then.
+    pub fn end(&mut self) {
+        // SAFETY: `begin` came before.
+        unsafe { pg_sys::AfterTriggerEndQuery(self.estate) };
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: made by `new`, freed only here.
+            unsafe {
+                pg_sys::ExecCloseIndices(self.target);
+                // What the triggers opened, if there were any.
+                pg_sys::ExecCloseResultRelations(self.estate);
+                pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
+                pg_sys::FreeExecutorState(self.estate);
+            }
         }
     }
 }

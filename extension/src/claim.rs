@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use crate::access::{self, Text};
 use crate::outcome::{Outcome, SqlOutcome};
 use crate::schema::Schema;
-use crate::store::{Coupon, Tables, View};
+use crate::store::{Coupon, Ledger, Tables, View};
 use crate::{args, durability, queue};
 
 /// The most users that one batch may name.
@@ -148,105 +148,107 @@ fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
 
 /// Claims `coupon_name` for each of `user_ids`; the outcomes in their order.
 fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
-    let coupon_name = Text::new(coupon_name);
-    let users: Vec<Text> = user_ids.iter().map(|user_id| Text::new(user_id)).collect();
-    let tables = Tables::open(schema);
-
-    let mut look = View::new(&tables);
-    let Some(coupon) = look.coupon(coupon_name) else {
-        return vec![Outcome::NotFound; users.len()];
+    let request = Request {
+        coupon_name: Text::new(coupon_name),
+        users: user_ids.iter().map(|user_id| Text::new(user_id)).collect(),
+        user_ids,
     };
-    let mut outcomes = Vec::with_capacity(users.len());
-    refuse_leading(&mut look, &coupon, coupon_name, &users, &mut outcomes);
-    drop(look);
+    let tables = Tables::open(schema);
+    let mut view = View::new(&tables);
+    let Some(coupon) = view.coupon(request.coupon_name) else {
+        return vec![Outcome::NotFound; user_ids.len()];
+    };
+    let mut outcomes = Vec::with_capacity(user_ids.len());
+    request.refuse_leading(&mut view, &coupon, &mut outcomes);
 
-    if outcomes.len() < users.len() {
+    if outcomes.len() < user_ids.len() {
         access::require_writable(c"honcho_claim()");
+        let mut ledger = Ledger::open(&tables);
+        view.release();
         queue::wait_for_turn(tables.coupons_oid(), coupon.id);
-        take(
-            &mut View::new(&tables),
-            coupon_name,
-            user_ids,
-            &users,
-            &mut outcomes,
-        );
+        view.renew();
+        request.take(&mut view, &mut ledger, &mut outcomes);
     }
     outcomes
 }
 
-/// Decides the refusals at the head of `users`, up to the first who may claim.
-///
-/// Whoever is refused here is told what others did: that must be durable first.
-fn refuse_leading(
-    view: &mut View<'_>,
-    coupon: &Coupon,
+/// Who wants what.
+struct Request<'a> {
     coupon_name: Text,
-    users: &[Text],
-    outcomes: &mut Vec<Outcome>,
-) {
-    let refusal = coupon.refusal();
-    for &user_id in &users[outcomes.len()..] {
-        if let Some(writer) = view.claim_written_by(user_id, coupon_name) {
-            durability::wait_until_durable(writer);
-            outcomes.push(Outcome::AlreadyClaimed);
-        } else if let Some(refusal) = refusal {
-            outcomes.push(refusal);
-        } else {
-            return;
-        }
-    }
-    if refusal.is_some() {
-        durability::wait_until_durable(coupon.written_by);
-    }
+    user_ids: &'a [&'a str],
+    /// The same as `user_ids`.
+    users: Vec<Text>,
 }
 
-/// Decides the rest of `users`, in their turn, and writes their claims.
-fn take(
-    view: &mut View<'_>,
-    coupon_name: Text,
-    user_ids: &[&str],
-    users: &[Text],
-    outcomes: &mut Vec<Outcome>,
-) {
-    // What was seen before the wait may be long past: look again, and lock only if there is
-    // something to take.
-    let mut coupon = view.coupon(coupon_name);
-    if let Some(found) = &coupon {
-        refuse_leading(view, found, coupon_name, users, outcomes);
-        if outcomes.len() == users.len() {
-            return;
+impl Request<'_> {
+    /// Decides the refusals at the head of the users that are undecided yet, up to the first who may
+    /// claim.
+    ///
+    /// Whoever is refused here is told what others did: that must be durable first.
+    fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, outcomes: &mut Vec<Outcome>) {
+        let refusal = coupon.refusal();
+        for &user in &self.users[outcomes.len()..] {
+            if let Some(writer) = view.claim_written_by(user, self.coupon_name) {
+                durability::wait_until_durable(writer);
+                outcomes.push(Outcome::AlreadyClaimed);
+            } else if let Some(refusal) = refusal {
+                outcomes.push(refusal);
+            } else {
+                return;
+            }
         }
-        coupon = view.lock_coupon();
+        if refusal.is_some() {
+            durability::wait_until_durable(coupon.written_by);
+        }
     }
-    let Some(coupon) = coupon else {
-        outcomes.resize(users.len(), Outcome::NotFound);
-        return;
-    };
 
-    let refusal = coupon.refusal();
-    let mut claimers = Vec::new();
-    let mut named = HashSet::new();
-    for (&user_id, &text) in users.iter().zip(user_ids).skip(outcomes.len()) {
-        let outcome = if named.contains(text) {
-            Outcome::AlreadyClaimed
-        } else if let Some(writer) = view.claim_written_by(user_id, coupon_name) {
-            durability::wait_until_durable(writer);
-            Outcome::AlreadyClaimed
-        } else if let Some(refusal) = refusal {
-            refusal
-        } else if claimers.len() as i64 == i64::from(coupon.remaining) {
-            Outcome::SoldOut
-        } else {
-            named.insert(text);
-            claimers.push(user_id);
-            Outcome::Claimed
+    /// Decides the rest of the users, in their turn, and writes their claims.
+    fn take(&self, view: &mut View<'_>, ledger: &mut Ledger<'_>, outcomes: &mut Vec<Outcome>) {
+        // What was seen before the wait may be long past: look again, and lock only if there is
+        // something to take.
+        let mut coupon = view.coupon(self.coupon_name);
+        if let Some(found) = &coupon {
+            self.refuse_leading(view, found, outcomes);
+            if outcomes.len() == self.users.len() {
+                return;
+            }
+            coupon = view.lock_coupon();
+        }
+        let Some(coupon) = coupon else {
+            outcomes.resize(self.users.len(), Outcome::NotFound);
+            return;
         };
-        outcomes.push(outcome);
-    }
-    if claimers.is_empty() {
-        durability::wait_until_durable(coupon.written_by);
-    } else {
-        view.write_claims(&coupon, coupon_name, &claimers);
-        durability::release_locks_early();
+
+        let refusal = coupon.refusal();
+        let mut claimers = Vec::new();
+        let mut named = HashSet::new();
+        // This one was just found to have no claim.
+        let first = outcomes.len();
+        for i in first..self.users.len() {
+            let (user_id, user) = (self.user_ids[i], self.users[i]);
+            let outcome = if named.contains(user_id) {
+                Outcome::AlreadyClaimed
+            } else if i > first
+                && let Some(writer) = view.claim_written_by(user, self.coupon_name)
+            {
+                durability::wait_until_durable(writer);
+                Outcome::AlreadyClaimed
+            } else if let Some(refusal) = refusal {
+                refusal
+            } else if claimers.len() as i64 == i64::from(coupon.remaining) {
+                Outcome::SoldOut
+            } else {
+                named.insert(user_id);
+                claimers.push(user);
+                Outcome::Claimed
+            };
+            outcomes.push(outcome);
+        }
+        if claimers.is_empty() {
+            durability::wait_until_durable(coupon.written_by);
+        } else {
+            ledger.write(view, &coupon, self.coupon_name, &claimers);
+            durability::release_locks_early();
+        }
     }
 }

@@ -92,26 +92,38 @@ impl Tables {
     }
 }
 
-/// What the tables hold for one snapshot, taken when the view is made: the newest under read
-/// committed, the transaction's own under the stricter levels.
+/// What the tables hold for one snapshot: under read committed the newest when the view was made or
+/// renewed, under the stricter levels the transaction's own.
 pub struct View<'t> {
-    tables: &'t Tables,
     coupons: Lookup<'t>,
     claims: Lookup<'t>,
     // Last, for fields are dropped in order: the scans end before their snapshot goes.
-    _snapshot: Snapshot,
+    snapshot: Option<Snapshot>,
 }
 
 impl<'t> View<'t> {
     /// Takes a snapshot.
     pub fn new(tables: &'t Tables) -> View<'t> {
-        let snapshot = Snapshot::push();
+        let snapshot = Some(Snapshot::push());
         View {
-            tables,
             coupons: Lookup::new(&tables.coupons, &tables.coupons_by_name),
             claims: Lookup::new(&tables.claims, &tables.claims_by_user),
-            _snapshot: snapshot,
+            snapshot,
         }
+    }
+
+    /// Holds on to nothing, neither snapshot nor pages, until it is renewed.
+    pub fn release(&mut self) {
+        self.coupons.release();
+        self.claims.release();
+        self.snapshot = None;
+    }
+
+    /// Takes a new snapshot after `release`.
+    pub fn renew(&mut self) {
+        self.snapshot = Some(Snapshot::push());
+        self.coupons.renew();
+        self.claims.renew();
     }
 
     /// The coupon called `name`.
@@ -144,31 +156,56 @@ impl<'t> View<'t> {
     pub fn lock_coupon(&mut self) -> Option<Coupon> {
         self.coupons.lock().map(Coupon::read)
     }
+}
 
-    /// Writes the claims of `user_ids` on the coupon last locked and takes them off its stock, which
-    /// must suffice. Later commands of the transaction see both.
+/// Both tables, open for writing: made before the wait in the queue, so that those behind do not wait
+/// for it.
+pub struct Ledger<'t> {
+    coupons: Writer<'t>,
+    claims: Writer<'t>,
+    claim_ids: pg_sys::Oid,
+}
+
+impl<'t> Ledger<'t> {
+    /// Locks both tables as an `insert` or `update` does.
+    pub fn open(tables: &'t Tables) -> Ledger<'t> {
+        Ledger {
+            coupons: Writer::for_update(&tables.coupons),
+            claims: Writer::for_insert(&tables.claims, &tables.coupons),
+            claim_ids: tables.schema.relation(c"claims_id_seq"),
+        }
+    }
+
+    /// Writes the claims of `user_ids` on the coupon that `view` last locked, and takes them off its
+    /// stock, which must suffice. Later commands of the transaction see both.
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated, which nothing but a write that
-    /// bypassed the queue can bring about.
-    pub fn write_claims(&mut self, coupon: &Coupon, coupon_name: Text, user_ids: &[Text]) {
+    /// bypassed the queue can bring about; whatever a trigger raises.
+    pub fn write(
+        &mut self,
+        view: &View<'_>,
+        coupon: &Coupon,
+        coupon_name: Text,
+        user_ids: &[Text],
+    ) {
         let left = coupon.remaining - user_ids.len() as i32;
-        let mut coupons = Writer::for_update(&self.tables.coupons);
-        coupons.update(self.coupons.found(), REMAINING_AMOUNT, Datum::from(left));
-        coupons.finish();
+        self.coupons.begin();
+        self.coupons
+            .update(view.coupons.found(), REMAINING_AMOUNT, Datum::from(left));
+        self.coupons.end();
 
-        let ids = self.tables.schema.relation(c"claims_id_seq");
         let claimed_at = access::now();
-        let mut claims = Writer::for_insert(&self.tables.claims, &self.tables.coupons);
+        self.claims.begin();
         for user_id in user_ids {
-            claims.insert(&[
-                (CLAIM_ID, access::next_value(ids)),
+            self.claims.insert(&[
+                (CLAIM_ID, access::next_value(self.claim_ids)),
                 (CLAIM_USER_ID, user_id.datum()),
                 (CLAIM_COUPON_NAME, coupon_name.datum()),
                 (CLAIM_CLAIMED_AT, Datum::from(claimed_at)),
             ]);
         }
-        claims.finish();
+        self.claims.end();
         access::next_command();
     }
 }
