@@ -5,14 +5,14 @@ use std::{
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use anyhow::Result;
 use honcho_tests::{Cluster, ClusterOptions, Database, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::{
@@ -110,7 +110,7 @@ async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn a_sale_while_sessions_are_terminated() -> Result<()> {
-    sale_while(How::Terminated, 40).await
+    sale_while(How::Terminated, 20).await
 }
 
 #[tokio::test]
@@ -118,13 +118,22 @@ async fn a_sale_while_sessions_are_killed() -> Result<()> {
     sale_while(How::Killed, 3).await
 }
 
-/// A sale during which sessions that carry out a batch are ended, so often at most.
-async fn sale_while(how: How, limit: usize) -> Result<()> {
+/// A sale during which so many sessions are ended as they carry out a batch.
+async fn sale_while(how: How, count: usize) -> Result<()> {
     let cluster = cluster()?;
     let database = Database::create(&cluster).await?;
-    database.create_coupon("PROMO", 2_000).await?;
+    let sale = Sale::open(&database).await?;
+    let mut client = database.connect().await?;
+    // So slow that whoever carries out a batch is most likely found in the middle.
+    client
+        .batch_execute(
+            "create function dawdle() returns trigger language plpgsql
+                 as $$ begin perform pg_sleep(0.0003); return new; end $$;
+             create trigger dawdle before insert on claims
+                 for each row execute function dawdle();",
+        )
+        .await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
-    let sale = Arc::new(Sale::of(2_500));
     let mut clients = JoinSet::new();
     for _ in 0..64 {
         let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
@@ -136,64 +145,61 @@ async fn sale_while(how: How, limit: usize) -> Result<()> {
             anyhow::Ok(())
         });
     }
-    let mut client = database.connect().await?;
     let batch = "select pid from pg_stat_activity
                   where datname = current_database() and application_name = 'honcho-service'
                     and state = 'active' and query like '%honcho_claim_batch%'
                   limit 1";
-    let mut ended = 0;
-    while ended < limit && sale.is_on() {
-        if let Some(row) = client.query_opt(batch, &[]).await? {
-            how.end(&client, row.get(0)).await?;
-            ended += 1;
-            if matches!(how, How::Killed) {
-                client = reconnect(&client, &database).await?;
-            }
+    for _ in 0..count {
+        let session = eventually("a batch", async || Ok(client.query_opt(batch, &[]).await?));
+        how.end(&client, session.await?.get(0)).await?;
+        if matches!(how, How::Killed) {
+            client = reconnect(&client, &database).await?;
         }
-        yield_now().await;
+        let before = sale.told();
+        eventually("the sale to go on", async || {
+            Ok((sale.told() > before).then_some(()))
+        })
+        .await?;
     }
+    sale.close().await?;
     while let Some(client) = clients.join_next().await {
         client??;
     }
-    assert!(ended > 0 && sale.uncertain.load(Ordering::Relaxed) > 0);
-    sale.check(&database, 2_000).await
+    sale.check(&database).await
 }
 
 #[tokio::test]
 async fn a_sale_while_the_service_is_killed() -> Result<()> {
     let database = crate::database().await?;
-    database.create_coupon("PROMO", 2_000).await?;
-    let sale = Arc::new(Sale::of(2_500));
-    let mut kills = 0;
-    while sale.is_on() {
+    let sale = Sale::open(&database).await?;
+    for kill_it in [true, true, true, true, true, true, false] {
         let api = Arc::new(Api::start(database.caller_url()).await?);
-        let before = sale.told();
         let mut clients = JoinSet::new();
         for _ in 0..64 {
             let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
             clients.spawn(async move {
-                // Until the service is gone.
+                // Until the service is gone or the sale is over.
                 while let Some(user) = sale.next() {
-                    let told = match api.claim(&user, "PROMO").await {
-                        Ok(answer) => answer.shown(),
+                    match api.claim(&user, "PROMO").await {
+                        Ok(answer) => sale.note(user, answer.shown()),
                         Err(_) => return sale.note(user, "no answer".to_owned()),
-                    };
-                    sale.note(user, told);
+                    }
                 }
             });
         }
-        if kills < 6 {
+        if kill_it {
+            let before = sale.told();
             eventually("some claims", async || {
-                Ok((sale.told() >= before + 150 || !sale.is_on()).then_some(()))
+                Ok((sale.told() >= before + 100).then_some(()))
             })
             .await?;
             kill(api.service.pid().try_into()?)?;
-            kills += 1;
+        } else {
+            sale.close().await?;
         }
         clients.join_all().await;
     }
-    assert!(sale.uncertain.load(Ordering::Relaxed) > 0);
-    sale.check(&database, 2_000).await
+    sale.check(&database).await
 }
 
 #[tokio::test]
@@ -224,34 +230,60 @@ async fn a_service_killed_while_claims_wait_takes_only_those_it_had_sent() -> Re
     database.books().await
 }
 
-/// Users who claim until they know for certain, and what they were told.
+/// Users who claim until they know for certain, and what they were told. More of them come until the
+/// sale is closed.
 struct Sale {
-    waiting: Mutex<VecDeque<String>>,
+    came: AtomicUsize,
+    closed: AtomicBool,
+    /// Those who were left in doubt, and of them those who have not claimed again yet.
+    doubtful: Mutex<(BTreeSet<String>, VecDeque<String>)>,
     told: Mutex<Vec<(String, String)>>,
-    users: usize,
-    uncertain: AtomicUsize,
 }
 
 impl Sale {
-    fn of(users: usize) -> Self {
-        Self {
-            waiting: Mutex::new((0..users).map(|n| format!("user {n}")).collect()),
+    const STOCK: usize = 2_000;
+    const USERS: usize = 2_500;
+
+    async fn open(database: &Database) -> Result<Arc<Self>> {
+        database.create_coupon("PROMO", Self::STOCK as i32).await?;
+        Ok(Arc::new(Self {
+            came: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            doubtful: Mutex::default(),
             told: Mutex::default(),
-            users,
-            uncertain: AtomicUsize::new(0),
-        }
+        }))
+    }
+
+    /// Lets nobody else come once enough were told.
+    async fn close(&self) -> Result<()> {
+        eventually("enough to be told", async || {
+            Ok((self.told() >= Self::USERS).then_some(()))
+        })
+        .await?;
+        self.closed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn next(&self) -> Option<String> {
-        self.waiting.lock().unwrap().pop_front()
+        if let Some(user) = self.doubtful.lock().unwrap().1.pop_front() {
+            return Some(user);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(format!(
+            "user {}",
+            self.came.fetch_add(1, Ordering::Relaxed)
+        ))
     }
 
-    /// Notes what a user was told; whoever is not certain claims again.
+    /// Notes what a user was told.
     fn note(&self, user: String, told: String) {
         match told.as_str() {
             "503 outcome_unknown" | "503 unavailable" | "no answer" => {
-                self.uncertain.fetch_add(1, Ordering::Relaxed);
-                self.waiting.lock().unwrap().push_back(user);
+                let (ever, now) = &mut *self.doubtful.lock().unwrap();
+                ever.insert(user.clone());
+                now.push_back(user);
             }
             _ => self.told.lock().unwrap().push((user, told)),
         }
@@ -261,24 +293,22 @@ impl Sale {
         self.told.lock().unwrap().len()
     }
 
-    fn is_on(&self) -> bool {
-        self.told() < self.users
-    }
-
     /// Everybody was told what the table says, and the whole stock is claimed.
-    async fn check(&self, database: &Database, stock: usize) -> Result<()> {
+    async fn check(&self, database: &Database) -> Result<()> {
         let client = database.connect().await?;
         let claimants: BTreeSet<String> = claimed(&client).await?.into_iter().collect();
-        assert_eq!(claimants.len(), stock);
-        let told = self.told.lock().unwrap().clone();
-        assert_eq!(told.len(), self.users);
-        for (user, told) in told {
+        assert_eq!(claimants.len(), Self::STOCK);
+        let (doubtful, _) = &*self.doubtful.lock().unwrap();
+        assert!(!doubtful.is_empty());
+        for (user, told) in self.told.lock().unwrap().iter() {
             let has_one = match told.as_str() {
-                "200" | "409 already_claimed" => true,
+                "200" => true,
+                // The first claim of whoever got one says so, or nothing.
+                "409 already_claimed" if doubtful.contains(user) => true,
                 "409 sold_out" => false,
                 other => panic!("{user}: {other}"),
             };
-            assert_eq!(claimants.contains(&user), has_one, "{user} was told {told}");
+            assert_eq!(claimants.contains(user), has_one, "{user} was told {told}");
         }
         database.books().await
     }
