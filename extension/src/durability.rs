@@ -10,6 +10,8 @@
 //! rests on such a claim therefore waits for the flush too ([`wait_until_durable`]).
 
 use std::cell::Cell;
+use std::ptr;
+use std::time::{Duration, Instant};
 
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
 
@@ -31,6 +33,7 @@ enum State {
 
 thread_local! {
     static STATE: Cell<State> = const { Cell::new(State::Ordinary) };
+    static PACE: Cell<Pace> = const { Cell::new(Pace { duration: Duration::ZERO, in_company: false }) };
 }
 
 /// Defines `honcho.early_lock_release` and hooks into the end of transactions.
@@ -45,8 +48,8 @@ pub fn init() {
     );
     // SAFETY: both callbacks have static lifetime and are registered once per backend.
     unsafe {
-        pg_sys::RegisterXactCallback(Some(at_transaction_event), std::ptr::null_mut());
-        pg_sys::RegisterResourceReleaseCallback(Some(at_resource_release), std::ptr::null_mut());
+        pg_sys::RegisterXactCallback(Some(at_transaction_event), ptr::null_mut());
+        pg_sys::RegisterResourceReleaseCallback(Some(at_resource_release), ptr::null_mut());
     }
 }
 
@@ -127,11 +130,60 @@ unsafe extern "C-unwind" fn at_resource_release(
     if restore() {
         // SAFETY: the commit record was written by this backend; its end is XactLastCommitEnd.
         unsafe {
-            pg_sys::XLogFlush(pg_sys::XactLastCommitEnd);
-            pg_sys::SyncRepWaitForLSN(pg_sys::XactLastCommitEnd, true);
+            let commit = pg_sys::XactLastCommitEnd;
+            PACE.set(PACE.get().flush(commit));
+            pg_sys::SyncRepWaitForLSN(commit, true);
         }
     }
     STATE.set(State::Ordinary);
+}
+
+unsafe extern "C" {
+    /// `commit_delay`, in microseconds, which pgrx does not bind.
+    static mut CommitDelay: i32;
+    /// `commit_siblings`, likewise.
+    static mut CommitSiblings: i32;
+}
+
+/// What this backend's flushes were like lately.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// How long they took, waits for others' included: a moving average over about eight.
+    duration: Duration,
+    /// Whether the last one took others' commits along.
+    in_company: bool,
+}
+
+impl Pace {
+    /// Flushes less costly than this are not worth waiting for.
+    const SLOW: Duration = Duration::from_micros(800);
+
+    /// Flushes the WAL up to `commit`.
+    ///
+    /// Where that is slow and others are committing too, the flush is put off by a fraction of it,
+    /// as `commit_delay` does: else those who were told by the last flush and come back at once miss
+    /// this one by little, wait for it to end, and only then for their own. A `commit_delay` that
+    /// somebody has set is left as it is.
+    ///
+    /// # Safety
+    /// `commit` is the end of a record that was written.
+    unsafe fn flush(self, commit: pg_sys::XLogRecPtr) -> Pace {
+        let start = Instant::now();
+        // SAFETY: backend-local variables; nothing else runs in this backend.
+        unsafe {
+            let set = (CommitDelay, CommitSiblings);
+            if self.in_company && self.duration > Self::SLOW && set.0 == 0 {
+                CommitDelay = self.duration.as_micros() as i32 / 4;
+                CommitSiblings = 0;
+            }
+            pg_sys::XLogFlush(commit);
+            (CommitDelay, CommitSiblings) = set;
+            Pace {
+                duration: (self.duration * 7 + start.elapsed()) / 8,
+                in_company: pg_sys::GetFlushRecPtr(ptr::null_mut()) > commit,
+            }
+        }
+    }
 }
 
 /// Puts the caller's `synchronous_commit` back; whether a flush was due.
