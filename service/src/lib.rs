@@ -7,6 +7,7 @@ pub mod db;
 pub mod error;
 pub mod lanes;
 mod routes;
+pub mod serve;
 
 use axum::{
     Router,

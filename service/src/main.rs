@@ -4,8 +4,7 @@
 use std::{future::Future, io, process::exit, time::Duration};
 
 use anyhow::{Context, Result};
-use axum::serve::ListenerExt;
-use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router};
+use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router, serve::serve};
 use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
@@ -35,10 +34,10 @@ fn main() -> Result<()> {
         .worker_threads(config.workers)
         .enable_all()
         .build()?
-        .block_on(serve(config))
+        .block_on(run(config))
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn run(config: Config) -> Result<()> {
     let database = Database::new(config.database, config.pool_size)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
     let listener = TcpListener::bind((config.host.as_str(), config.port))
@@ -47,15 +46,7 @@ async fn serve(config: Config) -> Result<()> {
     // Before the line that tells the world that we are there.
     let stop = watch_for_stop()?;
     info!("listening on http://{}", listener.local_addr()?);
-    // A long answer is written in parts, and no part may wait for the one before to be acknowledged.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            warn!("no TCP_NODELAY: {error}");
-        }
-    });
-    axum::serve(listener, router(App { database, lanes }))
-        .with_graceful_shutdown(stop)
-        .await?;
+    serve(listener, router(App { database, lanes }), stop).await;
     info!("stopped");
     Ok(())
 }
