@@ -31,7 +31,7 @@ fn cluster() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| {
         ClusterOptions::default()
-            .setting("max_connections", "700")
+            .setting("max_connections", "1500")
             // Nothing here outlives the machine's power.
             .setting("fsync", "off")
             .start()
