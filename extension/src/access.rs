@@ -78,6 +78,18 @@ impl Relation {
         Relation(unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
     }
 
+    /// Whether it has triggers that are not PostgreSQL's own.
+    fn has_user_triggers(&self) -> bool {
+        // SAFETY: the relation is open; its triggers are an array of `numtriggers`.
+        unsafe {
+            (*self.0).trigdesc.as_ref().is_some_and(|description| {
+                let count = description.numtriggers as usize;
+                let triggers = std::slice::from_raw_parts(description.triggers, count);
+                triggers.iter().any(|trigger| !trigger.tgisinternal)
+            })
+        }
+    }
+
     /// Its OID.
     pub fn oid(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.
@@ -158,6 +170,13 @@ impl Row<'_> {
         }
     }
 
+    /// Whether the text column with this attribute number has this value.
+    fn is(self, attribute: usize, value: Text) -> bool {
+        let arguments = [self.get(attribute), Some(value.0)];
+        // SAFETY: both are varlenas, and texts of equal bytes are equal.
+        unsafe { direct_function_call::<bool>(pg_sys::byteaeq, &arguments) }.unwrap_or(false)
+    }
+
     /// The transaction that wrote this version; invalid once nobody can tell any more, which is long
     /// after it was made durable.
     pub fn written_by(self) -> pg_sys::TransactionId {
@@ -204,10 +223,11 @@ impl<'t> Lookup<'t> {
 
     /// Lets go of the row last found: a pinned page cannot be pruned.
     pub fn release(&mut self) {
-        // SAFETY: the slot and the scan are ours; a scan without keys is positioned nowhere.
+        // SAFETY: the slot and the scan are ours; without new keys a rescan keeps the old ones.
         unsafe {
             pg_sys::ExecClearTuple(self.slot.0);
-            pg_sys::index_rescan(self.scan, ptr::null_mut(), 0, ptr::null_mut(), 0);
+            let keys = (*self.scan).numberOfKeys;
+            pg_sys::index_rescan(self.scan, ptr::null_mut(), keys, ptr::null_mut(), 0);
         }
     }
 
@@ -254,12 +274,12 @@ impl<'t> Lookup<'t> {
     }
 
     /// Locks the row last found against all but foreign-key checks until the transaction ends, and
-    /// reads its newest version; none if it was deleted.
+    /// reads its newest version; none if it was deleted, or no longer has this value in this column.
     ///
     /// # Errors
     /// `40001` under repeatable read and serializable when the row changed after the snapshot;
     /// `55P03`, `57014`, `40P01` as for any lock.
-    pub fn lock(&mut self) -> Option<Row<'_>> {
+    pub fn lock(&mut self, attribute: usize, value: Text) -> Option<Row<'_>> {
         let mut failure = pg_sys::TM_FailureData::default();
         // SAFETY: the slot holds the row that `find` returned under the active snapshot.
         let (result, own_snapshot) = unsafe {
@@ -284,7 +304,10 @@ impl<'t> Lookup<'t> {
             (result, own_snapshot)
         };
         match result {
-            pg_sys::TM_Result::TM_Ok => Some(Row(&self.slot)),
+            pg_sys::TM_Result::TM_Ok => {
+                let row = Row(&self.slot);
+                (!failure.traversed || row.is(attribute, value)).then_some(row)
+            }
             pg_sys::TM_Result::TM_Deleted if !own_snapshot => None,
             pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted => {
                 ereport!(
@@ -322,11 +345,14 @@ pub struct Writer<'t> {
 impl<'t> Writer<'t> {
     /// Prepares to insert into `table` rows that refer to rows of `locked_parent` which this
     /// transaction has locked. Their foreign key holds by that lock, so its trigger is left out: it
-    /// would look the parent up again for each row, at several times the cost of the insert.
+    /// would look the parent up again for each row, at several times the cost of the insert. Not so
+    /// where users' triggers could change either row.
     pub fn for_insert(table: &'t Relation, locked_parent: &Relation) -> Writer<'t> {
         let parent = locked_parent.oid();
+        let parent_has_triggers = locked_parent.has_user_triggers();
         Writer::new(table, |trigger| {
-            trigger.tgfoid == pg_sys::Oid::from(pg_sys::F_RI_FKEY_CHECK_INS)
+            !parent_has_triggers
+                && trigger.tgfoid == pg_sys::Oid::from(pg_sys::F_RI_FKEY_CHECK_INS)
                 && trigger.tgconstrrelid == parent
         })
     }
@@ -350,7 +376,9 @@ impl<'t> Writer<'t> {
             let estate = pg_sys::CreateExecutorState();
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
-            leave_out(&mut *target, redundant);
+            if !table.has_user_triggers() {
+                leave_out(&mut *target, redundant);
+            }
             checks::attach(&mut *target);
             pg_sys::ExecOpenIndices(target, false);
             Writer {
@@ -394,6 +422,7 @@ impl<'t> Writer<'t> {
             pg_sys::ExecStoreVirtualTuple(slot);
             pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
         }
+        self.require_written();
     }
 
     /// Sets one column of `row`, which this transaction has locked.
@@ -424,6 +453,23 @@ impl<'t> Writer<'t> {
             );
             pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, &mut recheck, old, new);
             pg_sys::EvalPlanQualEnd(&mut recheck);
+        }
+        self.require_written();
+    }
+
+    /// Fails if a trigger kept the row in the slot from being written.
+    ///
+    /// # Errors
+    /// `09000`.
+    fn require_written(&self) {
+        // SAFETY: a row that is written has its place; one that is only put into the slot has none.
+        let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*self.slot.0).tts_tid) };
+        if !written {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+                "a trigger suppressed a write of the claim"
+            );
         }
     }
 

@@ -3,64 +3,49 @@
 //! The executor reads a table's check constraints from their catalog text and compiles them for every
 //! statement that writes to it. For two comparisons of integers that took a quarter of a claim's
 //! instructions, all of them while others wait.
+//!
+//! A compiled check is kept by its text, which says all there is to it as long as it names nothing
+//! but what every database has; so nothing here can grow stale, and nothing is ever given up.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 
-use pgrx::{PgMemoryContexts, pg_guard, pg_sys};
+use pgrx::{PgMemoryContexts, pg_sys};
 
-/// The compiled checks of one table, in the order of its descriptor.
-#[derive(Clone, Copy)]
-struct Checks {
-    expressions: *mut *mut pg_sys::ExprState,
-    /// What owns them.
-    memory: pg_sys::MemoryContext,
-}
+/// The most checks that are kept. Ours are two.
+const MOST: usize = 16;
 
 thread_local! {
-    static CHECKS: RefCell<HashMap<pg_sys::Oid, Checks>> = RefCell::default();
-    /// Whether a table or function changed since; the checks may be in use when that is heard, so
-    /// they are given up only when they are next asked for.
-    static STALE: Cell<bool> = const { Cell::new(false) };
+    static COMPILED: RefCell<HashMap<CString, *mut pg_sys::ExprState>> = RefCell::default();
 }
 
-/// Listens for changes to tables and to functions, which a check may call.
-pub fn init() {
-    // SAFETY: both callbacks have static lifetime and are registered once per backend.
-    unsafe {
-        let no_argument = pg_sys::Datum::null();
-        pg_sys::CacheRegisterRelcacheCallback(Some(table_changed), no_argument);
-        let functions = pg_sys::SysCacheIdentifier::PROCOID as i32;
-        pg_sys::CacheRegisterSyscacheCallback(functions, Some(function_changed), no_argument);
-    }
-}
-
-/// Gives `target` the compiled checks of its table.
+/// Gives `target` the compiled checks of its table, if all of them may be kept; else the executor
+/// compiles them, as it does for anybody.
 ///
 /// # Safety
-/// `target` is initialised, and the table is open and locked so that nobody else can change its
+/// `target` is initialised, and its table is open and locked so that nobody else can change its
 /// constraints (`RowExclusiveLock` does) until `target` is no longer used.
 #[cfg(not(feature = "pg18"))]
 pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
-    // SAFETY: the table is open, so its descriptor is there; nobody uses what is given up.
+    // SAFETY: the table is open, so its descriptor is there; `check` is an array of `num_check`.
     unsafe {
-        if STALE.take() {
-            for (_, old) in CHECKS.take() {
-                pg_sys::MemoryContextDelete(old.memory);
-            }
-        }
-        let table = target.ri_RelationDesc;
-        let constraints = (*(*table).rd_att).constr;
+        let constraints = (*(*target.ri_RelationDesc).rd_att).constr;
         if constraints.is_null() || (*constraints).num_check == 0 {
             return;
         }
-        let known = CHECKS.with_borrow(|all| all.get(&(*table).rd_id).copied());
-        let checks = known.unwrap_or_else(|| {
-            let checks = compile(&*constraints);
-            CHECKS.with_borrow_mut(|all| all.insert((*table).rd_id, checks));
-            checks
-        });
-        target.ri_ConstraintExprs = checks.expressions;
+        let count = (*constraints).num_check as usize;
+        let checks = std::slice::from_raw_parts((*constraints).check, count);
+        let compiled: Option<Vec<_>> = checks
+            .iter()
+            .map(|check| compiled(CStr::from_ptr(check.ccbin)))
+            .collect();
+        if let Some(compiled) = compiled {
+            let array = pg_sys::palloc(size_of_val(compiled.as_slice()));
+            let array = array.cast::<*mut pg_sys::ExprState>();
+            array.copy_from_nonoverlapping(compiled.as_ptr(), count);
+            target.ri_ConstraintExprs = array;
+        }
     }
 }
 
@@ -69,46 +54,40 @@ pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
 #[cfg(feature = "pg18")]
 pub unsafe fn attach(_target: &mut pg_sys::ResultRelInfo) {}
 
+/// The check with this text, compiled; none if it may not be kept.
+///
 /// # Safety
-/// `constraints` has a check.
+/// `text` is a node as PostgreSQL writes it to `pg_constraint`.
 #[cfg(not(feature = "pg18"))]
-unsafe fn compile(constraints: &pg_sys::TupleConstr) -> Checks {
-    // SAFETY: `check` is an array of `num_check`; each text is a node that PostgreSQL wrote. The
-    // memory lives until `attach` deletes it.
-    unsafe {
-        let checks = std::slice::from_raw_parts(constraints.check, constraints.num_check as usize);
-        let memory = pg_sys::AllocSetContextCreateExtended(
-            pg_sys::CacheMemoryContext,
-            c"honcho checks".as_ptr(),
-            pg_sys::ALLOCSET_SMALL_MINSIZE as usize,
-            pg_sys::ALLOCSET_SMALL_INITSIZE as usize,
-            pg_sys::ALLOCSET_SMALL_MAXSIZE as usize,
-        );
-        let expressions = PgMemoryContexts::For(memory).switch_to(|_| {
-            let expressions = pg_sys::palloc0(size_of_val(checks)).cast::<*mut pg_sys::ExprState>();
-            for (i, check) in checks.iter().enumerate() {
-                let node = pg_sys::stringToNode(check.ccbin).cast();
-                let node = pg_sys::expression_planner(node);
-                *expressions.add(i) = pg_sys::ExecInitExpr(node, std::ptr::null_mut());
-            }
-            expressions
-        });
-        Checks {
-            expressions,
-            memory,
-        }
+unsafe fn compiled(text: &CStr) -> Option<*mut pg_sys::ExprState> {
+    if let Some(known) = COMPILED.with_borrow(|all| all.get(text).copied()) {
+        return Some(known);
     }
+    if !names_only_built_ins(text) || COMPILED.with_borrow(HashMap::len) == MOST {
+        return None;
+    }
+    // SAFETY: as above; the expression lives as long as the backend.
+    let expression = unsafe {
+        PgMemoryContexts::CacheMemoryContext.switch_to(|_| {
+            let node = pg_sys::stringToNode(text.as_ptr()).cast();
+            pg_sys::ExecInitExpr(pg_sys::expression_planner(node), std::ptr::null_mut())
+        })
+    };
+    COMPILED.with_borrow_mut(|all| all.insert(text.to_owned(), expression));
+    Some(expression)
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn table_changed(_argument: pg_sys::Datum, table: pg_sys::Oid) {
-    let known = || CHECKS.with_borrow(|all| all.contains_key(&table));
-    if table == pg_sys::InvalidOid || known() {
-        STALE.set(true);
-    }
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn function_changed(_argument: pg_sys::Datum, _cache: i32, _hash: u32) {
-    STALE.set(true);
+/// Whether a node names no function, operator or type that a user made: every number in its text is
+/// below the first OID that users' objects get. It is of no account that other numbers are counted
+/// in.
+fn names_only_built_ins(text: &CStr) -> bool {
+    text.to_bytes()
+        .split(|byte| !byte.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .all(|digits| {
+            let number = str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| digits.parse::<u32>().ok());
+            number.is_some_and(|number| number < pg_sys::FirstNormalObjectId)
+        })
 }

@@ -32,8 +32,9 @@ const MAX_BATCH: usize = 10_000;
 /// deadlock; `25006` in a read-only transaction, unless the claim is refused.
 ///
 /// # Locks
-/// A refusal: those of a `select`. Else the coupon's queue lock and its row (`for no key update`),
-/// until the transaction ends.
+/// A refusal: those of a `select`; if there was stock when it was asked for, it waited in the queue
+/// too, and has left it again. Else the coupon's queue lock and its row (`for no key update`), until
+/// the transaction ends.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn honcho_claim(
@@ -142,7 +143,7 @@ fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
 fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
     let tables = Tables::open(schema);
     let id = View::new(&tables).claim_id(Text::new(user_id), Text::new(coupon_name));
-    // Only a trigger that deletes what it just saw inserted can bring this about.
+    // Only a trigger that deletes what it just saw inserted, or moves it, can bring this about.
     id.unwrap_or_else(|| error!("the claim vanished as it was made"))
 }
 
@@ -153,6 +154,8 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         users: user_ids.iter().map(|user_id| Text::new(user_id)).collect(),
         user_ids,
     };
+    // What the caller's own statement has written so far counts.
+    access::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
     let Some(coupon) = view.coupon(request.coupon_name) else {
@@ -167,7 +170,11 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         view.release();
         queue::wait_for_turn(tables.coupons_oid(), coupon.id);
         view.renew();
-        request.take(&mut view, &mut ledger, &mut outcomes);
+        if request.take(&mut view, &mut ledger, &mut outcomes) {
+            durability::release_locks_early();
+        } else {
+            queue::pass(tables.coupons_oid(), coupon.id);
+        }
     }
     outcomes
 }
@@ -202,21 +209,26 @@ impl Request<'_> {
         }
     }
 
-    /// Decides the rest of the users, in their turn, and writes their claims.
-    fn take(&self, view: &mut View<'_>, ledger: &mut Ledger<'_>, outcomes: &mut Vec<Outcome>) {
+    /// Decides the rest of the users, in their turn, and writes their claims; whether there are any.
+    fn take(
+        &self,
+        view: &mut View<'_>,
+        ledger: &mut Ledger<'_>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> bool {
         // What was seen before the wait may be long past: look again, and lock only if there is
         // something to take.
         let mut coupon = view.coupon(self.coupon_name);
         if let Some(found) = &coupon {
             self.refuse_leading(view, found, outcomes);
             if outcomes.len() == self.users.len() {
-                return;
+                return false;
             }
-            coupon = view.lock_coupon();
+            coupon = view.lock_coupon(self.coupon_name);
         }
         let Some(coupon) = coupon else {
             outcomes.resize(self.users.len(), Outcome::NotFound);
-            return;
+            return false;
         };
 
         let refusal = coupon.refusal();
@@ -248,7 +260,7 @@ impl Request<'_> {
             durability::wait_until_durable(coupon.written_by);
         } else {
             ledger.write(view, &coupon, self.coupon_name, &claimers);
-            durability::release_locks_early();
         }
+        !claimers.is_empty()
     }
 }

@@ -4,6 +4,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::spi;
 
+use crate::access;
 use crate::args;
 use crate::plan::{Plan, column};
 
@@ -36,6 +37,7 @@ fn honcho_create_coupon(
     {
         args::invalid("ends_at must lie after starts_at".into());
     }
+    access::require_writable(c"honcho_create_coupon()");
     Spi::connect_mut(|client| {
         let created = client.update(
             "insert into coupons (name, amount, remaining_amount, starts_at, ends_at)

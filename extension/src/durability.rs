@@ -18,6 +18,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
 static EARLY_LOCK_RELEASE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 const OFF: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY as i32;
 
 /// How far the transaction at hand is.
 #[derive(Clone, Copy, PartialEq)]
@@ -57,13 +58,14 @@ pub fn init() {
 ///
 /// If the claim is rolled back to a savepoint the transaction still does so; that costs nothing.
 pub fn release_locks_early() {
-    if EARLY_LOCK_RELEASE.get() {
+    if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
         STATE.set(State::Claimed);
     }
 }
 
-/// Waits until the commit of transaction `xid`, whose work was seen, is durable. Returns at once for
-/// the caller's own transaction and for any commit that was flushed.
+/// Waits until the commit of transaction `xid`, whose work was seen, is durable: flushed here, and on
+/// the synchronous standbys where there are any. Returns at once for the caller's own transaction and
+/// for any commit that is.
 pub fn wait_until_durable(xid: pg_sys::TransactionId) {
     // SAFETY: look-ups by an xid that a visible row carries, hence within the commit log.
     unsafe {
@@ -79,6 +81,10 @@ pub fn wait_until_durable(xid: pg_sys::TransactionId) {
         if pg_sys::XLogNeedsFlush(commit) {
             pg_sys::XLogFlush(commit);
         }
+        // As at a commit, this wait is not broken off but by a cancel, with a warning.
+        pg_sys::InterruptHoldoffCount += 1;
+        pg_sys::SyncRepWaitForLSN(commit, true);
+        pg_sys::InterruptHoldoffCount -= 1;
     }
 }
 
@@ -86,7 +92,8 @@ pub fn wait_until_durable(xid: pg_sys::TransactionId) {
 ///
 /// The variable is set past the settings' machinery, for the few steps between here and the flush,
 /// so that no rollback to a savepoint, no function with settings of its own and no `show` meets it.
-/// A caller who turned `synchronous_commit` off keeps that. A prepared transaction never comes by
+/// A caller who turned `synchronous_commit` off keeps that, and so does one who set `remote_apply`,
+/// which asks the standby for its word in the commit record itself. A prepared transaction never comes by
 /// here: it is flushed as ever.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_transaction_event(
@@ -97,7 +104,10 @@ unsafe extern "C-unwind" fn at_transaction_event(
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => {
             // SAFETY: a backend-local variable; nothing else runs in this backend.
             unsafe {
-                if STATE.get() == State::Claimed && pg_sys::synchronous_commit > OFF {
+                if STATE.get() == State::Claimed
+                    && pg_sys::synchronous_commit > OFF
+                    && pg_sys::synchronous_commit < REMOTE_APPLY
+                {
                     STATE.set(State::FlushDue(pg_sys::synchronous_commit));
                     pg_sys::synchronous_commit = OFF;
                 }

@@ -13,15 +13,21 @@ use pgrx::pg_sys;
 /// # Errors
 /// `55P03` after `lock_timeout`, `57014` on a cancel, `40P01` on a deadlock.
 pub fn wait_for_turn(coupons: pg_sys::Oid, id: i64) {
-    let low = pg_sys::Oid::from(id as u32);
-    let high = (id >> 32) as u16;
+    let (low, high) = key(id);
     // SAFETY: takes plain values; an error leaves through pgrx's guard.
-    unsafe {
-        pg_sys::LockDatabaseObject(
-            coupons,
-            low,
-            high,
-            pg_sys::ExclusiveLock as pg_sys::LOCKMODE,
-        );
-    }
+    unsafe { pg_sys::LockDatabaseObject(coupons, low, high, EXCLUSIVE) };
+}
+
+/// Gives back the turn that was waited for last, with nothing changed. A turn that this transaction
+/// had before remains its own.
+pub fn pass(coupons: pg_sys::Oid, id: i64) {
+    let (low, high) = key(id);
+    // SAFETY: as above.
+    unsafe { pg_sys::UnlockDatabaseObject(coupons, low, high, EXCLUSIVE) };
+}
+
+const EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+
+fn key(id: i64) -> (pg_sys::Oid, u16) {
+    (pg_sys::Oid::from(id as u32), (id >> 32) as u16)
 }

@@ -10,6 +10,7 @@ use crate::outcome::Outcome;
 use crate::schema::Schema;
 
 const ID: usize = 1;
+const NAME: usize = 2;
 const REMAINING_AMOUNT: usize = 4;
 const STARTS_AT: usize = 6;
 const ENDS_AT: usize = 7;
@@ -148,13 +149,13 @@ impl<'t> View<'t> {
         claim.get(CLAIM_ID).map(|id| id.value() as i64)
     }
 
-    /// Locks the row of the coupon last found as an `update` of its stock does, and reads it again;
-    /// none if it was deleted meanwhile. Only someone who bypasses the queue can make this wait.
+    /// Locks the row of the coupon last found, called `name`, as an `update` of its stock does, and
+    /// reads it again; none if it was deleted or renamed meanwhile. Only someone who bypasses the queue can make this wait.
     ///
     /// # Errors
     /// `40001` under repeatable read and serializable when the row changed after the snapshot.
-    pub fn lock_coupon(&mut self) -> Option<Coupon> {
-        self.coupons.lock().map(Coupon::read)
+    pub fn lock_coupon(&mut self, name: Text) -> Option<Coupon> {
+        self.coupons.lock(NAME, name).map(Coupon::read)
     }
 }
 

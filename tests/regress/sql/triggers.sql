@@ -36,6 +36,58 @@ select honcho_claim('mallory', 'PROMO');
 select * from honcho_claim_batch('PROMO', array['joe', 'mallory']);
 select * from honcho_verify();
 
+drop trigger refuse on claims;
+
+-- A trigger that suppresses a write takes the claim back: nobody is told "claimed" without one.
+create function suppress() returns trigger language plpgsql as 'begin return null; end';
+create trigger suppress before insert on claims for each row execute function suppress();
+select honcho_claim('kim', 'PROMO');
+drop trigger suppress on claims;
+create trigger suppress before update on coupons for each row execute function suppress();
+select honcho_claim('kim', 'PROMO');
+drop trigger suppress on coupons;
+
+-- The foreign key is checked again where a trigger may have changed what it rests on.
+create function move() returns trigger language plpgsql as
+    $$ begin new.coupon_name := 'NOWHERE'; return new; end $$;
+create trigger move before insert on claims for each row execute function move();
+select honcho_claim('kim', 'PROMO');
+drop trigger move on claims;
+create function remove() returns trigger language plpgsql as
+    $$ begin delete from public.coupons where name = new.name; return null; end $$;
+select honcho_create_coupon('LAST', 1);
+create trigger remove after update on coupons for each row when (new.remaining_amount = 0)
+    execute function remove();
+select honcho_claim('kim', 'LAST');
+drop trigger remove on coupons;
+
+-- Checks of the users' own hold, whatever they call and however often they fail.
+create function is_welcome(user_id text) returns boolean language sql as
+    $$ select 1 / length(replace(user_id, 'mallory', '')) >= 0; select true $$;
+alter table claims add constraint welcome check (public.is_welcome(user_id));
+begin;
+select honcho_claim('lee', 'PROMO');
+savepoint before;
+select honcho_claim('mallory', 'PROMO');
+rollback to before;
+select honcho_claim('joe', 'LAST');
+commit;
+create or replace function is_welcome(user_id text) returns boolean language sql as 'select false';
+select honcho_create_coupon('NEXT', 5);
+select honcho_claim('lee', 'NEXT');
+alter table claims drop constraint welcome;
+select honcho_claim('lee', 'NEXT');
+
+-- What the claim's own statement has written is seen.
+with paused as (update coupons set paused = true where name = 'NEXT' returning name)
+    select honcho_claim('kim', name) from paused;
+with resumed as (update coupons set paused = false where name = 'NEXT' returning name)
+    select honcho_claim('kim', name) from resumed;
+with removed as (delete from claims where user_id = 'kim' returning coupon_name)
+    select honcho_claim('kim', coupon_name) from removed;
+update coupons set remaining_amount = remaining_amount + 1 where name = 'NEXT';
+select * from honcho_verify() where not holds;
+
 drop extension honcho cascade;
 drop table log;
-drop function log_row, refuse;
+drop function log_row, refuse, suppress, move, remove, is_welcome;
