@@ -251,7 +251,14 @@ impl Database {
             }
         };
         match timeout(ANSWER_WAIT, client.query(&statement, arguments)).await {
-            Ok(answer) => answer.map_err(|error| Error::from(error).after_sending()),
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => {
+                let error = Error::from(error).after_sending();
+                if matches!(error, Error::OutcomeUnknown(_)) {
+                    discard(client);
+                }
+                Err(error)
+            }
             Err(_) => {
                 discard(client);
                 Err(Error::OutcomeUnknown(anyhow!("no answer to a call")))

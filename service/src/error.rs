@@ -99,7 +99,8 @@ impl Error {
     fn from_sqlstate(state: &SqlState, source: anyhow::Error) -> Self {
         match state.code() {
             "40001" | "40P01" => Self::Conflict(source),
-            "55P03" | "57P03" => Self::Unavailable(source),
+            // The last: a standby, which will be followed by a primary.
+            "55P03" | "57P03" | "25006" => Self::Unavailable(source),
             "57014" => Self::Timeout(source),
             "57P01" | "57P02" | "57P05" => Self::Disconnected(source),
             code => match &code[..2] {
@@ -417,6 +418,7 @@ mod tests {
             ("53200", "503 unavailable", "503 unavailable", false),
             ("53300", "503 unavailable", "503 unavailable", false),
             ("57P03", "503 unavailable", "503 unavailable", false),
+            ("25006", "503 unavailable", "503 unavailable", false),
             ("08000", "503 unavailable", "503 outcome_unknown", true),
             ("08006", "503 unavailable", "503 outcome_unknown", true),
             ("57P01", "503 unavailable", "503 outcome_unknown", true),

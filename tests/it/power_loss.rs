@@ -220,8 +220,22 @@ struct Told {
     sold_out: bool,
 }
 
+/// How clients claim until the power goes.
+struct Sale {
+    settings: &'static str,
+    stock: i32,
+    claims_per_user: usize,
+    flush: Duration,
+}
+
 /// Lets clients claim until the power goes, and returns how many claims were told and then lost.
-async fn lost_after_a_sale(settings: &str, stock: i32) -> Result<usize> {
+async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
+    let Sale {
+        settings,
+        stock,
+        claims_per_user,
+        flush,
+    } = sale;
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", stock).await?;
@@ -234,8 +248,7 @@ async fn lost_after_a_sale(settings: &str, stock: i32) -> Result<usize> {
         clients.spawn(async move {
             // Until the connection is gone.
             for i in 0.. {
-                // Every user claims twice.
-                let user_id = format!("user {n} {}", i / 2);
+                let user_id = format!("user {n} {}", i / claims_per_user);
                 let Ok(outcome) = claim(&client, &user_id).await else {
                     return;
                 };
@@ -248,7 +261,7 @@ async fn lost_after_a_sale(settings: &str, stock: i32) -> Result<usize> {
             }
         });
     }
-    machine.delay_flushes(Duration::from_millis(5))?;
+    machine.delay_flushes(flush)?;
     let start = Instant::now();
     eventually("a sale to be under way", async || {
         let told = told.lock().unwrap();
@@ -284,7 +297,13 @@ async fn lost_after_a_sale(settings: &str, stock: i32) -> Result<usize> {
 #[tokio::test]
 async fn no_told_outcome_is_lost_with_the_power() -> Result<()> {
     for stock in [1_000_000, 150, 40] {
-        let lost = lost_after_a_sale("set honcho.early_lock_release = on", stock).await?;
+        let lost = lost_after_a_sale(Sale {
+            settings: "set honcho.early_lock_release = on",
+            stock,
+            claims_per_user: 2,
+            flush: Duration::from_millis(5),
+        })
+        .await?;
         assert_eq!(lost, 0, "of a stock of {stock}");
     }
     Ok(())
@@ -293,9 +312,16 @@ async fn no_told_outcome_is_lost_with_the_power() -> Result<()> {
 /// The test above can fail: answers that are given before the flush are lost.
 #[tokio::test]
 async fn an_outcome_told_before_the_flush_is_found_lost() -> Result<()> {
-    let lost = lost_after_a_sale("set synchronous_commit = off", 1_000_000)
-        .await
-        .context("the sale without flushes")?;
+    let lost = lost_after_a_sale(Sale {
+        settings: "set synchronous_commit = off",
+        stock: 1_000_000,
+        // A second claim would be refused, and wait for the flush as a refusal does.
+        claims_per_user: 1,
+        // No flush ends before the power does.
+        flush: Duration::from_secs(5),
+    })
+    .await
+    .context("the sale without flushes")?;
     assert!(lost > 0);
     Ok(())
 }

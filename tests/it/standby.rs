@@ -124,24 +124,34 @@ async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Resu
     let pair = Pair::start(100).await?;
     let on_standby = pair.connect_to_standby("postgres").await?;
     let deaf = pair.deafen().await?;
-    let ann = claim_with(&pair.database, "remote_apply", "ann").await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
     pair.until_waiting(1).await?;
     // The next one gets as far as that: it is not ann that he waits for.
-    let bob = claim_with(&pair.database, "remote_apply", "bob").await?;
+    let bob = claim_with(&pair.database, "on", "bob").await?;
     pair.until_waiting(2).await?;
+    // And so does a refusal that rests on what the standby does not have yet.
+    let again = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(3).await?;
     let turns = "select count(*) from pg_locks where locktype = 'object'";
     assert_eq!(pair.client.query_one(turns, &[]).await?.get::<_, i64>(0), 0);
-    assert!(!ann.is_finished() && !bob.is_finished());
+    assert!(!ann.is_finished() && !bob.is_finished() && !again.is_finished());
     assert!(claimed(&on_standby).await?.is_empty());
 
     drop(deaf);
-    for (claim, user) in [(ann, "ann"), (bob, "bob")] {
+    for (claim, outcome) in [
+        (ann, "claimed"),
+        (bob, "claimed"),
+        (again, "already_claimed"),
+    ] {
         let (client, told) = claim.await?;
-        assert_eq!(told?, "claimed");
-        assert_eq!(level(&client).await?, "remote_apply");
-        // At once: that is what this level means.
-        assert!(claimed(&on_standby).await?.iter().any(|one| one == user));
+        assert_eq!(told?, outcome);
+        assert_eq!(level(&client).await?, "on");
     }
+    // It has them, and will show them.
+    eventually("both claims on the standby", async || {
+        Ok((claimed(&on_standby).await?.len() == 2).then_some(()))
+    })
+    .await?;
     pair.database.books().await?;
     books(&on_standby).await
 }
