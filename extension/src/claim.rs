@@ -194,9 +194,14 @@ impl Request<'_> {
     /// Whoever is refused here is told what others did: that must be durable first.
     fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, outcomes: &mut Vec<Outcome>) {
         let refusal = coupon.refusal();
+        // The claims of a batch have one writer.
+        let mut durable = pg_sys::InvalidTransactionId;
         for &user in &self.users[outcomes.len()..] {
             if let Some(writer) = view.claim_written_by(user, self.coupon_name) {
-                durability::wait_until_durable(writer);
+                if writer != durable {
+                    durability::wait_until_durable(writer);
+                    durable = writer;
+                }
                 outcomes.push(Outcome::AlreadyClaimed);
             } else if let Some(refusal) = refusal {
                 outcomes.push(refusal);
