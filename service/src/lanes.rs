@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use crate::{
     db::{Database, Outcome},
-    error::{Error, Failure},
+    error::Error,
+    problem::Failure,
 };
 
 /// How much the lanes take on.

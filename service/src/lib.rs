@@ -6,6 +6,7 @@ pub mod config;
 pub mod db;
 pub mod error;
 pub mod lanes;
+pub mod problem;
 mod routes;
 pub mod serve;
 
@@ -50,7 +51,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         // Together, for each call of `layer` costs every request another box.
         .layer((
-            middleware::from_fn(error::answer),
+            middleware::from_fn(problem::answer),
             DefaultBodyLimit::max(BODY_LIMIT),
         ))
         .with_state(app)

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     db::Outcome,
-    error::{Error, Failure},
+    error::Error,
     lanes::Lanes,
+    problem::Failure,
     routes::body::{self, Field},
 };
 
