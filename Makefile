@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it lint bench psql url clean
+.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-upgrade lint bench psql url clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,10 @@ test-isolation: build ## interleaved sessions: tests/isolation
 test-it: build ## integration tests over a real cluster and real HTTP
 	@scripts/test it
 
-lint: ## rustfmt, clippy, rustdoc and shellcheck, warnings denied
+test-upgrade: build ## upgrades from every release, and every tier on an upgraded installation
+	@scripts/test upgrade
+
+lint: ## released SQL, rustfmt, clippy, rustdoc and shellcheck; warnings denied
 	@scripts/setup lint
 	@scripts/lint
 

@@ -28,10 +28,12 @@ export LC_ALL=C.UTF-8
 PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
 
 bin_of() { printf '%s/lib/postgresql/%s/bin' "$state/$1" "$major"; }
-bindir=$(bin_of "pg$major")
+# HONCHO_TREE names another tree than the one that `make build` installs into: test-upgrade does.
+bindir=$(bin_of "${HONCHO_TREE:-pg$major}")
 test_bindir=$(bin_of "pg$major-test")
 
-# One home of pgrx's version and of the oldest Rust: Cargo.toml.
+# One home of the version, of pgrx's, and of the oldest Rust: Cargo.toml.
+version=$(sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml)
 pgrx_version=$(sed -n 's/^pgrx *= *"=\(.*\)"/\1/p' Cargo.toml)
 rust_version=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 

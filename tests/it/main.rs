@@ -19,6 +19,7 @@ mod rights;
 mod shutdown;
 mod standby;
 mod transactions;
+mod upgrade;
 mod verify;
 
 use std::sync::OnceLock;

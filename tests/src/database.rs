@@ -18,6 +18,19 @@ pub struct Database {
 impl Database {
     /// Makes the database, the extension and the roles.
     pub async fn create(cluster: &Cluster) -> Result<Self> {
+        Self::create_with(cluster, "create extension honcho").await
+    }
+
+    /// The same with the extension as it was in a release, of which there must be the SQL.
+    pub async fn create_released(cluster: &Cluster, version: &str) -> Result<Self> {
+        Self::create_with(
+            cluster,
+            &format!("create extension honcho version '{version}'"),
+        )
+        .await
+    }
+
+    async fn create_with(cluster: &Cluster, create_extension: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let caller = format!("{name}_caller");
@@ -35,7 +48,7 @@ impl Database {
         let superuser = database.connect().await?;
         superuser
             .batch_execute(&format!(
-                "create extension honcho;
+                "{create_extension};
                  create role {caller} login;
                  create role {stranger} login;
                  grant execute on all functions in schema public to {caller};"
