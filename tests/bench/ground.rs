@@ -178,8 +178,8 @@ impl Ground {
             .query(
                 "select name, current_setting(name) from pg_settings
                   where name in ('autovacuum', 'checkpoint_timeout', 'fsync', 'full_page_writes',
-                                 'listen_addresses', 'max_connections', 'max_wal_size',
-                                 'server_version', 'shared_buffers', 'synchronous_commit',
+                                 'huge_pages', 'listen_addresses', 'max_connections',
+                                 'max_wal_size', 'server_version', 'shared_buffers', 'synchronous_commit',
                                  'wal_sync_method')
                      or name like 'honcho.%'
                   order by name",

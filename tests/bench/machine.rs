@@ -70,6 +70,7 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
             "Memory",
             format!("{:.0} GiB", memory as f64 / 1024.0 / 1024.0),
         ),
+        ("Huge pages reserved", huge_pages()?),
         (
             "System",
             format!(
@@ -85,6 +86,13 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
         ),
         ("wrk", wrk_version()?),
     ])
+}
+
+/// What PostgreSQL, left to itself, takes for its shared memory where there is enough of it.
+fn huge_pages() -> Result<String> {
+    let count = field("/proc/meminfo", "HugePages_Total")?;
+    let size = field("/proc/meminfo", "Hugepagesize")?;
+    Ok(format!("{count} of {size}"))
 }
 
 fn wrk_version() -> Result<String> {
