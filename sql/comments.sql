@@ -8,6 +8,8 @@ comment on function @extschema@.honcho_claim_or_raise(text, text) is
     'Claims a coupon and returns the claim''s id; a refusal is an error that aborts the transaction';
 comment on function @extschema@.honcho_get_coupon(text) is
     'The coupon of that name, or no row';
+comment on function @extschema@.honcho_list_coupons(bigint, integer) is
+    'A page of the coupons in the order of their creation: up to max of those with an id above after';
 comment on function @extschema@.honcho_get_claim(text, text) is
     'The user''s claim on the coupon, or no row';
 comment on function @extschema@.honcho_list_claims(text, bigint, integer) is

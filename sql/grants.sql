@@ -8,6 +8,7 @@ revoke all on function
     @extschema@.honcho_claim_batch(text, text[]),
     @extschema@.honcho_claim_or_raise(text, text),
     @extschema@.honcho_get_coupon(text),
+    @extschema@.honcho_list_coupons(bigint, integer),
     @extschema@.honcho_get_claim(text, text),
     @extschema@.honcho_list_claims(text, bigint, integer),
     @extschema@.honcho_verify(text)

@@ -5,6 +5,9 @@ use pgrx::prelude::*;
 /// The longest user id, coupon name or request key, in characters.
 pub const MAX_CHARS: usize = 255;
 
+/// The most rows that one page of a list holds.
+pub const MAX_PAGE: i32 = 10_000;
+
 /// The text of argument `name`: not null, not empty, at most [`MAX_CHARS`] characters.
 ///
 /// # Errors

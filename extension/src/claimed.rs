@@ -4,11 +4,8 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::spi::{self, SpiHeapTupleData};
 
-use crate::args;
+use crate::args::{self, MAX_PAGE};
 use crate::plan::{Plan, column};
-
-/// The most claims that one page holds.
-const MAX_PAGE: i32 = 10_000;
 
 type Claim = (i64, String, String, TimestampWithTimeZone);
 

@@ -2,11 +2,22 @@
 
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
-use pgrx::spi;
+use pgrx::spi::{self, SpiHeapTupleData};
 
 use crate::access;
-use crate::args;
+use crate::args::{self, MAX_PAGE};
 use crate::plan::{Plan, column};
+
+type Coupon = (
+    i64,
+    String,
+    i32,
+    i32,
+    TimestampWithTimeZone,
+    Option<TimestampWithTimeZone>,
+    Option<TimestampWithTimeZone>,
+    bool,
+);
 
 /// Creates a coupon.
 ///
@@ -88,17 +99,64 @@ fn honcho_get_coupon(
         )
     });
     let name = args::text("name", name);
-    let rows = Plan::rows(&PLAN, &[name.into()], |row| {
-        Ok((
-            column(row, 1)?,
-            column(row, 2)?,
-            column(row, 3)?,
-            column(row, 4)?,
-            column(row, 5)?,
-            row.get(6)?,
-            row.get(7)?,
-            column(row, 8)?,
-        ))
-    })?;
+    let rows = Plan::rows(&PLAN, &[name.into()], coupon)?;
     Ok(TableIterator::new(rows))
+}
+
+/// Reads a page of the coupons, in the order in which they were created.
+///
+/// # Arguments
+/// `after`: the id of the last coupon of the page before, 0 for the first page. `max`: the most rows
+/// to return, 1 to 10,000.
+///
+/// # Returns
+/// The coupons with greater ids, ascending; fewer than `max` of them on the last page.
+///
+/// # Errors
+/// `22004`, `22023` for a bad argument.
+#[pg_extern(stable, parallel_safe, security_definer)]
+#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[allow(clippy::type_complexity)]
+fn honcho_list_coupons(
+    after: default!(Option<i64>, 0),
+    max: default!(Option<i32>, 1000),
+) -> spi::Result<
+    TableIterator<
+        'static,
+        (
+            name!(id, i64),
+            name!(name, String),
+            name!(amount, i32),
+            name!(remaining_amount, i32),
+            name!(created_at, TimestampWithTimeZone),
+            name!(starts_at, Option<TimestampWithTimeZone>),
+            name!(ends_at, Option<TimestampWithTimeZone>),
+            name!(paused, bool),
+        ),
+    >,
+> {
+    thread_local!(static PLAN: Plan = const {
+        Plan::new(
+            "select id, name::text, amount, remaining_amount, created_at, starts_at, ends_at, paused
+             from coupons where id > $1 order by id limit $2",
+            &[PgBuiltInOids::INT8OID, PgBuiltInOids::INT4OID],
+        )
+    });
+    let after = args::not_null("after", after);
+    let max = args::int("max", max, 1..=MAX_PAGE);
+    let rows = Plan::rows(&PLAN, &[after.into(), max.into()], coupon)?;
+    Ok(TableIterator::new(rows))
+}
+
+fn coupon(row: &SpiHeapTupleData<'_>) -> spi::Result<Coupon> {
+    Ok((
+        column(row, 1)?,
+        column(row, 2)?,
+        column(row, 3)?,
+        column(row, 4)?,
+        column(row, 5)?,
+        row.get(6)?,
+        row.get(7)?,
+        column(row, 8)?,
+    ))
 }

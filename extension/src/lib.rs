@@ -31,6 +31,7 @@ pgrx::extension_sql_file!(
         claimed::honcho_list_claims,
         coupon::honcho_create_coupon,
         coupon::honcho_get_coupon,
+        coupon::honcho_list_coupons,
         verify::honcho_verify,
     ],
 );

@@ -51,6 +51,12 @@ select outcome, count(*), min(ordinal), max(ordinal)
 from honcho_claim_batch('BIG', (select array_agg('u' || i order by i) from generate_series(1, 10000) i))
 group by outcome order by outcome;
 
+-- The coupons, in the order of their creation.
+select name, amount, remaining_amount, starts_at, paused from honcho_list_coupons(max => 3);
+select next.name from honcho_get_coupon('LATER') as last, honcho_list_coupons(last.id, 2) as next;
+select count(*), array_agg(id) = array_agg(id order by id) as in_order from honcho_list_coupons();
+select * from honcho_list_coupons(after => 9223372036854775807);
+
 -- Names are compared as bytes; any characters will do.
 select honcho_create_coupon('promo', 1), honcho_create_coupon('PROMO ', 1), honcho_create_coupon('50% "off"''', 1),
        honcho_create_coupon('🎟', 1), honcho_create_coupon(repeat('é', 255), 1);

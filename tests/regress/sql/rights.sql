@@ -26,6 +26,7 @@ select * from honcho_claim_batch('PROMO', array['ann']);
 select honcho_claim_or_raise('ann', 'PROMO');
 select honcho_create_coupon('MINE', 1);
 select * from honcho_get_coupon('PROMO');
+select * from honcho_list_coupons();
 select * from honcho_get_claim('ann', 'PROMO');
 select * from honcho_list_claims('PROMO');
 select * from honcho_verify();

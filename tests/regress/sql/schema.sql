@@ -13,6 +13,7 @@ set search_path = public, pg_catalog;
 select shop.honcho_claim('ann', 'PROMO'), shop.honcho_claim('ann', 'PROMO'), pg_typeof(shop.honcho_claim('bob', 'PROMO'));
 select outcome from shop.honcho_claim_batch('PROMO', array['ann', 'eve']);
 select remaining_amount from shop.honcho_get_coupon('PROMO');
+select name from shop.honcho_list_coupons();
 select user_id from shop.honcho_list_claims('PROMO');
 select user_id from shop.honcho_get_claim('ann', 'PROMO');
 select coupon_name, invariant, holds from shop.honcho_verify('PROMO');
