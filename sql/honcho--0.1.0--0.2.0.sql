@@ -1,1 +1,23 @@
 \echo Use "alter extension honcho update" to load this file. \quit
+
+create function @extschema@.honcho_list_coupons(
+    "after" bigint default 0,
+    "max" integer default 1000
+) returns table (
+    id bigint,
+    name text,
+    amount integer,
+    remaining_amount integer,
+    created_at timestamptz,
+    starts_at timestamptz,
+    ends_at timestamptz,
+    paused boolean
+)
+language c
+stable security definer parallel safe
+set search_path to pg_catalog, @extschema@, pg_temp
+as 'MODULE_PATHNAME', 'honcho_list_coupons_wrapper';
+
+revoke all on function @extschema@.honcho_list_coupons(bigint, integer) from public;
+comment on function @extschema@.honcho_list_coupons(bigint, integer) is
+    'A page of the coupons in the order of their creation: up to max of those with an id above after';
