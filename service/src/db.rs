@@ -11,16 +11,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tokio_postgres::{IsolationLevel, NoTls, Row, types::ToSql};
+use tokio_postgres::{IsolationLevel, Row, types::ToSql};
 
-use crate::error::Error;
+use crate::{config, error::Error};
 
-/// The session's own limits. A claim waits for the coupon's lock at most for `lock_timeout`, and
-/// the options of `DATABASE_URL` come after these, so an operator has the last word.
-const SESSION_OPTIONS: &str = "-c statement_timeout=5s -c lock_timeout=2s \
-                               -c idle_in_transaction_session_timeout=30s";
-
-/// How long a request waits for a free connection, and how long for a new one to be made.
+/// How long a request waits for a free connection.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 
 /// When an answer is given up, and the connection with it. Longer than the session's own
@@ -130,32 +125,27 @@ pub struct Database {
 }
 
 impl Database {
-    /// Prepares a pool of at most `pool_size` connections. Connects to nothing yet, so it does
-    /// not matter whether the database is up.
-    pub fn new(mut config: tokio_postgres::Config, pool_size: usize) -> anyhow::Result<Self> {
-        let options = match config.get_options() {
-            Some(options) => format!("{SESSION_OPTIONS} {options}"),
-            None => SESSION_OPTIONS.to_owned(),
-        };
-        config.options(options);
-        if config.get_application_name().is_none() {
-            config.application_name("honcho-service");
-        }
+    /// Prepares a pool of connections. Connects to nothing yet, so it does not matter whether the
+    /// database is up.
+    pub fn new(config: &config::Database) -> anyhow::Result<Self> {
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let pool = Pool::builder(Manager::from_config(config, NoTls, recycling))
-            .max_size(pool_size)
+        let target = config.target.clone();
+        // The configuration is the target's.
+        let manager = Manager::from_connect(tokio_postgres::Config::new(), target, recycling);
+        let pool = Pool::builder(manager)
+            .max_size(config.pool_size)
             .runtime(Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(CONNECTION_WAIT),
-                create: Some(CONNECTION_WAIT),
+                create: Some(config.target.patience()),
                 recycle: None,
             })
             .build()?;
         Ok(Self {
             pool,
-            readers: Arc::new(Semaphore::new(pool_size.div_ceil(2))),
+            readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
         })
     }
 

@@ -6,9 +6,14 @@ pub mod config;
 pub mod db;
 pub mod error;
 pub mod lanes;
+pub mod libpq;
+mod passfile;
+pub mod probe;
 pub mod problem;
 mod routes;
 pub mod serve;
+pub mod target;
+mod tls;
 
 use axum::{
     Router,

@@ -1,10 +1,22 @@
 //! Reads the configuration, starts, and stops when told to.
 #![forbid(unsafe_code)]
 
-use std::{future::Future, io, process::exit, time::Duration};
+use std::{
+    env,
+    future::Future,
+    io,
+    process::{ExitCode, exit},
+};
 
 use anyhow::{Context, Result};
-use honcho_service::{App, config::Config, db::Database, lanes::Lanes, router, serve::serve};
+use honcho_service::{
+    App,
+    config::{self, Config, Listen, Shutdown, Task},
+    db::Database,
+    lanes::Lanes,
+    probe, router,
+    serve::serve,
+};
 use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
@@ -20,31 +32,48 @@ use tracing::{info, warn};
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// How long requests under way may take to finish once we were told to stop.
-const GRACE: Duration = Duration::from_secs(10);
+fn main() -> ExitCode {
+    let task = config::load(env::args_os().collect(), &|name| env::var_os(name));
+    let outcome = match task {
+        Ok(Task::Serve(config)) => serve_until_told(*config),
+        Ok(Task::Check) => {
+            println!("the configuration is valid");
+            Ok(())
+        }
+        Ok(Task::HealthCheck(listen)) => probe::ask(&listen),
+        Err(stop) => return stop.tell(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("honcho-service: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
-fn main() -> Result<()> {
+fn serve_until_told(config: Config) -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
         .with_target(false)
         .init();
-    let config = Config::from_env()?;
     runtime::Builder::new_multi_thread()
-        .worker_threads(config.workers)
+        .worker_threads(config.listen.worker_threads)
         .enable_all()
         .build()?
         .block_on(run(config))
 }
 
 async fn run(config: Config) -> Result<()> {
-    let database = Database::new(config.database, config.pool_size)?;
+    let Listen { host, port, .. } = &config.listen;
+    let database = Database::new(&config.database)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
-    let listener = TcpListener::bind((config.host.as_str(), config.port))
+    let listener = TcpListener::bind((host.as_str(), *port))
         .await
-        .with_context(|| format!("cannot listen on {}:{}", config.host, config.port))?;
+        .with_context(|| format!("cannot listen on {host}:{port}"))?;
     // Before the line that tells the world that we are there.
-    let stop = watch_for_stop()?;
+    let stop = watch_for_stop(config.shutdown)?;
     info!("listening on http://{}", listener.local_addr()?);
     serve(listener, router(App { database, lanes }), stop).await;
     info!("stopped");
@@ -53,7 +82,7 @@ async fn run(config: Config) -> Result<()> {
 
 /// Completes at the first SIGTERM or SIGINT. From then on the process ends when a second one
 /// comes or when the grace is over, if it has not ended before.
-fn watch_for_stop() -> Result<impl Future<Output = ()>> {
+fn watch_for_stop(shutdown: Shutdown) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stopping, mut stop) = watch::channel(false);
@@ -61,11 +90,11 @@ fn watch_for_stop() -> Result<impl Future<Output = ()>> {
         either(&mut terminate, &mut interrupt).await;
         info!(
             "stopping: no new requests, those under way have {} s",
-            GRACE.as_secs()
+            shutdown.shutdown_timeout.as_secs()
         );
         stopping.send_replace(true);
         tokio::select! {
-            () = sleep(GRACE) => warn!("some requests did not finish in time"),
+            () = sleep(shutdown.shutdown_timeout) => warn!("some requests did not finish in time"),
             () = either(&mut terminate, &mut interrupt) => warn!("told again to stop: leaving now"),
         }
         exit(1);

@@ -1,0 +1,226 @@
+//! Where the database is, in libpq's words: connection strings and `PG…` variables. What libpq would
+//! make of them is in its documentation, under "Database Connection Control Functions".
+
+use std::{collections::HashMap, ffi::OsString};
+
+use percent_encoding::percent_decode_str;
+
+/// The parameters that we know, each with its variable where it has one.
+const KNOWN: &[(&str, Option<&str>)] = &[
+    ("host", Some("PGHOST")),
+    ("hostaddr", Some("PGHOSTADDR")),
+    ("port", Some("PGPORT")),
+    ("dbname", Some("PGDATABASE")),
+    ("user", Some("PGUSER")),
+    ("password", Some("PGPASSWORD")),
+    ("passfile", Some("PGPASSFILE")),
+    ("options", Some("PGOPTIONS")),
+    ("application_name", Some("PGAPPNAME")),
+    ("connect_timeout", Some("PGCONNECT_TIMEOUT")),
+    ("target_session_attrs", Some("PGTARGETSESSIONATTRS")),
+    ("channel_binding", Some("PGCHANNELBINDING")),
+    ("sslmode", Some("PGSSLMODE")),
+    ("sslrootcert", Some("PGSSLROOTCERT")),
+    ("sslcert", Some("PGSSLCERT")),
+    ("sslkey", Some("PGSSLKEY")),
+    ("tcp_user_timeout", None),
+    ("keepalives", None),
+    ("keepalives_idle", None),
+    ("keepalives_interval", None),
+    ("keepalives_count", None),
+];
+
+/// What is wrong, and where it was said. Never repeats a value: it may be a password.
+#[derive(Debug)]
+pub struct Fault {
+    /// The variable that said it; none for the connection string.
+    pub variable: Option<&'static str>,
+    /// What is wrong, and what would be right.
+    pub why: String,
+}
+
+impl Fault {
+    /// The connection string is wrong.
+    pub(crate) fn in_string(why: impl Into<String>) -> Self {
+        Self {
+            variable: None,
+            why: why.into(),
+        }
+    }
+}
+
+/// The parameters that were given and are not empty.
+#[derive(Default)]
+pub struct Parameters(HashMap<&'static str, (String, Option<&'static str>)>);
+
+impl Parameters {
+    /// Takes a connection string apart, a URL or `keyword=value …`, and adds what it leaves out from
+    /// the variables.
+    pub fn new(string: &str, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, Fault> {
+        let mut parameters = Self::default();
+        let scheme = ["postgresql://", "postgres://"];
+        match scheme.iter().find_map(|scheme| string.strip_prefix(scheme)) {
+            Some(rest) => parameters.add_url(rest)?,
+            None => parameters.add_keywords(string)?,
+        }
+        for &(name, variable_name) in KNOWN {
+            let Some(variable_name) = variable_name else {
+                continue;
+            };
+            if parameters.0.contains_key(name) {
+                continue;
+            }
+            let Some(value) = variable(variable_name).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            let value = value.into_string().map_err(|_| Fault {
+                variable: Some(variable_name),
+                why: "must be valid UTF-8".to_owned(),
+            })?;
+            parameters.0.insert(name, (value, Some(variable_name)));
+        }
+        Ok(parameters)
+    }
+
+    /// A parameter's value.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|(value, _)| value.as_str())
+    }
+
+    /// Takes a parameter of which there are several, one for each host.
+    pub fn list(&self, name: &str) -> Vec<&str> {
+        self.get(name)
+            .map_or_else(Vec::new, |list| list.split(',').collect())
+    }
+
+    /// A parameter's value as `parse` takes it; `allowed` says what that is.
+    pub fn parsed<T>(
+        &self,
+        name: &'static str,
+        allowed: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Fault> {
+        self.get(name)
+            .map(|value| parse(value).ok_or_else(|| self.fault(name, format!("must be {allowed}"))))
+            .transpose()
+    }
+
+    /// Something is wrong with this parameter.
+    pub fn fault(&self, name: &str, why: impl Into<String>) -> Fault {
+        let why = why.into();
+        match self.0.get(name) {
+            Some((_, Some(variable))) => Fault {
+                variable: Some(variable),
+                why,
+            },
+            _ => Fault::in_string(format!("{name} {why}")),
+        }
+    }
+
+    fn add(&mut self, name: &str, value: String) -> Result<(), Fault> {
+        // A stray part of a password can look like a name, so an odd one is not repeated.
+        let known = KNOWN.iter().find(|(known, _)| *known == name);
+        let Some(&(name, _)) = known else {
+            let names: Vec<_> = KNOWN.iter().map(|(known, _)| *known).collect();
+            return Err(Fault::in_string(format!(
+                "has a parameter that is not one of {}",
+                names.join(", ")
+            )));
+        };
+        if value.is_empty() {
+            self.0.remove(name);
+        } else {
+            self.0.insert(name, (value, None));
+        }
+        Ok(())
+    }
+
+    /// `user:password@host:port,host:port/dbname?name=value&…`
+    fn add_url(&mut self, rest: &str) -> Result<(), Fault> {
+        // Credentials end at an @ before the first slash.
+        let authority_end = rest.find('/').unwrap_or(rest.len());
+        let rest = match rest[..authority_end].find('@') {
+            Some(at) => {
+                let (user, password) = split(&rest[..at], ':');
+                self.add("user", decoded(user)?)?;
+                self.add("password", decoded(password)?)?;
+                &rest[at + 1..]
+            }
+            None => rest,
+        };
+        let (before_query, query) = split(rest, '?');
+        let (authority, dbname) = split(before_query, '/');
+        let mut hosts = Vec::new();
+        let mut ports = Vec::new();
+        for place in authority.split(',') {
+            let (host, port) = match place
+                .strip_prefix('[')
+                .and_then(|rest| rest.split_once(']'))
+            {
+                Some((host, port)) => (host, port.trim_start_matches(':')),
+                None => split(place, ':'),
+            };
+            hosts.push(decoded(host)?);
+            ports.push(decoded(port)?);
+        }
+        if hosts.iter().any(|host| !host.is_empty()) {
+            self.add("host", hosts.join(","))?;
+        }
+        if ports.iter().any(|port| !port.is_empty()) {
+            self.add("port", ports.join(","))?;
+        }
+        self.add("dbname", decoded(dbname)?)?;
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Fault::in_string("has a parameter without ="))?;
+            self.add(&decoded(name)?, decoded(value)?)?;
+        }
+        Ok(())
+    }
+
+    /// `name=value name='a quoted value'`
+    fn add_keywords(&mut self, string: &str) -> Result<(), Fault> {
+        let mut rest = string.trim_start();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once('=').ok_or_else(|| {
+                Fault::in_string("must be a URL, postgresql://…, or keywords, host=… dbname=…")
+            })?;
+            let (value, after) = value(after.trim_start())?;
+            self.add(name.trim_end(), value)?;
+            rest = after.trim_start();
+        }
+        Ok(())
+    }
+}
+
+/// What is before and after the first `separator`; nothing after where there is none.
+fn split(text: &str, separator: char) -> (&str, &str) {
+    text.split_once(separator).unwrap_or((text, ""))
+}
+
+fn decoded(text: &str) -> Result<String, Fault> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map(Into::into)
+        .map_err(|_| Fault::in_string("must be valid UTF-8 behind its percent signs"))
+}
+
+/// A keyword's value, and what follows it. A backslash takes the next character as it is.
+fn value(text: &str) -> Result<(String, &str), Fault> {
+    let quoted = text.starts_with('\'');
+    let mut value = String::new();
+    let mut characters = text.char_indices().skip(usize::from(quoted));
+    while let Some((position, character)) = characters.next() {
+        match character {
+            '\\' => value.extend(characters.next().map(|(_, character)| character)),
+            '\'' if quoted => return Ok((value, &text[position + 1..])),
+            _ if !quoted && character.is_whitespace() => return Ok((value, &text[position..])),
+            _ => value.push(character),
+        }
+    }
+    if quoted {
+        return Err(Fault::in_string("has a quotation mark without its pair"));
+    }
+    Ok((value, ""))
+}

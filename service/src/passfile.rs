@@ -1,0 +1,66 @@
+//! libpq's password file: lines of `host:port:database:user:password`, where `*` stands for any.
+
+use std::fs;
+
+use tokio_postgres::Config;
+
+use crate::libpq::{Fault, Parameters};
+
+/// The file's lines; none where no file was named.
+pub(crate) struct PasswordFile(String);
+
+impl PasswordFile {
+    /// Reads the file that `passfile` or `PGPASSFILE` names.
+    pub(crate) fn read(parameters: &Parameters) -> Result<Self, Fault> {
+        let Some(path) = parameters.get("passfile") else {
+            return Ok(Self(String::new()));
+        };
+        fs::read_to_string(path)
+            .map(Self)
+            .map_err(|error| parameters.fault("passfile", format!("cannot be read: {error}")))
+    }
+
+    /// The password of the first line that fits.
+    pub(crate) fn look_up(&self, host: &str, port: u16, config: &Config) -> Option<String> {
+        let port = port.to_string();
+        let user = config.get_user().unwrap_or_default();
+        let dbname = config.get_dbname().unwrap_or(user);
+        // Where the database is on this machine, libpq lets "localhost" fit too.
+        let host = if host.starts_with('/') {
+            "localhost"
+        } else {
+            host
+        };
+        let wanted = [host, &port, dbname, user];
+        let lines = self.0.lines().filter(|line| !line.starts_with('#'));
+        lines.map(fields).find_map(|mut fields| {
+            let fits = fields.len() == 5
+                && fields
+                    .iter()
+                    .zip(wanted)
+                    .all(|(field, wanted)| field == "*" || field == wanted);
+            fits.then(|| fields.swap_remove(4))
+        })
+    }
+}
+
+/// A line's fields. A backslash takes the next character as it is.
+fn fields(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            // What follows the fourth colon is the password, colons and all.
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            '\\' => push(&mut fields, characters.next().unwrap_or('\\')),
+            character => push(&mut fields, character),
+        }
+    }
+    fields
+}
+
+fn push(fields: &mut [String], character: char) {
+    if let Some(field) = fields.last_mut() {
+        field.push(character);
+    }
+}
