@@ -3,7 +3,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-upgrade lint bench psql url clean
+.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-upgrade \
+	test-pg17 test-pg18 package test-package lint bench psql url clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,21 @@ test-it: build ## integration tests over a real cluster and real HTTP
 
 test-upgrade: build ## upgrades from every release, and every tier on an upgraded installation
 	@scripts/test upgrade
+
+test-pg17: ## build and run every test tier on Debian trixie with its PostgreSQL 17, in a tree of its own
+	@scripts/setup debian
+	@scripts/test-on trixie 17
+
+test-pg18: ## the same on Debian forky with its PostgreSQL 18
+	@scripts/setup debian
+	@scripts/test-on forky 18
+
+package: build ## pack the extension and the service into dist/: tarball and Debian packages
+	@scripts/setup package
+	@scripts/package
+
+test-package: package ## install the packages in a clean Debian and claim a coupon there
+	@scripts/test package
 
 lint: ## released SQL, rustfmt, clippy, rustdoc and shellcheck; warnings denied
 	@scripts/setup lint

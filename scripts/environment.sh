@@ -63,6 +63,10 @@ as_owner() {
     fi
 }
 
+as_root() {
+    if ((EUID == 0)); then "$@"; else sudo -- "$@"; fi
+}
+
 # A private directory of PostgreSQL's user.
 owned_dir() { install -d -m 700 ${owner:+-o "$owner" -g "$owner"} -- "$1"; }
 

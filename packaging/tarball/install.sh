@@ -1,0 +1,20 @@
+#!/bin/sh
+# Installs the honcho extension into the PostgreSQL of $PG_CONFIG (default: the pg_config of the PATH).
+set -eu
+
+here=$(cd -- "$(dirname -- "$0")" && pwd)
+pg_config=${PG_CONFIG:-pg_config}
+version=$("$pg_config" --version) || {
+    echo "install.sh: set PG_CONFIG to the pg_config of the PostgreSQL to install into" >&2
+    exit 1
+}
+case $version in
+    "PostgreSQL @PG@."* | "PostgreSQL @PG@"[!0-9]*) ;;
+    *)
+        echo "install.sh: this is for PostgreSQL @PG@, and $pg_config is of $version" >&2
+        exit 1
+        ;;
+esac
+install -m 755 -- "$here/pkglibdir/honcho.so" "$("$pg_config" --pkglibdir)/"
+install -m 644 -- "$here"/sharedir/extension/* "$("$pg_config" --sharedir)/extension/"
+echo "Installed into $version. Now, in a database of yours: create extension honcho; or alter extension honcho update;"
