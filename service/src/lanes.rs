@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -54,10 +55,15 @@ struct Shared {
     database: Database,
     limits: Limits,
     /// The claims that wait in each lane. A coupon has a lane here as long as its task runs.
-    waiting: Mutex<HashMap<Arc<str>, VecDeque<Claim>>>,
+    waiting: Mutex<Waiting>,
     /// How many of them there are.
     total: AtomicUsize,
+    /// How many clients went away while they waited, since that was last looked for.
+    departed: AtomicUsize,
 }
+
+/// The claims that wait, by coupon.
+type Waiting = HashMap<Arc<str>, VecDeque<Claim>>;
 
 /// A claim that waits for its batch.
 #[derive(Debug)]
@@ -74,6 +80,7 @@ impl Lanes {
             limits,
             waiting: Mutex::default(),
             total: AtomicUsize::new(0),
+            departed: AtomicUsize::new(0),
         }))
     }
 
@@ -83,21 +90,27 @@ impl Lanes {
     /// # Errors
     /// [`Error::Overloaded`] at once where too many wait already; else what became of the batch.
     pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, Failure> {
+        let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
-        self.enter(coupon_name, Claim { user_id, reply })?;
-        answer.await.unwrap_or_else(|_| {
-            Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
-        })
+        let told = match self.enter(coupon_name, Claim { user_id, reply }) {
+            Ok(()) => answer.await.unwrap_or_else(|_| {
+                Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
+            }),
+            Err(error) => Err(error.into()),
+        };
+        mem::forget(departure);
+        told
     }
 
     fn enter(&self, coupon_name: &str, claim: Claim) -> Result<(), Error> {
-        let Limits { lane, total, .. } = self.0.limits;
         let mut waiting = self.0.waiting();
-        if self.0.total.load(Ordering::Relaxed) >= total {
-            return Err(Error::Overloaded);
+        if !self.0.has_room(&waiting, coupon_name) {
+            self.0.let_departed_go(&mut waiting);
+            if !self.0.has_room(&waiting, coupon_name) {
+                return Err(Error::Overloaded);
+            }
         }
         match waiting.get_mut(coupon_name) {
-            Some(claims) if claims.len() >= lane => return Err(Error::Overloaded),
             Some(claims) => claims.push_back(claim),
             None => {
                 let coupon_name: Arc<str> = coupon_name.into();
@@ -116,9 +129,39 @@ impl Lanes {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Arc<str>, VecDeque<Claim>>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // No claim is half entered or half taken at any point that could panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self, waiting: &Waiting, coupon_name: &str) -> bool {
+        self.total.load(Ordering::Relaxed) < self.limits.total
+            && waiting
+                .get(coupon_name)
+                .is_none_or(|claims| claims.len() < self.limits.lane)
+    }
+
+    /// Gives the places of clients who went away to others; only when there is no other place left,
+    /// for it goes through all that wait.
+    fn let_departed_go(&self, waiting: &mut Waiting) {
+        if self.departed.swap(0, Ordering::Relaxed) == 0 {
+            return;
+        }
+        for claims in waiting.values_mut() {
+            let entered = claims.len();
+            claims.retain(|claim| !claim.reply.is_closed());
+            self.total
+                .fetch_sub(entered - claims.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counts a client as gone if it is dropped.
+struct Departure<'a>(&'a AtomicUsize);
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 

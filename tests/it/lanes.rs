@@ -151,6 +151,26 @@ async fn a_full_lane_turns_away_at_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn clients_who_went_away_leave_their_places() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database.create_coupon("FREE", 100).await?;
+    let mut jam = Jam::new(&database, 4, PATIENT, &[]).await?;
+    jam.crowd.drain(..).for_each(|claim| claim.abort());
+    // The batch before them is still under way.
+    eventually("a place", async || {
+        let told = jam.api.claim("user", "FREE").await?.shown();
+        Ok((told != "503 overloaded").then_some(()))
+    })
+    .await?;
+    assert_eq!(queued(&jam.client).await?, 1);
+    jam.release().await?;
+    assert_eq!((&mut jam.first).await??, "200");
+    assert_eq!(claimed(&jam.client).await?, ["user", "first"]);
+    database.books().await
+}
+
+#[tokio::test]
 async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
     let database = crate::database().await?;
     for coupon in ["A", "B", "FREE"] {
