@@ -9,18 +9,18 @@ use anyhow::anyhow;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
-use tokio_postgres::{IsolationLevel, Row, types::ToSql};
+use tokio_postgres::{IsolationLevel, Row, error::SqlState, types::ToSql};
 
 use crate::{config, error::Error};
 
-/// How long a request waits for a free connection.
+/// How long a request waits for a connection, if connecting may not take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 
-/// When an answer is given up, and the connection with it. Longer than the session's own
-/// `statement_timeout`, so it is only reached when the server or the way to it hangs.
-const ANSWER_WAIT: Duration = Duration::from_secs(8);
+/// How much longer than the session's own `statement_timeout` an answer may take before it is given
+/// up, and the connection with it: this is only reached when the server or the way to it hangs.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
 /// How long a reader of a long list may take in nothing before it is cut off: it holds a
 /// connection and a snapshot.
@@ -122,6 +122,23 @@ pub struct Database {
     pool: Pool,
     /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
     readers: Arc<Semaphore>,
+    waits: Waits,
+}
+
+/// How long a call of the database may take, its one repetition included: the sum of these.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// For a connection.
+    connection: Duration,
+    /// For the answer on it.
+    answer: Duration,
+}
+
+impl Waits {
+    /// When a call that begins now is given up.
+    fn deadline(self) -> Instant {
+        Instant::now() + self.connection + self.answer
+    }
 }
 
 impl Database {
@@ -146,7 +163,39 @@ impl Database {
         Ok(Self {
             pool,
             readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
+            waits: Waits {
+                connection: CONNECTION_WAIT.max(config.target.patience()),
+                answer: config.statement_timeout + ANSWER_SLACK,
+            },
         })
+    }
+
+    /// Whether there is no connection at all, in use or idle.
+    pub(crate) fn is_without_connections(&self) -> bool {
+        self.pool.status().size == 0
+    }
+
+    /// Drops the connections that nobody uses: they lead to a server that is gone.
+    pub(crate) fn forget_idle_connections(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    /// Gives up all connections, those in use when they are done.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+
+    /// A connection, by this time.
+    async fn connection(&self, by: Instant) -> Result<Object, Error> {
+        match timeout_at(
+            by.min(Instant::now() + self.waits.connection),
+            self.pool.get(),
+        )
+        .await
+        {
+            Ok(client) => Ok(client?),
+            Err(late) => Err(Error::Unavailable(late.into())),
+        }
     }
 
     /// `honcho_create_coupon`: false when the name is taken.
@@ -179,22 +228,24 @@ impl Database {
     /// coupon. The list is read while the caller takes it, in constant memory; the connection is
     /// given back at its end or when the caller drops it.
     pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
-        match self.begin_reading(name).await {
-            Err(error) if error.may_be_repeated() => self.begin_reading(name).await,
+        let deadline = self.waits.deadline();
+        match self.begin_reading(name, deadline).await {
+            Err(error) if error.may_be_repeated() => self.begin_reading(name, deadline).await,
             reading => reading,
         }
     }
 
-    async fn begin_reading(&self, name: &str) -> Result<Option<Reading>, Error> {
-        let place = timeout(CONNECTION_WAIT, Arc::clone(&self.readers).acquire_owned())
+    async fn begin_reading(&self, name: &str, deadline: Instant) -> Result<Option<Reading>, Error> {
+        let by = deadline.min(Instant::now() + self.waits.connection);
+        let place = timeout_at(by, Arc::clone(&self.readers).acquire_owned())
             .await
             .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
             .map_err(|closed| Error::Internal(closed.into()))?;
-        let mut client = self.pool.get().await?;
+        let mut client = self.connection(by).await?;
         let (sender, mut parts) = mpsc::channel(1);
-        let name = name.to_owned();
+        let (name, answer_wait) = (name.to_owned(), self.waits.answer);
         tokio::spawn(async move {
-            let outcome = read(&mut client, &name, &sender).await;
+            let outcome = read(&mut client, &name, &sender, answer_wait).await;
             match &outcome {
                 Err(Error::Timeout(_)) => discard(client),
                 _ => drop(client),
@@ -221,8 +272,11 @@ impl Database {
     /// Calls a function that writes. What surely changed nothing is repeated once where that
     /// may help; what may have been carried out never is.
     async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        match self.write_once(sql, arguments).await {
-            Err(error) if error.may_be_repeated() => self.write_once(sql, arguments).await,
+        let deadline = self.waits.deadline();
+        match self.write_once(sql, arguments, deadline).await {
+            Err(error) if error.may_be_repeated() => {
+                self.write_once(sql, arguments, deadline).await
+            }
             answer => answer,
         }
     }
@@ -231,20 +285,24 @@ impl Database {
         &self,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
-        let client = self.pool.get().await?;
-        let statement = match timeout(ANSWER_WAIT, client.prepare_cached(sql)).await {
+        let client = self.connection(deadline).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(statement) => statement?,
             Err(_) => {
                 discard(client);
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
         };
-        match timeout(ANSWER_WAIT, client.query(&statement, arguments)).await {
+        match timeout_at(by, client.query(&statement, arguments)).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(error)) => {
+                // The address may lead to a primary by now, this connection never will.
+                let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
                 let error = Error::from(error).after_sending();
-                if matches!(error, Error::OutcomeUnknown(_)) {
+                if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
                     discard(client);
                 }
                 Err(error)
@@ -268,16 +326,17 @@ async fn read(
     client: &mut Object,
     name: &str,
     parts: &mpsc::Sender<Result<Part, Error>>,
+    answer_wait: Duration,
 ) -> Result<(), Error> {
     let snapshot = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
         .read_only(true)
         .start();
-    let snapshot = in_time(snapshot).await?;
+    let snapshot = in_time(answer_wait, snapshot).await?;
     let get_coupon = "select name, amount, remaining_amount from honcho_get_coupon($1)";
-    let get_coupon = in_time(snapshot.prepare_cached(get_coupon)).await?;
-    let coupon = match in_time(snapshot.query_opt(&get_coupon, &[&name])).await? {
+    let get_coupon = in_time(answer_wait, snapshot.prepare_cached(get_coupon)).await?;
+    let coupon = match in_time(answer_wait, snapshot.query_opt(&get_coupon, &[&name])).await? {
         Some(row) => Some(Coupon {
             name: row.try_get(0)?,
             amount: row.try_get(1)?,
@@ -294,10 +353,14 @@ async fn read(
         return Ok(());
     }
     let list_claims = "select id, user_id from honcho_list_claims($1, $2, $3)";
-    let list_claims = in_time(snapshot.prepare_cached(list_claims)).await?;
+    let list_claims = in_time(answer_wait, snapshot.prepare_cached(list_claims)).await?;
     let mut after = 0_i64;
     while !last {
-        let rows = in_time(snapshot.query(&list_claims, &[&name, &after, &PAGE])).await?;
+        let rows = in_time(
+            answer_wait,
+            snapshot.query(&list_claims, &[&name, &after, &PAGE]),
+        )
+        .await?;
         let mut users = Vec::with_capacity(rows.len());
         for row in &rows {
             after = row.try_get(0)?;
@@ -309,13 +372,14 @@ async fn read(
             return Ok(());
         }
     }
-    in_time(snapshot.commit()).await
+    in_time(answer_wait, snapshot.commit()).await
 }
 
 async fn in_time<T>(
+    wait: Duration,
     answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, Error> {
-    match timeout(ANSWER_WAIT, answer).await {
+    match timeout(wait, answer).await {
         Ok(answer) => Ok(answer?),
         Err(late) => Err(Error::Timeout(late.into())),
     }

@@ -7,6 +7,8 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 use tracing::{error, warn};
 
+use crate::crowd::Crowd;
+
 /// Why a request was not answered with success. What came from the database is kept for the log
 /// and never shown to a client.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,9 @@ pub enum Error {
     /// So many claims wait already that another is turned away.
     #[error("overloaded")]
     Overloaded,
+    /// Requests would not be served at present; the text says why.
+    #[error("not ready: {0}")]
+    NotReady(&'static str),
     /// The database refused, for a reason that only its operator knows: a constraint, a trigger,
     /// a right; nothing was changed.
     #[error("refused: {0:#}")]
@@ -213,6 +218,12 @@ impl Error {
                 "Overloaded",
                 "too many claims are waiting; nothing was changed",
             ),
+            Self::NotReady(reason) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not_ready",
+                "Not ready",
+                *reason,
+            ),
             Self::Refused(_) | Self::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
@@ -226,12 +237,13 @@ impl Error {
     pub(crate) fn log(&self, request_id: &str) {
         match self {
             Self::Refused(_) | Self::Internal(_) => error!(request_id, "{self}"),
-            Self::Argument(_)
-            | Self::Conflict(_)
-            | Self::Disconnected(_)
-            | Self::Unavailable(_)
-            | Self::OutcomeUnknown(_)
-            | Self::Timeout(_) => warn!(request_id, "{self}"),
+            Self::Argument(_) => warn!(request_id, "{self}"),
+            Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, request_id),
+            Self::Disconnected(_) | Self::Unavailable(_) => {
+                self.log_as_one_of(&UNAVAILABLE, request_id);
+            }
+            Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, request_id),
+            Self::Timeout(_) => self.log_as_one_of(&TIMEOUTS, request_id),
             Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
@@ -243,10 +255,25 @@ impl Error {
             | Self::NotStarted
             | Self::Ended
             | Self::Paused
-            | Self::Overloaded => {}
+            | Self::Overloaded
+            | Self::NotReady(_) => {}
+        }
+    }
+
+    fn log_as_one_of(&self, crowd: &Crowd, request_id: &str) {
+        match crowd.admits() {
+            Some(0) => warn!(request_id, "{self}"),
+            Some(left_out) => warn!(request_id, left_out, "{self}"),
+            None => {}
         }
     }
 }
+
+/// What every request may have to say at once.
+static CONFLICTS: Crowd = Crowd::new();
+static UNAVAILABLE: Crowd = Crowd::new();
+static OUTCOME_UNKNOWN: Crowd = Crowd::new();
+static TIMEOUTS: Crowd = Crowd::new();
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
@@ -352,6 +379,7 @@ mod tests {
             (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
             (Error::Timeout(said()), "504 timeout"),
             (Error::Overloaded, "503 overloaded"),
+            (Error::NotReady("the service is stopping"), "503 not_ready"),
             (Error::Refused(said()), "500 internal"),
             (Error::Internal(said()), "500 internal"),
         ];

@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::anyhow;
 use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     db::{Database, Outcome},
@@ -60,6 +61,8 @@ struct Shared {
     total: AtomicUsize,
     /// How many clients went away while they waited, since that was last looked for.
     departed: AtomicUsize,
+    /// The tasks of the open lanes.
+    tasks: TaskTracker,
 }
 
 /// The claims that wait, by coupon.
@@ -81,6 +84,7 @@ impl Lanes {
             waiting: Mutex::default(),
             total: AtomicUsize::new(0),
             departed: AtomicUsize::new(0),
+            tasks: TaskTracker::new(),
         }))
     }
 
@@ -102,6 +106,13 @@ impl Lanes {
         told
     }
 
+    /// Waits until no lane is open: whatever was on its way to the database has come back, also for
+    /// those who did not wait for it.
+    pub async fn drained(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
     fn enter(&self, coupon_name: &str, claim: Claim) -> Result<(), Error> {
         let mut waiting = self.0.waiting();
         if !self.0.has_room(&waiting, coupon_name) {
@@ -116,7 +127,7 @@ impl Lanes {
                 let coupon_name: Arc<str> = coupon_name.into();
                 waiting.insert(Arc::clone(&coupon_name), VecDeque::from([claim]));
                 let shared = Arc::clone(&self.0);
-                tokio::spawn(run(Lane {
+                self.0.tasks.spawn(run(Lane {
                     shared,
                     coupon_name,
                     closed: false,

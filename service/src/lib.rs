@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod crowd;
 pub mod db;
 pub mod error;
+pub mod health;
 pub mod lanes;
 pub mod libpq;
 mod passfile;
@@ -26,6 +28,7 @@ use axum::{
 use crate::{
     db::Database,
     error::Error,
+    health::Health,
     lanes::Lanes,
     routes::{claims, coupons},
 };
@@ -40,6 +43,8 @@ pub struct App {
     pub database: Database,
     /// The way of claims to the database.
     pub lanes: Lanes,
+    /// Whether requests can be served at present.
+    pub health: Health,
 }
 
 /// The whole HTTP interface.
@@ -52,6 +57,8 @@ pub fn router(app: App) -> Router {
             post(claims::claim).get(coupons::show_named_claim),
         )
         .route("/api/coupons/{name}", get(coupons::show))
+        .route("/health/live", get(routes::health::live))
+        .route("/health/ready", get(routes::health::ready))
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         // Together, for each call of `layer` costs every request another box.

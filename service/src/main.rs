@@ -13,6 +13,7 @@ use honcho_service::{
     App,
     config::{self, Config, Listen, Shutdown, Task},
     db::Database,
+    health::Health,
     lanes::Lanes,
     probe, router,
     serve::serve,
@@ -69,32 +70,57 @@ async fn run(config: Config) -> Result<()> {
     let Listen { host, port, .. } = &config.listen;
     let database = Database::new(&config.database)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
+    let health = Health::default();
     let listener = TcpListener::bind((host.as_str(), *port))
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
     // Before the line that tells the world that we are there.
-    let stop = watch_for_stop(config.shutdown)?;
+    let stop = watch_for_stop(config.shutdown, health.clone())?;
+    // Before the database is asked for: whoever starts us wants to see that we live.
     info!("listening on http://{}", listener.local_addr()?);
-    serve(listener, router(App { database, lanes }), stop).await;
+    tokio::spawn(
+        health
+            .clone()
+            .keep(database.clone(), config.database.target),
+    );
+    let app = App {
+        database: database.clone(),
+        lanes: lanes.clone(),
+        health,
+    };
+    serve(listener, router(app), stop).await;
+    lanes.drained().await;
+    database.close();
     info!("stopped");
     Ok(())
 }
 
-/// Completes at the first SIGTERM or SIGINT. From then on the process ends when a second one
-/// comes or when the grace is over, if it has not ended before.
-fn watch_for_stop(shutdown: Shutdown) -> Result<impl Future<Output = ()>> {
+/// Completes when no more requests are to be taken in: some time after the first SIGTERM or SIGINT,
+/// where that is wanted. The process ends when a second one comes or when the time for the requests
+/// under way is over, if it has not ended before.
+fn watch_for_stop(shutdown: Shutdown, health: Health) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stopping, mut stop) = watch::channel(false);
     tokio::spawn(async move {
         either(&mut terminate, &mut interrupt).await;
-        info!(
-            "stopping: no new requests, those under way have {} s",
-            shutdown.shutdown_timeout.as_secs()
-        );
-        stopping.send_replace(true);
+        health.stop();
+        let stop_in_time = async {
+            let Shutdown {
+                shutdown_delay: delay,
+                shutdown_timeout: grace,
+            } = shutdown;
+            if !delay.is_zero() {
+                info!("stopping: not ready; requests are taken in for {delay:?} more");
+                sleep(delay).await;
+            }
+            info!("stopping: no new requests, those under way have {grace:?}");
+            stopping.send_replace(true);
+            sleep(grace).await;
+            warn!("some requests did not finish in time");
+        };
         tokio::select! {
-            () = sleep(shutdown.shutdown_timeout) => warn!("some requests did not finish in time"),
+            () = stop_in_time => {}
             () = either(&mut terminate, &mut interrupt) => warn!("told again to stop: leaving now"),
         }
         exit(1);

@@ -47,7 +47,7 @@ struct Shared {
     /// The server that took the last connection: the first to be asked for the next, so that one
     /// that is gone costs its patience once.
     preferred: AtomicUsize,
-    /// Whether the last attempt to connect for the pool led to nothing.
+    /// Whether the last attempt to connect led to nothing.
     failing: AtomicBool,
 }
 
@@ -80,6 +80,28 @@ impl Target {
     pub fn patience(&self) -> Duration {
         let servers = u32::try_from(self.0.servers.len()).unwrap_or(u32::MAX);
         self.0.patience.saturating_mul(servers)
+    }
+
+    /// Whether the last attempt to connect led to nothing.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.0.failing.load(Ordering::Relaxed)
+    }
+
+    /// The same servers, to be met under a name of its own in `pg_stat_activity`.
+    pub(crate) fn named(&self, suffix: &str) -> Self {
+        let servers = self.0.servers.iter().map(|server| {
+            let name = server.get_application_name().unwrap_or_default();
+            let mut server = server.clone();
+            server.application_name(format!("{name} {suffix}"));
+            server
+        });
+        Self(Arc::new(Shared {
+            servers: servers.collect(),
+            tls: self.0.tls.clone(),
+            patience: self.0.patience,
+            preferred: AtomicUsize::new(0),
+            failing: AtomicBool::new(false),
+        }))
     }
 
     /// Connects to the first server that will do. May take [`patience`](Self::patience) and, where the

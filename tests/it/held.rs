@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use crate::api::Api;
 
 /// The service's own limits on a wait, out of the way of a test: nothing runs into them.
-pub const PATIENT: &str = "lock_timeout=7s";
+pub const PATIENT: [(&str, &str); 2] = [("STATEMENT_TIMEOUT", "50s"), ("LOCK_TIMEOUT", "50s")];
 
 /// A claim under way; its end is the answer as [`Answer::shown`](crate::api::Answer::shown) has it.
 pub type Claim = JoinHandle<Result<String>>;
@@ -22,15 +22,6 @@ pub async fn hold(database: &Database, coupon: &str) -> Result<Client> {
         .batch_execute(&format!("begin; select honcho_claim('holder', '{coupon}')"))
         .await?;
     Ok(holder)
-}
-
-/// The caller's URL with a setting for its sessions, which comes after the service's own.
-pub fn url_with(database: &Database, setting: &str) -> String {
-    let setting = setting.replace('=', "%3D");
-    format!(
-        "{}&options=-c%20statement_timeout%3D7s%20-c%20{setting}",
-        database.caller_url()
-    )
 }
 
 /// Starts a claim.
@@ -88,16 +79,13 @@ pub struct Jam {
 
 impl Jam {
     /// The users of the crowd are `crowd 0`, `crowd 1` and so on; the other is `first`.
-    pub async fn new(
-        database: &Database,
-        size: usize,
-        setting: &str,
-        environment: &[(&str, &str)],
-    ) -> Result<Self> {
+    pub async fn new(database: &Database, size: usize, settings: &[(&str, &str)]) -> Result<Self> {
         let limit = size.to_string();
-        let mut environment = environment.to_vec();
+        // The last word is the caller's.
+        let mut environment = PATIENT.to_vec();
         environment.push(("WAITING_LIMIT", &limit));
-        let api = Arc::new(Api::start_with(&url_with(database, setting), &environment).await?);
+        environment.extend(settings);
+        let api = Arc::new(Api::start_with(database.caller_url(), &environment).await?);
         let client = database.connect().await?;
         let holder = hold(database, "PROMO").await?;
         let first = claim(&api, "first", "PROMO");

@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use crate::{
     api::Api,
-    held::{Jam, PATIENT, claim_until_certain, claimed},
+    held::{Jam, claim_until_certain, claimed},
 };
 
 /// A way to end a session.
@@ -82,7 +82,7 @@ async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
              select pg_advisory_lock(1);",
         )
         .await?;
-        let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+        let mut jam = Jam::new(&database, 20, &[]).await?;
         jam.release().await?;
         assert_eq!((&mut jam.first).await??, "200");
         let stopped = "select pid from pg_locks where not granted and locktype = 'advisory'";
@@ -206,7 +206,7 @@ async fn a_sale_while_the_service_is_killed() -> Result<()> {
 async fn a_service_killed_while_claims_wait_takes_only_those_it_had_sent() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
     kill(jam.api.service.pid().try_into()?)?;
     assert!((&mut jam.first).await?.is_err());
     for claim in jam.crowd.drain(..) {

@@ -13,9 +13,7 @@ use tokio::{sync::Barrier, task::JoinSet};
 use crate::{
     api::Api,
     connection::Connection,
-    held::{
-        Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued, url_with,
-    },
+    held::{Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued},
 };
 
 #[tokio::test]
@@ -43,7 +41,7 @@ async fn batches_are_as_small_as_they_are_told() -> Result<()> {
     for limit in ["1", "7", "20"] {
         let database = crate::database().await?;
         database.create_coupon("PROMO", 31).await?;
-        let mut jam = Jam::new(&database, 20, PATIENT, &[("BATCH_LIMIT", limit)]).await?;
+        let mut jam = Jam::new(&database, 20, &[("BATCH_LIMIT", limit)]).await?;
         jam.release().await?;
         assert_eq!(jam.first.await??, "200");
         for claim in jam.crowd.drain(..) {
@@ -86,7 +84,7 @@ async fn held_coupons_hold_up_no_other() -> Result<()> {
              select honcho_create_coupon('FREE ' || n, 5) from generate_series(0, 19) as n;",
         )
         .await?;
-    let api = Arc::new(Api::start(&url_with(&database, PATIENT)).await?);
+    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
     let mut holders = Vec::new();
     let mut waiting: Vec<Vec<Claim>> = Vec::new();
     for coupon in held {
@@ -125,7 +123,11 @@ async fn a_full_lane_turns_away_at_once() -> Result<()> {
     database.create_coupon("PROMO", 100).await?;
     database.create_coupon("FREE", 100).await?;
     let client = database.connect().await?;
-    let api = Api::start_with(&url_with(&database, PATIENT), &[("LANE_LIMIT", "4")]).await?;
+    let api = Api::start_with(
+        database.caller_url(),
+        &[PATIENT[0], PATIENT[1], ("LANE_LIMIT", "4")],
+    )
+    .await?;
     let api = Arc::new(api);
     // Again and again, because whoever leaves must leave his place.
     for round in 0..3 {
@@ -177,7 +179,11 @@ async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
         database.create_coupon(coupon, 100).await?;
     }
     let client = database.connect().await?;
-    let api = Api::start_with(&url_with(&database, PATIENT), &[("WAITING_LIMIT", "4")]).await?;
+    let api = Api::start_with(
+        database.caller_url(),
+        &[PATIENT[0], PATIENT[1], ("WAITING_LIMIT", "4")],
+    )
+    .await?;
     let api = Arc::new(api);
     // However the wait ends, the places are free afterwards.
     for end in ["the holders go", "the clients go", "the batches fail"] {
@@ -243,7 +249,7 @@ async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
 async fn whoever_goes_away_is_left_out() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
     let before = sockets(&jam.api.service)?;
     let (go, stay): (Vec<_>, Vec<_>) = jam
         .crowd
@@ -276,7 +282,7 @@ async fn whoever_goes_away_is_left_out() -> Result<()> {
 async fn a_lock_that_comes_too_late_is_503_for_the_whole_batch() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, "lock_timeout=1s", &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[("LOCK_TIMEOUT", "1s")]).await?;
     assert_eq!((&mut jam.first).await??, "503 unavailable");
     jam.crowd_is_told("503 unavailable").await?;
     nothing_was_changed(&jam).await?;
@@ -287,7 +293,7 @@ async fn a_lock_that_comes_too_late_is_503_for_the_whole_batch() -> Result<()> {
 async fn a_batch_that_is_cancelled_is_504_for_all_of_it() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
     signal_queued(&jam.client, "pg_cancel_backend").await?;
     assert_eq!((&mut jam.first).await??, "504 timeout");
     until_queued(&jam.client, 1).await?;
@@ -301,7 +307,7 @@ async fn a_batch_that_is_cancelled_is_504_for_all_of_it() -> Result<()> {
 async fn a_batch_whose_session_is_lost_is_no_guess() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
     signal_queued(&jam.client, "pg_terminate_backend").await?;
     assert_eq!((&mut jam.first).await??, "503 outcome_unknown");
     // A session that is lost, which the service may not know yet, may take the next batch with it.
@@ -342,7 +348,7 @@ async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
                  for each row when (new.user_id = 'crowd 7') execute function refuse();",
         )
         .await?;
-    let mut jam = Jam::new(&database, 20, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
     jam.release().await?;
     assert_eq!(jam.first.await??, "200");
     let mut expected = BTreeSet::from(["first".to_owned()]);

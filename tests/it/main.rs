@@ -10,6 +10,7 @@ mod dump;
 mod early_release;
 mod faults;
 mod flash_sale;
+mod health;
 mod held;
 mod kills;
 mod lanes;

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use honcho_tests::eventually;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,13 +13,17 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::api::Api;
+use crate::{
+    api::Api,
+    held::{PATIENT, claimed, hold, until_queued},
+};
 
 #[tokio::test]
 async fn requests_under_way_are_finished() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
+    api.until_ready().await?;
     // The coupon is held, so that the claims wait when the signal comes.
     let mut holder = database.connect().await?;
     let held = holder.transaction().await?;
@@ -45,8 +49,9 @@ async fn requests_under_way_are_finished() -> Result<()> {
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .filter(|target| target.to_string_lossy().starts_with("socket:"))
             .count();
-        // A listener, at least one to the database, twenty to clients.
-        Ok((sockets >= 22).then_some(()))
+        // A listener, at least two to the database (one for a claim, one for the health), twenty to
+        // clients.
+        Ok((sockets >= 23).then_some(()))
     })
     .await?;
 
@@ -149,6 +154,71 @@ async fn idle_connections_do_not_hold_it_up() -> Result<()> {
     );
     assert!(!api.service.log().contains("did not finish"));
     Ok(())
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_finished_for_those_who_have_left_too() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let mut api = Api::start_with(database.caller_url(), &PATIENT).await?;
+    let holder = hold(&database, "PROMO").await?;
+    let claim = tokio::spawn(api.claim_request("user", "PROMO").send());
+    let client = database.connect().await?;
+    until_queued(&client, 1).await?;
+    claim.abort();
+    api.service.terminate()?;
+    eventually("the service to stop listening", async || {
+        let connected = TcpStream::connect(api.service.address()).await;
+        Ok(connected.is_err().then_some(()))
+    })
+    .await?;
+    // Far longer than it would take to leave.
+    let waits = "select now() - query_start > interval '500 ms' from pg_stat_activity
+                  where datname = current_database() and application_name = 'honcho-service'";
+    eventually("the claim to wait on", async || {
+        let row = client.query_opt(waits, &[]).await?;
+        let waits = row.context("the claim was given up")?;
+        Ok(waits.get::<_, bool>(0).then_some(()))
+    })
+    .await?;
+    let process = format!("/proc/{}/stat", api.service.pid());
+    let state = std::fs::read_to_string(process)?;
+    assert!(!state.contains(") Z "), "it has left: {state}");
+    holder.batch_execute("rollback").await?;
+    assert_eq!(api.service.exit().await?.code(), Some(0));
+    assert_eq!(claimed(&client).await?, ["user"]);
+    database.books().await
+}
+
+#[tokio::test]
+async fn it_leaves_no_session_behind_and_waits_only_so_long() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let settings = [PATIENT[0], PATIENT[1], ("SHUTDOWN_TIMEOUT", "500ms")];
+    let mut api = Api::start_with(database.caller_url(), &settings).await?;
+    let client = database.connect().await?;
+    let holder = hold(&database, "PROMO").await?;
+    let claim = tokio::spawn(api.claim_request("user", "PROMO").send());
+    until_queued(&client, 1).await?;
+    api.service.terminate()?;
+    assert_eq!(api.service.exit().await?.code(), Some(1));
+    assert!(api.service.log().contains("did not finish in time"));
+    assert!(claim.await?.is_err());
+    holder.batch_execute("rollback").await?;
+
+    let mut api = Api::start(database.caller_url()).await?;
+    api.until_ready().await?;
+    api.claim("another", "PROMO").await?;
+    api.service.terminate()?;
+    assert_eq!(api.service.exit().await?.code(), Some(0));
+    let sessions = "select count(*) from pg_stat_activity
+                     where datname = current_database() and application_name like 'honcho-service%'";
+    eventually("all sessions to end", async || {
+        let sessions: i64 = client.query_one(sessions, &[]).await?.get(0);
+        Ok((sessions == 0).then_some(()))
+    })
+    .await?;
+    database.books().await
 }
 
 #[tokio::test]

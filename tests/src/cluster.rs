@@ -2,6 +2,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     fs::{self, File},
+    net::{Ipv4Addr, TcpListener},
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -33,6 +34,9 @@ fi
 rm -rf "$1"
 "#;
 
+/// The port of a cluster that is reachable only through its unix socket.
+const DEFAULT_PORT: u16 = 5432;
+
 /// How to stop a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -50,6 +54,7 @@ pub struct ClusterOptions {
     parent: PathBuf,
     settings: Vec<(String, String)>,
     environment: Vec<(OsString, OsString)>,
+    tcp: bool,
 }
 
 impl Default for ClusterOptions {
@@ -58,11 +63,18 @@ impl Default for ClusterOptions {
             parent: env::temp_dir(),
             settings: Vec::new(),
             environment: Vec::new(),
+            tcp: false,
         }
     }
 }
 
 impl ClusterOptions {
+    /// Listens on a port of the loopback address too.
+    pub fn tcp(mut self) -> Self {
+        self.tcp = true;
+        self
+    }
+
     /// The directory in which the cluster makes its own. Keep it short: socket paths end at 107
     /// bytes.
     pub fn parent(mut self, parent: impl Into<PathBuf>) -> Self {
@@ -124,7 +136,7 @@ impl ClusterOptions {
 }
 
 /// A private PostgreSQL cluster: a fresh data directory, reachable only through a unix socket in
-/// a directory of its own, stopped and removed when it is dropped or when this process ends.
+/// a directory of its own unless TCP is asked for, stopped and removed when it is dropped or when this process ends.
 ///
 /// PostgreSQL refuses to run as root, so when we are root it runs as the user `postgres`.
 #[derive(Debug)]
@@ -133,6 +145,7 @@ pub struct Cluster {
     bindir: PathBuf,
     owner: Option<(u32, u32)>,
     options: ClusterOptions,
+    port: u16,
     postmaster: Option<Child>,
     guard: Option<Child>,
 }
@@ -147,6 +160,11 @@ impl Cluster {
     fn prepare(options: ClusterOptions) -> Result<Self> {
         let bindir = bindir()?;
         let owner = owner()?;
+        let port = if options.tcp {
+            free_port()?
+        } else {
+            DEFAULT_PORT
+        };
         let directory = tempfile::Builder::new()
             .prefix("honcho-")
             .tempdir_in(&options.parent)
@@ -165,6 +183,7 @@ impl Cluster {
             bindir,
             owner,
             options,
+            port,
             postmaster: None,
             guard: Some(guard),
         };
@@ -183,7 +202,9 @@ impl Cluster {
             .open(self.log_path())?;
         let mut command = self.program("postgres");
         command.arg("-D").arg(self.data());
-        command.args(["-c", "listen_addresses=", "-c"]);
+        let addresses = if self.options.tcp { "127.0.0.1" } else { "" };
+        command.args(["-c", &format!("listen_addresses={addresses}")]);
+        command.args(["-c", &format!("port={}", self.port), "-c"]);
         command.arg(setting("unix_socket_directories", &self.directory));
         for (name, value) in &self.options.settings {
             command.args(["-c", &format!("{name}={value}")]);
@@ -274,11 +295,9 @@ impl Cluster {
         command.current_dir(&self.directory);
         command
             .env("PGHOST", &self.directory)
+            .env("PGPORT", self.port.to_string())
             .env("PGUSER", "postgres");
-        command
-            .env_remove("PGPORT")
-            .env_remove("PGDATABASE")
-            .env_remove("PGDATA");
+        command.env_remove("PGDATABASE").env_remove("PGDATA");
         if let Some((user, group)) = self.owner {
             command.uid(user).gid(group);
         }
@@ -292,7 +311,26 @@ impl Cluster {
             .to_string_lossy()
             .replace('%', "%25")
             .replace('/', "%2F");
-        format!("postgresql://{user}@/{database}?host={host}")
+        let port = self.port;
+        format!("postgresql://{user}@/{database}?host={host}&port={port}")
+    }
+
+    /// The port of its sockets: unix, and the loopback address if TCP was asked for.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Stops every process of the running server from doing anything until the returned value is
+    /// dropped. To others it looks like a machine that hangs: connections stay, nothing answers.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let postmaster = self.pid().context("the server does not run")?;
+        let mut frozen = Frozen(Vec::new());
+        // The postmaster first: it starts nothing new meanwhile.
+        for pid in std::iter::once(postmaster).chain(children(postmaster)?) {
+            signal(pid, Signal::STOP)?;
+            frozen.0.push(pid);
+        }
+        Ok(frozen)
     }
 
     /// Where PostgreSQL's programs are.
@@ -338,24 +376,49 @@ impl Drop for Cluster {
     }
 }
 
-/// Kills a server: it is stopped first, so that it starts nothing new while its children go.
-fn kill_with_children(server: u32) -> Result<()> {
-    let signal = |pid: u32, signal: Signal| -> Result<()> {
-        let pid = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("a strange process id")?;
-        match kill_process(pid, signal) {
-            Err(Errno::SRCH) => Ok(()),
-            result => Ok(result?),
+/// A server of which no process does anything.
+#[derive(Debug)]
+pub struct Frozen(Vec<u32>);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for &pid in &self.0 {
+            // It may be gone by now.
+            let _ = signal(pid, Signal::CONT);
         }
-    };
-    signal(server, Signal::STOP)?;
-    let children = fs::read_to_string(format!("/proc/{server}/task/{server}/children"))?;
-    let children: Vec<u32> = children
+    }
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("a strange process id")?;
+    match kill_process(pid, signal) {
+        Err(Errno::SRCH) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+fn children(pid: u32) -> Result<Vec<u32>> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    Ok(children
         .split_whitespace()
         .map(str::parse)
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, _>>()?)
+}
+
+/// A port that nobody listens on at present.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
+/// Kills a server: it is stopped first, so that it starts nothing new while its children go.
+fn kill_with_children(server: u32) -> Result<()> {
+    signal(server, Signal::STOP)?;
+    let children = children(server)?;
     for &child in &children {
         signal(child, Signal::KILL)?;
     }

@@ -4,14 +4,16 @@
 
 mod cluster;
 mod database;
+mod proxy;
 mod service;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-pub use cluster::{Cluster, ClusterOptions, Stop};
+pub use cluster::{Cluster, ClusterOptions, Frozen, Stop};
 pub use database::{Database, books, connect};
+pub use proxy::Proxy;
 pub use service::Service;
 
 /// How long a fixture waits for anything before it gives up. Generous, because it is only

@@ -29,13 +29,18 @@ impl Service {
 
     /// The same with more environment variables.
     pub async fn start_with(database_url: &str, environment: &[(&str, &str)]) -> Result<Self> {
-        let mut command = Command::new(binary()?);
+        let mut command = Self::command()?;
         command
             .env("DATABASE_URL", database_url)
             .env("HOST", "127.0.0.1")
             .env("PORT", "0");
         command.envs(environment.iter().copied());
         Self::spawn(command).await
+    }
+
+    /// The binary named by `$HONCHO_SERVICE`, for whoever has flags for it.
+    pub fn command() -> Result<Command> {
+        Ok(Command::new(binary()?))
     }
 
     /// Starts any command that logs `listening on http://<address>` on its standard error.

@@ -3,3 +3,4 @@
 mod body;
 pub(crate) mod claims;
 pub(crate) mod coupons;
+pub(crate) mod health;

@@ -1,0 +1,32 @@
+//! `/health`: for whoever starts, stops and routes to the service.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, HeaderValue, header::CACHE_CONTROL},
+};
+use serde::Serialize;
+
+use crate::{error::Error, health::Health};
+
+const NO_STORE: (HeaderName, HeaderValue) = (CACHE_CONTROL, HeaderValue::from_static("no-store"));
+
+/// How the service is.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    status: &'static str,
+}
+
+/// `GET /health/live`: the process works. Says nothing about the database, whose absence no restart of
+/// ours would mend.
+pub(crate) async fn live() -> ([(HeaderName, HeaderValue); 1], Json<Status>) {
+    ([NO_STORE], Json(Status { status: "live" }))
+}
+
+/// `GET /health/ready`: requests are served.
+pub(crate) async fn ready(
+    State(health): State<Health>,
+) -> Result<([(HeaderName, HeaderValue); 1], Json<Status>), Error> {
+    health.check()?;
+    Ok(([NO_STORE], Json(Status { status: "ready" })))
+}

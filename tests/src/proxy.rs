@@ -1,0 +1,88 @@
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::Result;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream, UnixStream},
+    task::{JoinHandle, JoinSet},
+};
+
+/// A TCP port that leads to a cluster's unix socket, until it is cut.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    socket: PathBuf,
+    open: Arc<Mutex<JoinSet<()>>>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    /// Listens on a free port of the loopback address.
+    pub async fn start(socket: impl AsRef<Path>) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let mut proxy = Self {
+            address: listener.local_addr()?,
+            socket: socket.as_ref().to_owned(),
+            open: Arc::default(),
+            accepting: None,
+        };
+        proxy.accept(listener);
+        Ok(proxy)
+    }
+
+    /// The address on which it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Cuts every connection, in the midst of whatever is said on it, and leaves the port.
+    pub async fn cut(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+            // It was told to end: how it did says nothing.
+            let _ = accepting.await;
+        }
+        self.open().abort_all();
+    }
+
+    /// Listens again where it did.
+    pub async fn mend(&mut self) -> Result<()> {
+        let listener = TcpListener::bind(self.address).await?;
+        self.accept(listener);
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: TcpListener) {
+        let (socket, open) = (self.socket.clone(), Arc::clone(&self.open));
+        self.accepting = Some(tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                open.spawn(pass(stream, socket.clone()));
+            }
+        }));
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(accepting) = &self.accepting {
+            accepting.abort();
+        }
+        self.open().abort_all();
+    }
+}
+
+async fn pass(mut stream: TcpStream, socket: PathBuf) {
+    // Each side learns of the other's end by its own.
+    if let Ok(mut server) = UnixStream::connect(socket).await {
+        let _ = copy_bidirectional(&mut stream, &mut server).await;
+    }
+}
