@@ -157,7 +157,7 @@ async fn clients_who_went_away_leave_their_places() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database.create_coupon("FREE", 100).await?;
-    let mut jam = Jam::new(&database, 4, PATIENT, &[]).await?;
+    let mut jam = Jam::new(&database, 4, &[]).await?;
     jam.crowd.drain(..).for_each(|claim| claim.abort());
     // The batch before them is still under way.
     eventually("a place", async || {
