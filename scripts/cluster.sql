@@ -1,4 +1,5 @@
--- What `make run` needs in its cluster; changes nothing that is there already.
+-- What the service needs of a cluster: its role, and its database with the extension, brought up to date.
+-- Changes nothing else that is there already.
 \set ON_ERROR_STOP on
 set client_min_messages = warning;
 

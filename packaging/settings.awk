@@ -1,0 +1,60 @@
+# Makes /etc/default/honcho-service out of `honcho-service --help`, so that it has every setting: what is
+# there under a heading of its own, with its default, commented out.
+
+function wrapped(text,    line, words, count, i) {
+    count = split(text, words, " ")
+    line = "#"
+    for (i = 1; i <= count; i++) {
+        if (length(line) + length(words[i]) > 98) {
+            print line
+            line = "#"
+        }
+        line = line " " words[i]
+    }
+    print line
+}
+
+function emit(    default_value) {
+    if (name == "") return
+    print ""
+    # Words are a rule, not a value.
+    if (match(text, /\[default: [^] ]+\]/)) {
+        default_value = substr(text, RSTART + 10, RLENGTH - 11)
+        text = substr(text, 1, RSTART - 2)
+    }
+    wrapped(text)
+    if (name == "DATABASE_URL") {
+        wrapped("This one is in the PostgreSQL of this machine, which knows the service by the name of its " \
+                "user, without a password. To make it: " \
+                "sudo -u postgres psql -f /usr/share/honcho-service/database.sql")
+        print "DATABASE_URL=postgresql://honcho_service@/honcho?host=/run/postgresql"
+    } else {
+        print "#" name "=" default_value
+    }
+    name = ""
+}
+
+BEGIN {
+    print "# Settings of honcho-service. What is commented out shows the default."
+    print "# After a change: systemctl restart honcho-service"
+}
+/^[^ ]/ {
+    emit()
+    heading = /^[A-Z][A-Za-z ]*:$/ && $0 != "Options:"
+    if (heading) printf "\n\n# %s\n", substr($0, 1, length($0) - 1)
+    next
+}
+heading && /^ +(-[A-Za-z], +)?--[a-z]/ {
+    emit()
+    match($0, /--[a-z-]+/)
+    name = toupper(substr($0, RSTART + 2, RLENGTH - 2))
+    gsub("-", "_", name)
+    text = substr($0, RSTART + RLENGTH)
+    sub(/^ *(<[^>]*>)?(\.\.\.)? */, "", text)
+    next
+}
+heading && NF > 0 {
+    sub(/^ +/, "")
+    text = text " " $0
+}
+END { emit() }
