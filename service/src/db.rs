@@ -8,8 +8,8 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 use anyhow::anyhow;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
 use tokio::{
-    sync::{Semaphore, mpsc},
-    time::{Instant, timeout, timeout_at},
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_postgres::{IsolationLevel, Row, error::SqlState, types::ToSql};
 
@@ -123,6 +123,9 @@ pub struct Database {
     /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
     readers: Arc<Semaphore>,
     waits: Waits,
+    /// When the database was last found on another server than before: older connections lead to one
+    /// that has nothing to say any more.
+    moved: Arc<watch::Sender<std::time::Instant>>,
 }
 
 /// How long a call of the database may take, its one repetition included: the sum of these.
@@ -167,6 +170,7 @@ impl Database {
                 connection: CONNECTION_WAIT.max(config.target.patience()),
                 answer: config.statement_timeout + ANSWER_SLACK,
             },
+            moved: Arc::new(watch::Sender::new(std::time::Instant::now())),
         })
     }
 
@@ -178,6 +182,12 @@ impl Database {
     /// Drops the connections that nobody uses: they lead to a server that is gone.
     pub(crate) fn forget_idle_connections(&self) {
         self.pool.retain(|_, _| false);
+    }
+
+    /// Gives up whatever is still asked on connections from before `when`.
+    pub(crate) fn has_moved(&self, when: std::time::Instant) {
+        self.forget_idle_connections();
+        self.moved.send_replace(when);
     }
 
     /// Gives up all connections, those in use when they are done.
@@ -296,22 +306,30 @@ impl Database {
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
         };
-        match timeout_at(by, client.query(&statement, arguments)).await {
-            Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => {
-                // The address may lead to a primary by now, this connection never will.
-                let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-                let error = Error::from(error).after_sending();
-                if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
-                    discard(client);
-                }
-                Err(error)
-            }
-            Err(_) => {
+        let connected = Object::metrics(&client).created;
+        let mut moved = self.moved.subscribe();
+        let answer = tokio::select! {
+            biased;
+            answer = client.query(&statement, arguments) => answer,
+            () = sleep_until(by) => {
                 discard(client);
-                Err(Error::OutcomeUnknown(anyhow!("no answer to a call")))
+                return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
             }
-        }
+            // The sender is ours, so this is no error.
+            _ = moved.wait_for(|when| *when > connected) => {
+                discard(client);
+                return Err(Error::OutcomeUnknown(anyhow!("the database has moved")));
+            }
+        };
+        answer.map_err(|error| {
+            // The address may lead to a primary by now, this connection never will.
+            let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+            let error = Error::from(error).after_sending();
+            if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
+                discard(client);
+            }
+            error
+        })
     }
 }
 

@@ -9,13 +9,16 @@ use std::{
 use anyhow::anyhow;
 use tokio::{
     sync::watch,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
-use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use crate::{crowd::take_left_out, db::Database, error::Error, target::Target};
+use crate::{
+    crowd::take_left_out,
+    db::Database,
+    error::Error,
+    target::{Opened, Target},
+};
 
 /// How often the database is asked while all is well, and the longest pause while it is not.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -128,6 +131,7 @@ impl Health {
             pool_target: target,
             database,
             session: None,
+            server: None,
             since: Instant::now(),
         };
         tokio::select! {
@@ -152,16 +156,18 @@ struct Watcher {
     pool_target: Target,
     database: Database,
     session: Option<Session>,
+    /// The server that last took the session.
+    server: Option<usize>,
     /// Since when the state is what it is.
     since: Instant,
 }
 
-/// A connection, and the task that drives it.
-struct Session(Client, JoinHandle<()>);
+/// A connection that ends with its client.
+struct Session(Opened);
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.1.abort();
+        self.0.task.abort();
     }
 }
 
@@ -212,6 +218,9 @@ impl Watcher {
                 warn!("not ready, trying on: {}: {reason:#}", cause.detail());
                 if matches!(cause, Cause::Unreachable | Cause::Silent) {
                     self.database.forget_idle_connections();
+                    if let Some(server) = self.server {
+                        self.target.pass_over(server);
+                    }
                 }
             }
         }
@@ -223,21 +232,26 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<Versions, Trouble> {
         let session = match self.session.take() {
-            Some(session) if !session.0.is_closed() => session,
+            Some(session) if !session.0.client.is_closed() => session,
             _ => open(&self.target).await?,
         };
-        let Session(client, _) = &*self.session.insert(session);
+        let Session(Opened { client, server, .. }) = &*self.session.insert(session);
+        let server = *server;
         let row = match timeout(ANSWER_WAIT, client.query_typed(QUESTION, &[])).await {
             Ok(Ok(rows)) => rows.into_iter().next(),
             Ok(Err(error)) => return Err(Trouble(Cause::Unreachable, error.into())),
             Err(late) => return Err(Trouble(Cause::Silent, late.into())),
         };
         let row = row.ok_or_else(|| Trouble(Cause::Silent, anyhow!("no row")))?;
+        let before = self.server.replace(server);
+        if before.is_some_and(|before| before != server) {
+            self.database.has_moved(self.since);
+        }
         let odd = |error: tokio_postgres::Error| Trouble(Cause::Silent, error.into());
         let extension: Option<String> = row.try_get(0).map_err(odd)?;
         let callable: bool = row.try_get(1).map_err(odd)?;
         let read_only: bool = row.try_get(2).map_err(odd)?;
-        let server: String = row.try_get(3).map_err(odd)?;
+        let version: String = row.try_get(3).map_err(odd)?;
         let Some(extension) = extension else {
             let reason = anyhow!("create extension honcho; makes it");
             return Err(Trouble(Cause::NoExtension, reason));
@@ -262,13 +276,16 @@ impl Watcher {
                 .await
                 .map_err(|Trouble(_, reason)| Trouble(Cause::EmptyPool, reason))?;
         }
-        Ok(Versions { extension, server })
+        Ok(Versions {
+            extension,
+            server: version,
+        })
     }
 }
 
 async fn open(target: &Target) -> Result<Session, Trouble> {
     match timeout(target.patience(), target.open()).await {
-        Ok(Ok((client, task))) => Ok(Session(client, task)),
+        Ok(Ok(opened)) => Ok(Session(opened)),
         Ok(Err(error)) if error.code().is_some() => Err(Trouble(Cause::Refused, error.into())),
         Ok(Err(error)) => Err(Trouble(Cause::Unreachable, error.into())),
         Err(late) => Err(Trouble(Cause::Silent, late.into())),

@@ -46,9 +46,16 @@ struct Shared {
     patience: Duration,
     /// The server that took the last connection: the first to be asked for the next, so that one
     /// that is gone costs its patience once.
-    preferred: AtomicUsize,
+    preferred: Arc<AtomicUsize>,
     /// Whether the last attempt to connect led to nothing.
     failing: AtomicBool,
+}
+
+/// A connection, the task that drives it, and the server that took it.
+pub(crate) struct Opened {
+    pub(crate) client: Client,
+    pub(crate) task: JoinHandle<()>,
+    pub(crate) server: usize,
 }
 
 impl Target {
@@ -71,7 +78,7 @@ impl Target {
             servers: servers(&parameters, mode, session_options)?,
             tls: MakeRustlsConnect::new(tls),
             patience,
-            preferred: AtomicUsize::new(0),
+            preferred: Arc::default(),
             failing: AtomicBool::new(false),
         })))
     }
@@ -99,14 +106,24 @@ impl Target {
             servers: servers.collect(),
             tls: self.0.tls.clone(),
             patience: self.0.patience,
-            preferred: AtomicUsize::new(0),
+            preferred: Arc::clone(&self.0.preferred),
             failing: AtomicBool::new(false),
         }))
     }
 
+    /// Puts this server behind the others: it answers no more.
+    pub(crate) fn pass_over(&self, server: usize) {
+        let next = (server + 1) % self.0.servers.len();
+        // Somebody may have found another one already.
+        let _ =
+            self.0
+                .preferred
+                .compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// Connects to the first server that will do. May take [`patience`](Self::patience) and, where the
     /// last of them says nothing at all, longer.
-    pub(crate) async fn open(&self) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    pub(crate) async fn open(&self) -> Result<Opened, tokio_postgres::Error> {
         // An attempt that is broken off has failed too.
         self.0.failing.store(true, Ordering::Relaxed);
         let opened = self.open_first().await?;
@@ -114,7 +131,7 @@ impl Target {
         Ok(opened)
     }
 
-    async fn open_first(&self) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    async fn open_first(&self) -> Result<Opened, tokio_postgres::Error> {
         let preferred = self.0.preferred.load(Ordering::Relaxed);
         let others = (0..self.0.servers.len()).filter(|&server| server != preferred);
         let mut order: Vec<usize> = iter::once(preferred).chain(others).collect();
@@ -130,10 +147,7 @@ impl Target {
         self.open_at(last).await
     }
 
-    async fn open_at(
-        &self,
-        server: usize,
-    ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    async fn open_at(&self, server: usize) -> Result<Opened, tokio_postgres::Error> {
         let tls = self.0.tls.clone();
         let (client, connection) = self.0.servers[server].connect(tls).await?;
         let task = tokio::spawn(async move {
@@ -143,7 +157,11 @@ impl Target {
             }
         });
         self.0.preferred.store(server, Ordering::Relaxed);
-        Ok((client, task))
+        Ok(Opened {
+            client,
+            task,
+            server,
+        })
     }
 }
 
@@ -158,7 +176,10 @@ impl Connect for Target {
                 + '_,
         >,
     > {
-        Box::pin(self.open())
+        Box::pin(async {
+            let Opened { client, task, .. } = self.open().await?;
+            Ok((client, task))
+        })
     }
 }
 
