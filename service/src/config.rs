@@ -20,7 +20,7 @@ use clap::{Args, Parser};
 
 use database::DatabaseSettings;
 
-pub use database::Database;
+pub use database::{Database, Sessions};
 pub use layers::Stop;
 pub use values::Secret;
 

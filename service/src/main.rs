@@ -81,7 +81,7 @@ async fn run(config: Config) -> Result<()> {
     tokio::spawn(
         health
             .clone()
-            .keep(database.clone(), config.database.target),
+            .keep(database.clone(), config.database.sessions.brisk),
     );
     let app = App {
         database: database.clone(),
