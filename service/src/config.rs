@@ -4,6 +4,8 @@
 //! `some_name` of a family is the flag `--some-name`, the variable `SOME_NAME` and the file's key
 //! `some_name`; its comment is what `--help` says.
 
+mod access;
+mod bounds;
 mod database;
 mod layers;
 mod values;
@@ -18,14 +20,17 @@ use std::{
 
 use clap::{Args, Parser};
 
+use access::AccessSettings;
+use bounds::BoundsSettings;
 use database::DatabaseSettings;
 
-pub use database::{Database, Sessions};
+pub use database::Database;
 pub use layers::Stop;
 pub use values::Secret;
 
-use crate::lanes::Limits;
+use crate::{access::Access, admission::Bounds, lanes::Limits, serve};
 use layers::Wrong;
+use tower_http::cors::CorsLayer;
 use values::{duration, whole};
 
 const ABOUT: &str = "Serves the functions of the PostgreSQL extension honcho over HTTP";
@@ -48,6 +53,10 @@ struct Settings {
     database: DatabaseSettings,
     #[command(flatten)]
     lanes: Lanes,
+    #[command(flatten)]
+    access: AccessSettings,
+    #[command(flatten)]
+    bounds: BoundsSettings,
     #[command(flatten)]
     shutdown: Shutdown,
 }
@@ -146,6 +155,14 @@ pub struct Config {
     pub database: Database,
     /// How much the lanes take on.
     pub lanes: Limits,
+    /// Who may do what.
+    pub access: Access,
+    /// The web pages that may use the interface.
+    pub cors: Option<CorsLayer>,
+    /// How much is let in.
+    pub bounds: Bounds,
+    /// What connections are allowed.
+    pub connections: serve::Limits,
     /// How to stop.
     pub shutdown: Shutdown,
 }
@@ -172,16 +189,24 @@ pub fn load(
         listen,
         database,
         lanes,
+        access,
+        bounds,
         shutdown,
     } = settings;
     if invocation.health_check {
         return Ok(Task::HealthCheck(listen));
     }
     let checked = || -> Result<Config, Wrong> {
+        let (access, cors) = access.check()?;
+        let (bounds, connections) = bounds.check(&access)?;
         Ok(Config {
             listen,
             database: database.check(variable)?,
             lanes: lanes.into(),
+            access,
+            cors,
+            bounds,
+            connections,
             shutdown,
         })
     };

@@ -7,17 +7,15 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use serde::Serialize;
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_postgres::{IsolationLevel, Row, error::SqlState, types::ToSql};
+use utoipa::ToSchema;
 
-use crate::{
-    config::{self, Sessions},
-    error::Error,
-    target::Target,
-};
+use crate::{config, error::Error};
 
 /// How long a request waits for a connection, if connecting may not take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
@@ -80,6 +78,67 @@ pub struct Coupon {
     pub remaining_amount: i32,
 }
 
+/// A coupon's row.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CouponRow {
+    /// Identity: what comes after it in a list has a greater one.
+    #[schema(example = 17)]
+    pub id: i64,
+    /// Its name.
+    #[schema(example = "PROMO_SUPER")]
+    pub name: String,
+    /// How many there are in all.
+    #[schema(example = 100)]
+    pub amount: i32,
+    /// How many are left.
+    #[schema(example = 58)]
+    pub remaining_amount: i32,
+    /// When it was created.
+    #[schema(format = DateTime, example = "2026-01-31T11:55:00.000000Z")]
+    pub created_at: String,
+    /// First moment at which it can be claimed; null: at once.
+    #[schema(format = DateTime, example = "2026-01-31T12:00:00.000000Z")]
+    pub starts_at: Option<String>,
+    /// First moment at which it no longer can; null: never.
+    #[schema(format = DateTime, example = "2026-01-31T13:00:00.000000Z")]
+    pub ends_at: Option<String>,
+    /// Whether claims are refused for now.
+    #[schema(example = false)]
+    pub paused: bool,
+}
+
+/// A claim's row.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ClaimRow {
+    /// Identity: ascends in claim order.
+    #[schema(example = 4711)]
+    pub id: i64,
+    /// Who claimed.
+    #[schema(example = "user_12345")]
+    pub user_id: String,
+    /// What was claimed.
+    #[schema(example = "PROMO_SUPER")]
+    pub coupon_name: String,
+    /// When, in the claim's turn.
+    #[schema(format = DateTime, example = "2026-01-31T12:00:00.123456Z")]
+    pub claimed_at: String,
+}
+
+/// A moment as RFC 3339 has it, in UTC. What lies outside of its years, such as infinity, becomes the
+/// first or the last moment in them.
+macro_rules! utc {
+    ($column:literal) => {
+        concat!(
+            "case when ",
+            $column,
+            " is not null then to_char(least(greatest(",
+            $column,
+            ", '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') at time zone 'UTC', ",
+            r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') end"#
+        )
+    };
+}
+
 /// A coupon and its claimants, both as of one moment.
 #[derive(Debug)]
 pub struct Reading {
@@ -120,13 +179,10 @@ enum Part {
     Claimants { users: Vec<String>, last: bool },
 }
 
-/// The database behind the service. Clones share its connections.
+/// The database behind the service. Clones share one pool of connections.
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: Pool,
-    /// Where a call goes on that has met a coupon which somebody holds, so that it takes no connection
-    /// from the others: half as many more, whose sessions wait for as long as they may.
-    patient: Pool,
     /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
     readers: Arc<Semaphore>,
     waits: Waits,
@@ -155,13 +211,26 @@ impl Database {
     /// Prepares a pool of connections. Connects to nothing yet, so it does not matter whether the
     /// database is up.
     pub fn new(config: &config::Database) -> anyhow::Result<Self> {
-        let Sessions { brisk, patient } = &config.sessions;
+        let recycling = ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        };
+        let target = config.target.clone();
+        // The configuration is the target's.
+        let manager = Manager::from_connect(tokio_postgres::Config::new(), target, recycling);
+        let pool = Pool::builder(manager)
+            .max_size(config.pool_size)
+            .runtime(Runtime::Tokio1)
+            .timeouts(Timeouts {
+                wait: Some(CONNECTION_WAIT),
+                create: Some(config.target.patience()),
+                recycle: None,
+            })
+            .build()?;
         Ok(Self {
-            pool: pool(brisk, config.pool_size)?,
-            patient: pool(patient, config.pool_size.div_ceil(2))?,
+            pool,
             readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
             waits: Waits {
-                connection: CONNECTION_WAIT.max(brisk.patience()),
+                connection: CONNECTION_WAIT.max(config.target.patience()),
                 answer: config.statement_timeout + ANSWER_SLACK,
             },
             moved: Arc::new(watch::Sender::new(std::time::Instant::now())),
@@ -176,7 +245,6 @@ impl Database {
     /// Drops the connections that nobody uses: they lead to a server that is gone.
     pub(crate) fn forget_idle_connections(&self) {
         self.pool.retain(|_, _| false);
-        self.patient.retain(|_, _| false);
     }
 
     /// Gives up whatever is still asked on connections from before `when`.
@@ -188,12 +256,16 @@ impl Database {
     /// Gives up all connections, those in use when they are done.
     pub fn close(&self) {
         self.pool.close();
-        self.patient.close();
     }
 
-    /// A connection of this pool, by this time.
-    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
-        match timeout_at(by.min(Instant::now() + self.waits.connection), pool.get()).await {
+    /// A connection, by this time.
+    async fn connection(&self, by: Instant) -> Result<Object, Error> {
+        match timeout_at(
+            by.min(Instant::now() + self.waits.connection),
+            self.pool.get(),
+        )
+        .await
+        {
             Ok(client) => Ok(client?),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
@@ -238,11 +310,8 @@ impl Database {
 
     async fn begin_reading(&self, name: &str, deadline: Instant) -> Result<Option<Reading>, Error> {
         let by = deadline.min(Instant::now() + self.waits.connection);
-        let place = timeout_at(by, Arc::clone(&self.readers).acquire_owned())
-            .await
-            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
-            .map_err(|closed| Error::Internal(closed.into()))?;
-        let mut client = self.connection(&self.pool, by).await?;
+        let place = self.reader(by).await?;
+        let mut client = self.connection(by).await?;
         let (sender, mut parts) = mpsc::channel(1);
         let (name, answer_wait) = (name.to_owned(), self.waits.answer);
         tokio::spawn(async move {
@@ -270,26 +339,131 @@ impl Database {
         }
     }
 
-    /// Calls a function that writes. What surely changed nothing is repeated once where that
-    /// may help; what may have been carried out never is.
-    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        let deadline = self.waits.deadline();
-        let pool = match self.write_once(&self.pool, sql, arguments, deadline).await {
-            Err(Error::Locked(_)) => &self.patient,
-            Err(error) if error.may_be_repeated() => &self.pool,
-            answer => return answer,
-        };
-        self.write_once(pool, sql, arguments, deadline).await
+    /// `honcho_list_coupons`: the coupons with ids above `after`, in the order of their creation, at
+    /// most `max`.
+    pub async fn list_coupons(&self, after: i64, max: i32) -> Result<Vec<CouponRow>, Error> {
+        let sql = concat!(
+            "select id, name, amount, remaining_amount, ",
+            utc!("created_at"),
+            ", ",
+            utc!("starts_at"),
+            ", ",
+            utc!("ends_at"),
+            ", paused from honcho_list_coupons($1, $2)"
+        );
+        let rows = self.query(sql, &[&after, &max]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(CouponRow {
+                    id: row.try_get(0)?,
+                    name: row.try_get(1)?,
+                    amount: row.try_get(2)?,
+                    remaining_amount: row.try_get(3)?,
+                    created_at: row.try_get(4)?,
+                    starts_at: row.try_get(5)?,
+                    ends_at: row.try_get(6)?,
+                    paused: row.try_get(7)?,
+                })
+            })
+            .collect()
     }
 
-    async fn write_once(
+    /// `honcho_list_claims`: the coupon's claims with ids above `after`, in claim order, at most
+    /// `max`; none when there is no such coupon.
+    pub async fn list_claims(
         &self,
-        pool: &Pool,
+        coupon_name: &str,
+        after: i64,
+        max: i32,
+    ) -> Result<Option<Vec<ClaimRow>>, Error> {
+        let sql = concat!(
+            "select claim.id, user_id, coupon_name, ",
+            utc!("claimed_at"),
+            " from honcho_get_coupon($1)
+              left join honcho_list_claims($1, $2, $3) as claim on true
+             order by claim.id"
+        );
+        let rows = self.query(sql, &[&coupon_name, &after, &max]).await?;
+        of_a_coupon(&rows)
+    }
+
+    /// `honcho_get_claim`: the user's claim on the coupon, as a list of it alone or an empty one;
+    /// none when there is no such coupon.
+    pub async fn get_claim(
+        &self,
+        user_id: &str,
+        coupon_name: &str,
+    ) -> Result<Option<Vec<ClaimRow>>, Error> {
+        let sql = concat!(
+            "select claim.id, user_id, coupon_name, ",
+            utc!("claimed_at"),
+            " from honcho_get_coupon($2) left join honcho_get_claim($1, $2) as claim on true"
+        );
+        let rows = self.query(sql, &[&user_id, &coupon_name]).await?;
+        of_a_coupon(&rows)
+    }
+
+    /// Calls a function that reads.
+    async fn query(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        match self.query_once(sql, arguments, deadline).await {
+            Err(error) if error.may_be_repeated() => {
+                self.query_once(sql, arguments, deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn query_once(
+        &self,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
-        let client = self.connection(pool, deadline).await?;
+        let by = deadline.min(Instant::now() + self.waits.connection);
+        let _place = self.reader(by).await?;
+        let client = self.connection(by).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let answer = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, arguments).await
+        };
+        match timeout_at(by, answer).await {
+            Ok(rows) => Ok(rows?),
+            Err(late) => {
+                discard(client);
+                Err(Error::Timeout(late.into()))
+            }
+        }
+    }
+
+    /// A reader's place among the connections, by this time.
+    async fn reader(&self, by: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        timeout_at(by, Arc::clone(&self.readers).acquire_owned())
+            .await
+            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
+            .map_err(|closed| Error::Internal(closed.into()))
+    }
+
+    /// Calls a function that writes. What surely changed nothing is repeated once where that
+    /// may help; what may have been carried out never is.
+    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        match self.write_once(sql, arguments, deadline).await {
+            Err(error) if error.may_be_repeated() => {
+                self.write_once(sql, arguments, deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn write_once(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.connection(deadline).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(statement) => statement?,
@@ -325,24 +499,24 @@ impl Database {
     }
 }
 
-/// A pool of at most `size` connections.
-fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
-    let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    // The configuration is the target's.
-    let manager = Manager::from_connect(tokio_postgres::Config::new(), target.clone(), recycling);
-    let timeouts = Timeouts {
-        wait: Some(CONNECTION_WAIT),
-        create: Some(target.patience()),
-        recycle: None,
-    };
-    let pool = Pool::builder(manager)
-        .max_size(size)
-        .runtime(Runtime::Tokio1)
-        .timeouts(timeouts)
-        .build()?;
-    Ok(pool)
+/// The claims among the rows of a left join from their coupon: no row at all without a coupon, and one
+/// of nulls without a claim.
+fn of_a_coupon(rows: &[Row]) -> Result<Option<Vec<ClaimRow>>, Error> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let mut claims = Vec::with_capacity(rows.len());
+    for row in rows {
+        if let Some(id) = row.try_get(0)? {
+            claims.push(ClaimRow {
+                id,
+                user_id: row.try_get(1)?,
+                coupon_name: row.try_get(2)?,
+                claimed_at: row.try_get(3)?,
+            });
+        }
+    }
+    Ok(Some(claims))
 }
 
 /// Drops a connection that is stuck in a question, instead of giving it to the next request.

@@ -1,12 +1,13 @@
 //! Everything that a request can be answered but success, and what each means to the client.
 
-use std::{borrow::Cow, io};
+use std::{borrow::Cow, io, time::Duration};
 
 use axum::http::StatusCode;
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 use tracing::{error, warn};
 
+use crate::access::Scope;
 use crate::crowd::Crowd;
 
 /// Why a request was not answered with success. What came from the database is kept for the log
@@ -25,12 +26,28 @@ pub enum Error {
     /// The path does not take this method.
     #[error("no such method")]
     MethodNotAllowed,
+    /// The request shows no token that is accepted; the text, if there is one, says what is wrong with
+    /// the one that it shows.
+    #[error("no accepted token")]
+    Unauthorized(Option<&'static str>),
+    /// The token lacks this scope.
+    #[error("no scope {0}")]
+    Forbidden(Scope),
+    /// The token is about another user than the one it was to claim for.
+    #[error("another user's token")]
+    ForeignSubject,
+    /// The body did not come in time.
+    #[error("the body is late")]
+    BodyTimeout,
     /// The body is larger than [`BODY_LIMIT`](crate::BODY_LIMIT).
     #[error("the body is too large")]
     BodyTooLarge,
     /// There is no such coupon.
     #[error("no such coupon")]
     CouponNotFound,
+    /// The user has no claim on this coupon.
+    #[error("no such claim")]
+    ClaimNotFound,
     /// The name of the new coupon is taken.
     #[error("the name is taken")]
     CouponExists,
@@ -55,10 +72,8 @@ pub enum Error {
     /// The connection broke before anything was asked on it.
     #[error("disconnected: {0:#}")]
     Disconnected(anyhow::Error),
-    /// Somebody held the coupon for too long; nothing was changed.
-    #[error("locked: {0:#}")]
-    Locked(anyhow::Error),
-    /// The database is down or out of some resource; nothing was changed.
+    /// The database is down, out of some resource, or somebody held the coupon for too long;
+    /// nothing was changed.
     #[error("unavailable: {0:#}")]
     Unavailable(anyhow::Error),
     /// The connection broke after a change was asked for and before the answer.
@@ -73,6 +88,15 @@ pub enum Error {
     /// Requests would not be served at present; the text says why.
     #[error("not ready: {0}")]
     NotReady(&'static str),
+    /// So many requests are under way already that another is turned away.
+    #[error("too many requests at once")]
+    TooManyRequests,
+    /// So many connections are open already that another is turned away.
+    #[error("too many connections")]
+    TooManyConnections,
+    /// The caller asks too often; when another request will be let in.
+    #[error("rate limited")]
+    RateLimited(Duration),
     /// The database refused, for a reason that only its operator knows: a constraint, a trigger,
     /// a right; nothing was changed.
     #[error("refused: {0:#}")]
@@ -88,8 +112,7 @@ impl Error {
         match state.code() {
             "40001" | "40P01" => Self::Conflict(source),
             // The last: a standby, which will be followed by a primary.
-            "57P03" | "25006" => Self::Unavailable(source),
-            "55P03" => Self::Locked(source),
+            "55P03" | "57P03" | "25006" => Self::Unavailable(source),
             "57014" => Self::Timeout(source),
             "57P01" | "57P02" | "57P05" => Self::Disconnected(source),
             code => match &code[..2] {
@@ -148,6 +171,36 @@ impl Error {
                 "Method not allowed",
                 "the Allow header lists the methods of this path",
             ),
+            Self::Unauthorized(None) => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "Unauthorized",
+                "the Authorization header must hold a bearer token",
+            ),
+            Self::Unauthorized(Some(reason)) => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "Unauthorized",
+                *reason,
+            ),
+            Self::Forbidden(_) => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "Forbidden",
+                "the token's scopes do not allow this: WWW-Authenticate names the one that does",
+            ),
+            Self::ForeignSubject => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                "Forbidden",
+                "the token allows claims for its own subject only",
+            ),
+            Self::BodyTimeout => (
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                "Request timed out",
+                "the body did not arrive in time",
+            ),
             Self::BodyTooLarge => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "payload_too_large",
@@ -159,6 +212,12 @@ impl Error {
                 "coupon_not_found",
                 "No such coupon",
                 "there is no coupon of this name",
+            ),
+            Self::ClaimNotFound => (
+                StatusCode::NOT_FOUND,
+                "claim_not_found",
+                "No such claim",
+                "this user has no claim on this coupon",
             ),
             Self::CouponExists => (
                 StatusCode::CONFLICT,
@@ -196,7 +255,7 @@ impl Error {
                 "Paused",
                 "this coupon cannot be claimed at present",
             ),
-            Self::Conflict(_) | Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => (
+            Self::Conflict(_) | Self::Disconnected(_) | Self::Unavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
                 "Unavailable",
@@ -206,8 +265,8 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "outcome_unknown",
                 "Outcome unknown",
-                "the database was lost before it answered: the change may have been made or not; \
-                 the same request again tells",
+                "no answer came from the database: the change may have been made or not; the same \
+                 request again tells",
             ),
             Self::Timeout(_) => (
                 StatusCode::GATEWAY_TIMEOUT,
@@ -227,6 +286,24 @@ impl Error {
                 "Not ready",
                 *reason,
             ),
+            Self::TooManyRequests => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "Overloaded",
+                "too many requests are under way; nothing was changed",
+            ),
+            Self::TooManyConnections => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                "Overloaded",
+                "too many connections are open; nothing was changed",
+            ),
+            Self::RateLimited(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "Too many requests",
+                "this caller asks too often; Retry-After says when to ask again",
+            ),
             Self::Refused(_) | Self::Internal(_) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
@@ -242,7 +319,7 @@ impl Error {
             Self::Refused(_) | Self::Internal(_) => error!(request_id, "{self}"),
             Self::Argument(_) => warn!(request_id, "{self}"),
             Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, request_id),
-            Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => {
+            Self::Disconnected(_) | Self::Unavailable(_) => {
                 self.log_as_one_of(&UNAVAILABLE, request_id);
             }
             Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, request_id),
@@ -250,8 +327,13 @@ impl Error {
             Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
+            | Self::Unauthorized(_)
+            | Self::Forbidden(_)
+            | Self::ForeignSubject
+            | Self::BodyTimeout
             | Self::BodyTooLarge
             | Self::CouponNotFound
+            | Self::ClaimNotFound
             | Self::CouponExists
             | Self::AlreadyClaimed
             | Self::SoldOut
@@ -259,7 +341,10 @@ impl Error {
             | Self::Ended
             | Self::Paused
             | Self::Overloaded
-            | Self::NotReady(_) => {}
+            | Self::NotReady(_)
+            | Self::TooManyRequests
+            | Self::TooManyConnections
+            | Self::RateLimited(_) => {}
         }
     }
 
@@ -368,8 +453,17 @@ mod tests {
             (Error::Argument(said()), "400 invalid_request"),
             (Error::RouteNotFound, "404 route_not_found"),
             (Error::MethodNotAllowed, "405 method_not_allowed"),
+            (Error::Unauthorized(None), "401 unauthorized"),
+            (
+                Error::Unauthorized(Some("the token has expired")),
+                "401 unauthorized",
+            ),
+            (Error::Forbidden(Scope::Read), "403 forbidden"),
+            (Error::ForeignSubject, "403 forbidden"),
+            (Error::BodyTimeout, "408 request_timeout"),
             (Error::BodyTooLarge, "413 payload_too_large"),
             (Error::CouponNotFound, "404 coupon_not_found"),
+            (Error::ClaimNotFound, "404 claim_not_found"),
             (Error::CouponExists, "409 coupon_exists"),
             (Error::AlreadyClaimed, "409 already_claimed"),
             (Error::SoldOut, "409 sold_out"),
@@ -378,12 +472,17 @@ mod tests {
             (Error::Paused, "409 paused"),
             (Error::Conflict(said()), "503 unavailable"),
             (Error::Disconnected(said()), "503 unavailable"),
-            (Error::Locked(said()), "503 unavailable"),
             (Error::Unavailable(said()), "503 unavailable"),
             (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
             (Error::Timeout(said()), "504 timeout"),
             (Error::Overloaded, "503 overloaded"),
             (Error::NotReady("the service is stopping"), "503 not_ready"),
+            (Error::TooManyRequests, "503 overloaded"),
+            (Error::TooManyConnections, "503 overloaded"),
+            (
+                Error::RateLimited(Duration::from_secs(1)),
+                "429 rate_limited",
+            ),
             (Error::Refused(said()), "500 internal"),
             (Error::Internal(said()), "500 internal"),
         ];

@@ -2,6 +2,9 @@
 //! and holds no rules of its own.
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod address;
+pub mod admission;
 pub mod config;
 mod crowd;
 pub mod db;
@@ -9,35 +12,43 @@ pub mod error;
 pub mod health;
 pub mod lanes;
 pub mod libpq;
+mod openapi;
 mod passfile;
 pub mod probe;
 pub mod problem;
+pub mod rate_limit;
 mod routes;
 pub mod serve;
 pub mod target;
 mod tls;
 
+use std::time::Duration;
+
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRef},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware,
     routing::get,
-    routing::post,
 };
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
+    access::Access,
+    admission::{Bounds, Door},
     db::Database,
     error::Error,
     health::Health,
     lanes::Lanes,
-    routes::{claims, coupons},
+    routes::{body::BodyTimeout, claims, coupons},
 };
 
 /// The largest request body that is read, in bytes.
 pub const BODY_LIMIT: usize = 64 * 1024;
 
-/// What the routes work with.
-#[derive(Clone, FromRef)]
+/// What the interface is made of.
+#[derive(Debug)]
 pub struct App {
     /// The database, for all but claims.
     pub database: Database,
@@ -45,26 +56,102 @@ pub struct App {
     pub lanes: Lanes,
     /// Whether requests can be served at present.
     pub health: Health,
+    /// Who may do what.
+    pub access: Access,
+    /// How much is let in.
+    pub bounds: Bounds,
+    /// The web pages that may use it from a browser.
+    pub cors: Option<CorsLayer>,
+}
+
+/// What the routes work with.
+#[derive(Clone, FromRef)]
+struct State {
+    database: Database,
+    lanes: Lanes,
+    health: Health,
+    access: Access,
+    body_timeout: BodyTimeout,
 }
 
 /// The whole HTTP interface.
-pub fn router(app: App) -> Router {
-    Router::new()
-        .route("/api/coupons", post(coupons::create))
+///
+/// # Errors
+/// Where its description cannot be written, which is a defect.
+pub fn router(app: App) -> anyhow::Result<Router> {
+    let App {
+        database,
+        lanes,
+        health,
+        access,
+        bounds,
+        cors,
+    } = app;
+    let state = State {
+        database,
+        lanes,
+        health,
+        access: access.clone(),
+        body_timeout: BodyTimeout(bounds.body_timeout),
+    };
+    let limited = bounds.rate_limit.is_some();
+    let (router, mut document) = OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(coupons::create, coupons::list))
+        .routes(routes!(claims::claim))
         // A coupon may be called "claim".
-        .route(
-            "/api/coupons/claim",
-            post(claims::claim).get(coupons::show_named_claim),
-        )
-        .route("/api/coupons/{name}", get(coupons::show))
+        .route("/api/coupons/claim", get(coupons::show_named_claim))
+        .routes(routes!(coupons::show))
+        .routes(routes!(claims::list))
+        .routes(routes!(claims::show))
         .route("/health/live", get(routes::health::live))
         .route("/health/ready", get(routes::health::ready))
+        .split_for_parts();
+    openapi::finish(&mut document, access.is_open(), limited);
+    let router = router
+        .merge(openapi::pages(&document)?)
         .fallback(async || Error::RouteNotFound)
-        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .method_not_allowed_fallback(other_method)
         // Together, for each call of `layer` costs every request another box.
         .layer((
             middleware::from_fn(problem::answer),
+            middleware::from_fn_with_state(Door::new(access, bounds), admission::admit),
             DefaultBodyLimit::max(BODY_LIMIT),
         ))
-        .with_state(app)
+        .with_state(state);
+    Ok(match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    })
+}
+
+/// Lets web pages of these origins use the interface; all pages, where `None`.
+pub fn cors(origins: Option<Vec<HeaderValue>>) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(origins.map_or_else(|| Any.into(), AllowOrigin::list))
+        .allow_methods([Method::GET, Method::HEAD, Method::POST])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            HeaderName::from_static("x-request-id"),
+            HeaderName::from_static("traceparent"),
+        ])
+        .expose_headers([
+            header::LINK,
+            header::LOCATION,
+            header::RETRY_AFTER,
+            header::WWW_AUTHENTICATE,
+            HeaderName::from_static("ratelimit"),
+            HeaderName::from_static("ratelimit-policy"),
+            HeaderName::from_static("x-request-id"),
+        ])
+        .max_age(Duration::from_secs(3600))
+}
+
+/// Tells the methods of a path: the router adds `Allow` to either answer.
+async fn other_method(method: Method) -> Result<StatusCode, Error> {
+    if method == Method::OPTIONS {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Error::MethodNotAllowed)
+    }
 }

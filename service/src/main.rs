@@ -78,17 +78,23 @@ async fn run(config: Config) -> Result<()> {
     let stop = watch_for_stop(config.shutdown, health.clone())?;
     // Before the database is asked for: whoever starts us wants to see that we live.
     info!("listening on http://{}", listener.local_addr()?);
+    if config.access.is_open() {
+        warn!("no tokens are configured: whoever reaches this address may create, claim and read");
+    }
     tokio::spawn(
         health
             .clone()
-            .keep(database.clone(), config.database.sessions.brisk),
+            .keep(database.clone(), config.database.target),
     );
-    let app = App {
+    let router = router(App {
         database: database.clone(),
         lanes: lanes.clone(),
         health,
-    };
-    serve(listener, router(app), stop).await;
+        access: config.access,
+        bounds: config.bounds,
+        cors: config.cors,
+    })?;
+    serve(listener, router, config.connections, stop).await;
     lanes.drained().await;
     database.close();
     info!("stopped");

@@ -7,6 +7,7 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -14,15 +15,16 @@ use axum::{
     extract::Request,
     http::{
         HeaderName, HeaderValue, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
+        header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use tracing::error;
+use utoipa::ToSchema;
 
-use crate::error::Error;
+use crate::{access::Scope, error::Error};
 
 /// An error on its way to the layer that writes it out, which knows the request's id. A batch that
 /// failed shares one among its requests.
@@ -65,20 +67,35 @@ pub(crate) async fn answer(request: Request, next: Next) -> Response {
     response
 }
 
-fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
-    #[derive(Serialize)]
-    struct Problem<'a> {
-        #[serde(rename = "type")]
-        kind: std::fmt::Arguments<'a>,
-        title: &'a str,
-        status: u16,
-        detail: &'a str,
-        code: &'a str,
-        request_id: &'a str,
-        error: &'a str,
-    }
-    let request_id = id.to_str().unwrap_or_default();
-    error.log(request_id);
+/// A problem's body, as RFC 9457 has it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Problem<'a> {
+    /// A URN that ends with the code.
+    #[serde(rename = "type")]
+    #[schema(value_type = String, format = "uri", example = "urn:problem-type:honcho:sold_out")]
+    kind: std::fmt::Arguments<'a>,
+    /// What kind of problem it is, for people.
+    #[schema(example = "Sold out")]
+    title: &'a str,
+    /// The answer's status.
+    #[schema(minimum = 400, maximum = 599, example = 409)]
+    status: u16,
+    /// What is wrong with this request, for people.
+    #[schema(example = "no stock of this coupon is left")]
+    detail: &'a str,
+    /// What kind of problem it is, for programs: these do not change.
+    #[schema(example = "sold_out")]
+    code: &'a str,
+    /// The request's id, which the log has as well.
+    #[schema(example = "b2f6c0a1d3e4f586-1a")]
+    request_id: &'a str,
+    /// The code again, under the name that older clients look for.
+    #[schema(example = "sold_out")]
+    error: &'a str,
+}
+
+/// The body of this error's problem.
+pub(crate) fn body(error: &Error, request_id: &str) -> Vec<u8> {
     let (status, code, title, detail) = error.problem();
     let problem = Problem {
         kind: format_args!("urn:problem-type:honcho:{code}"),
@@ -94,7 +111,14 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
     if let Err(error) = serde_json::to_writer(&mut body, &problem) {
         error!(request_id, "a problem could not be written: {error}");
     }
-    *response.body_mut() = Body::from(body);
+    body
+}
+
+fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
+    let request_id = id.to_str().unwrap_or_default();
+    error.log(request_id);
+    *response.body_mut() = Body::from(body(error, request_id));
+    let status = response.status();
     let headers = response.headers_mut();
     // The router may have set the length of the empty body.
     headers.remove(CONTENT_LENGTH);
@@ -102,9 +126,46 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
         CONTENT_TYPE,
         HeaderValue::from_static("application/problem+json"),
     );
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    // Caches may keep some errors unless they are told.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    match error {
+        Error::RateLimited(wait) => {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(*wait)));
+        }
+        Error::Unauthorized(reason) => {
+            headers.insert(WWW_AUTHENTICATE, challenge(*reason));
+        }
+        Error::Forbidden(scope) => {
+            headers.insert(WWW_AUTHENTICATE, missing_scope(*scope));
+        }
+        _ if status == StatusCode::SERVICE_UNAVAILABLE => {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
     }
+}
+
+/// As RFC 6750 has it: whoever showed no token is not told of an error.
+fn challenge(reason: Option<&str>) -> HeaderValue {
+    match reason {
+        None => HeaderValue::from_static(r#"Bearer realm="honcho""#),
+        Some(reason) => HeaderValue::try_from(format!(
+            r#"Bearer realm="honcho", error="invalid_token", error_description="{reason}""#
+        ))
+        .unwrap_or_else(|_| HeaderValue::from_static("Bearer")),
+    }
+}
+
+fn missing_scope(scope: Scope) -> HeaderValue {
+    HeaderValue::try_from(format!(
+        r#"Bearer realm="honcho", error="insufficient_scope", scope="{scope}""#
+    ))
+    .unwrap_or_else(|_| HeaderValue::from_static("Bearer"))
+}
+
+/// Rounded up, so that who waits so long has waited long enough.
+pub(crate) fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// Ids go to logs and back to clients, so what could disturb either is not taken over.

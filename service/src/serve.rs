@@ -1,26 +1,79 @@
 //! Takes connections and serves requests on them, until told to stop.
+//!
+//! A connection costs memory and a file, so it has to earn them: whoever is slow to send a request's
+//! head, to take in an answer, or to ask again, is cut off.
 
-use std::{future::Future, io, pin::pin, time::Duration};
+mod activity;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown, service::TowerToHyperService};
+use std::{
+    future::{Future, poll_fn},
+    io::{self, Write},
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, LazyLock},
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use futures_util::FutureExt;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::sleep,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, sleep_until},
 };
+use tower_service::Service;
 use tracing::{debug, error, warn};
+
+use self::activity::{Activity, Watched};
+use crate::{error::Error, problem};
 
 /// How long to wait before the next connection is taken where taking one failed: most likely files
 /// have run out, and will for a moment.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// What connections are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most connections at a time.
+    pub connections: usize,
+    /// How long a request's head may take, from its first byte, or from the connection's beginning.
+    pub header_timeout: Duration,
+    /// How long a connection may be idle between requests.
+    pub idle_timeout: Duration,
+    /// How long the client may take in nothing of an answer.
+    pub write_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            header_timeout: Duration::from_secs(10),
+            // Longer than load balancers keep theirs: the one that closes should be the one that sends.
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
 /// Serves `router` on `listener` until `stop` completes, then finishes the requests under way.
 ///
-/// This is what `axum::serve` does, with two settings that it hides: no part of an answer waits for
-/// the one before to be acknowledged, and head and body leave in one write.
-pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+/// This is what `axum::serve` does, with bounds, and with two settings that it hides: no part of an
+/// answer waits for the one before to be acknowledged, and head and body leave in one write.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) {
     let connections = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(
+        limits.connections.min(Semaphore::MAX_PERMITS),
+    ));
+    let mut was_full = false;
     let mut stop = pin!(stop);
     loop {
         let taken = tokio::select! {
@@ -28,7 +81,22 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
             () = &mut stop => break,
         };
         match taken {
-            Ok((stream, _)) => answer(stream, router.clone(), &connections),
+            Ok((stream, peer)) => match Arc::clone(&room).try_acquire_owned() {
+                Ok(place) => {
+                    was_full = false;
+                    answer(stream, peer, router.clone(), limits, place, &connections);
+                }
+                Err(_) => {
+                    if !was_full {
+                        warn!(
+                            "{} connections are open: no more are taken",
+                            limits.connections
+                        );
+                        was_full = true;
+                    }
+                    turn_away(stream);
+                }
+            },
             Err(error) if is_of_one_connection(&error) => debug!("a connection broke: {error}"),
             Err(error) => {
                 error!("cannot take connections: {error}");
@@ -40,19 +108,88 @@ pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Outp
     connections.shutdown().await;
 }
 
-fn answer(stream: TcpStream, router: Router, connections: &GracefulShutdown) {
+fn answer(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: Limits,
+    place: OwnedSemaphorePermit,
+    connections: &GracefulShutdown,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         warn!("no TCP_NODELAY: {error}");
     }
+    let activity = Arc::new(Activity::new(limits));
+    let requests = Arc::clone(&activity);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        requests.asked();
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let answered = Arc::clone(&requests);
+        // A router is always ready.
+        router
+            .clone()
+            .call(request)
+            .inspect(move |_: &Result<axum::response::Response<Body>, _>| answered.answered())
+    });
+    let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
         .writev(false)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            debug!("a connection broke: {error}");
+        let _place = place;
+        let mut connection = pin!(connection);
+        // Set anew only when it rings or must ring earlier, so most requests never touch it.
+        let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
+        let ended = poll_fn(|context| {
+            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                return Poll::Ready(Some(ended));
+            }
+            loop {
+                let due = activity.due();
+                if let Some(due) = due
+                    && due < alarm.deadline()
+                {
+                    alarm.as_mut().reset(due);
+                }
+                ready!(alarm.as_mut().poll(context));
+                let now = Instant::now();
+                match due {
+                    Some(due) if due <= now => return Poll::Ready(None),
+                    Some(due) => alarm.as_mut().reset(due),
+                    None => alarm.as_mut().reset(now + limits.idle_timeout),
+                }
+            }
+        })
+        .await;
+        match ended {
+            Some(Ok(())) => {}
+            Some(Err(error)) => debug!("a connection broke: {error}"),
+            None => debug!("{peer} was too slow and is cut off"),
         }
     });
+}
+
+/// Answers a connection that there is no room for, without reading from it.
+fn turn_away(stream: TcpStream) {
+    static ANSWER: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let body = problem::body(&Error::TooManyConnections, "-");
+        let head = format!(
+            "HTTP/1.1 503 Service Unavailable\r\n\
+             content-type: application/problem+json\r\n\
+             content-length: {}\r\n\
+             cache-control: no-store\r\n\
+             retry-after: 1\r\n\
+             x-request-id: -\r\n\
+             connection: close\r\n\r\n",
+            body.len()
+        );
+        [head.into_bytes(), body].concat()
+    });
+    // It fits into any new socket's buffer: nobody waits. Whoever is gone already misses nothing.
+    let _ = stream
+        .into_std()
+        .and_then(|mut stream| stream.write_all(&ANSWER));
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {

@@ -116,12 +116,17 @@ impl Answer {
             "{self:?}"
         );
         ensure!(text("type").ends_with(text("code")), "{self:?}");
+        ensure!(self.header("cache-control") == "no-store", "{self:?}");
+        ensure!(
+            (self.status == 401) <= self.headers.contains_key("www-authenticate"),
+            "{self:?}"
+        );
         ensure!(
             text("request_id") == self.header("x-request-id"),
             "{self:?}"
         );
         ensure!(
-            (self.status == 503) == self.headers.contains_key("retry-after"),
+            matches!(self.status, 429 | 503) == self.headers.contains_key("retry-after"),
             "{self:?}"
         );
         Ok(())

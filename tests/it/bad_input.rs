@@ -311,13 +311,7 @@ fn cases() -> Vec<Case> {
         case(&Method::GET, path, b"", "404 route_not_found", "");
         case(&Method::POST, path, b"{}", "404 route_not_found", "");
     }
-    for method in [
-        Method::GET,
-        Method::PUT,
-        Method::DELETE,
-        Method::PATCH,
-        Method::OPTIONS,
-    ] {
+    for method in [Method::PUT, Method::DELETE, Method::PATCH, Method::TRACE] {
         case(&method, CREATE, b"{}", "405 method_not_allowed", "");
     }
     for method in [
@@ -336,6 +330,53 @@ fn cases() -> Vec<Case> {
         );
     }
     case(&Method::DELETE, CLAIM, b"", "405 method_not_allowed", "");
+
+    // Lists: what is not known is refused by name, whatever the coupon.
+    let long = "x".repeat(256);
+    for list in [
+        CREATE,
+        "/api/coupons/PROMO/claims",
+        "/api/coupons/none/claims",
+    ] {
+        for (query, detail) in [
+            ("limit=0", "limit must be a whole number from 1 to 1000"),
+            ("limit=1001", "limit must be"),
+            ("limit=ten", "limit must be"),
+            ("limit=", "limit must be"),
+            ("after=-1", "after must be a whole number from 0"),
+            ("after=9223372036854775808", "after must be"),
+            ("after=1&after=2", "after is given twice"),
+            ("offset=1", "\"offset\""),
+            ("limit=1&%00", "no query parameter"),
+        ] {
+            case(&Method::GET, &format!("{list}?{query}"), b"", bad, detail);
+        }
+    }
+    for (name, expected) in [
+        ("none", "404 coupon_not_found"),
+        ("%00", "404 coupon_not_found"),
+        ("%FF", "404 coupon_not_found"),
+        (long.as_str(), "404 coupon_not_found"),
+    ] {
+        case(
+            &Method::GET,
+            &format!("{CREATE}/{name}/claims"),
+            b"",
+            expected,
+            "",
+        );
+        case(
+            &Method::GET,
+            &format!("{CREATE}/{name}/claims/user"),
+            b"",
+            expected,
+            "",
+        );
+    }
+    for user in ["nobody", "%00", &long] {
+        let path = format!("{CREATE}/PROMO/claims/{user}");
+        case(&Method::GET, &path, b"", "404 claim_not_found", "");
+    }
     cases
 }
 
@@ -344,7 +385,7 @@ async fn a_wrong_method_is_told_the_right_ones() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for (path, allowed) in [
-        (CREATE, "POST"),
+        (CREATE, "POST,GET,HEAD"),
         ("/api/coupons/PROMO", "GET,HEAD"),
         (CLAIM, "POST,GET,HEAD"),
     ] {

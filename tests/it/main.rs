@@ -1,9 +1,11 @@
 //! Integration tests over a real cluster and real HTTP: one binary, a module per subject.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod access;
 mod api;
 mod bad_input;
 mod batch;
+mod bounds;
 mod config;
 mod connection;
 mod contract;
@@ -13,11 +15,14 @@ mod faults;
 mod flash_sale;
 mod health;
 mod held;
+mod jwt;
 mod kills;
 mod lanes;
 mod listing;
 mod outages;
 mod power_loss;
+mod rate_limit;
+mod reading;
 mod rights;
 mod shutdown;
 mod standby;

@@ -2,11 +2,17 @@
 //! content type is not looked at, and unknown fields are left alone. What the values mean is for
 //! the database to judge.
 
+use std::time::Duration;
+
 use axum::{
-    body::Bytes, extract::rejection::BytesRejection, http::StatusCode, response::IntoResponse,
+    body::Bytes,
+    extract::{FromRef, FromRequest, Request},
+    http::StatusCode,
+    response::IntoResponse,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 
 use crate::error::Error;
 
@@ -16,12 +22,31 @@ const TEXT_LIMIT: usize = 255;
 /// A field as it stands in the body; none where it is missing or null.
 pub(super) type Field<'a> = Option<&'a RawValue>;
 
-/// The whole body, as far as it could be received.
-pub(super) fn received(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Error> {
-    body.map_err(|rejection| match rejection.into_response().status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
-        _ => Error::Invalid("the body could not be received".into()),
-    })
+/// How long a body may take to arrive.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyTimeout(pub Duration);
+
+/// The whole body.
+pub(crate) struct Received(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Received
+where
+    BodyTimeout: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let BodyTimeout(limit) = BodyTimeout::from_ref(state);
+        // From the head to the last byte: a limit between bytes would let a body drip for ever.
+        match timeout(limit, Bytes::from_request(request, state)).await {
+            Ok(Ok(body)) => Ok(Self(body)),
+            Ok(Err(rejection)) => Err(match rejection.into_response().status() {
+                StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
+                _ => Error::Invalid("the body could not be received".into()),
+            }),
+            Err(_) => Err(Error::BodyTimeout),
+        }
+    }
 }
 
 /// The fields of a JSON object.

@@ -1,14 +1,12 @@
-//! `/api/coupons`: coupons are made and shown.
+//! `/api/coupons`: coupons are made, listed and shown.
 
 use std::future::ready;
 
+use anyhow::anyhow;
 use axum::{
     Json,
     body::{Body, Bytes},
-    extract::{
-        Path, State,
-        rejection::{BytesRejection, PathRejection},
-    },
+    extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{
         StatusCode,
         header::{CONTENT_TYPE, LOCATION},
@@ -16,48 +14,129 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream::{self, StreamExt};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+use utoipa::ToSchema;
 
 use crate::{
-    db::{Database, Reading},
+    access::{Admin, Reader},
+    db::{CouponRow, Database, Reading},
     error::Error,
-    routes::body::{self, Field},
+    openapi::problem_type,
+    routes::{
+        NO_STORE,
+        body::{self, Field, Received},
+        coupon_path, invalid,
+        page::Page,
+    },
 };
 
-/// All but the unreserved characters of RFC 3986.
-const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+/// A coupon to be made.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct NewCoupon<'a> {
+    /// What claims will name.
+    #[serde(borrow)]
+    #[schema(value_type = String, required, min_length = 1, max_length = 255,
+             pattern = "^[^\\u0000]*$", example = "PROMO_SUPER")]
+    name: Field<'a>,
+    /// How many can be claimed.
+    #[serde(borrow)]
+    #[schema(value_type = i32, required, minimum = 1, maximum = 2147483647, example = 100)]
+    amount: Field<'a>,
+}
 
-/// `POST /api/coupons`.
+/// The answer to a coupon that was made.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Created {
+    #[schema(value_type = String, example = "coupon created")]
+    message: &'static str,
+    #[schema(example = "PROMO_SUPER")]
+    name: String,
+}
+
+/// A page of coupons.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CouponList {
+    /// In the order of their creation.
+    coupons: Vec<CouponRow>,
+}
+
+/// A coupon and who has it.
+#[derive(ToSchema)]
+#[allow(
+    dead_code,
+    reason = "it is written out piece by piece, for it may be long"
+)]
+pub(crate) struct Shown {
+    #[schema(example = "PROMO_SUPER")]
+    name: String,
+    /// How many there are in all.
+    #[schema(example = 100)]
+    amount: i32,
+    /// How many are left.
+    #[schema(example = 98)]
+    remaining_amount: i32,
+    /// In claim order, from the same moment.
+    #[schema(example = json!(["user_12345", "user_67890"]))]
+    claimed_by: Vec<String>,
+}
+
+problem_type! {
+    /// How making a coupon can fail.
+    CreateProblems:
+    invalid(),
+    Error::BodyTimeout,
+    Error::CouponExists,
+    Error::BodyTooLarge,
+    Error::OutcomeUnknown(anyhow!("")),
+}
+
+problem_type! {
+    /// How reading a page of coupons can fail.
+    ListProblems: invalid()
+}
+
+problem_type! {
+    /// How reading a coupon can fail.
+    ShowProblems: Error::CouponNotFound
+}
+
+/// Create a coupon
+#[utoipa::path(
+    post,
+    path = "/api/coupons",
+    operation_id = "create_coupon",
+    tag = "coupons",
+    request_body = NewCoupon,
+    responses(
+        (status = 201, description = "The coupon is there", body = Created,
+         headers(("Location" = String, description = "Where it is")),
+         links(
+            ("the coupon" = (
+                operation_id = "show_coupon",
+                parameters(("name" = "$response.body#/name")),
+            )),
+            ("its claims" = (
+                operation_id = "list_claims",
+                parameters(("name" = "$response.body#/name")),
+            )),
+         )),
+        CreateProblems,
+    ),
+    security(("bearer" = ["admin"])),
+)]
 pub(crate) async fn create(
+    _: Admin,
     State(database): State<Database>,
-    body: Result<Bytes, BytesRejection>,
+    Received(body): Received,
 ) -> Result<Response, Error> {
-    #[derive(Deserialize)]
-    struct Fields<'a> {
-        #[serde(borrow)]
-        name: Field<'a>,
-        #[serde(borrow)]
-        amount: Field<'a>,
-    }
-    #[derive(Serialize)]
-    struct Created {
-        message: &'static str,
-        name: String,
-    }
-    let body = body::received(body)?;
-    let fields: Fields = body::fields(&body)?;
-    let name = body::text("name", fields.name)?;
-    let amount = body::count("amount", fields.amount)?;
+    let coupon: NewCoupon = body::fields(&body)?;
+    let name = body::text("name", coupon.name)?;
+    let amount = body::count("amount", coupon.amount)?;
     if !database.create_coupon(&name, amount).await? {
         return Err(Error::CouponExists);
     }
-    let location = format!("/api/coupons/{}", utf8_percent_encode(&name, PATH_SEGMENT));
+    let location = coupon_path(&name);
     let created = Created {
         message: "coupon created",
         name,
@@ -65,8 +144,48 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(created)).into_response())
 }
 
-/// `GET /api/coupons/{name}`.
+/// List the coupons
+///
+/// In the order of their creation, page by page: `Link` leads to the next page, if there is one.
+#[utoipa::path(
+    get,
+    path = "/api/coupons",
+    operation_id = "list_coupons",
+    tag = "coupons",
+    params(Page),
+    responses(
+        (status = 200, description = "A page of coupons", body = CouponList,
+         headers(("Link" = String, description = "The next page, with rel=\"next\"; absent on the last one"))),
+        ListProblems,
+    ),
+    security(("bearer" = ["read"])),
+)]
+pub(crate) async fn list(
+    _: Reader,
+    State(database): State<Database>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Error> {
+    let page = Page::from_query(query.as_deref())?;
+    let mut coupons = database.list_coupons(page.after, page.rows()).await?;
+    let link = page.cut(&mut coupons, |coupon| coupon.id, "/api/coupons")?;
+    Ok((NO_STORE, link, Json(CouponList { coupons })).into_response())
+}
+
+/// Show a coupon and who has it
+///
+/// The list is complete, however long, and from one snapshot; it is streamed. For a part of it, list the
+/// coupon's claims.
+#[utoipa::path(
+    get,
+    path = "/api/coupons/{name}",
+    operation_id = "show_coupon",
+    tag = "coupons",
+    params(("name" = String, Path, description = "The coupon's name", example = "PROMO_SUPER")),
+    responses((status = 200, description = "The coupon", body = Shown), ShowProblems),
+    security(("bearer" = ["read"])),
+)]
 pub(crate) async fn show(
+    _: Reader,
     State(database): State<Database>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
@@ -76,7 +195,10 @@ pub(crate) async fn show(
 }
 
 /// `GET /api/coupons/claim`.
-pub(crate) async fn show_named_claim(State(database): State<Database>) -> Result<Response, Error> {
+pub(crate) async fn show_named_claim(
+    _: Reader,
+    State(database): State<Database>,
+) -> Result<Response, Error> {
     show_named(&database, "claim").await
 }
 
@@ -97,7 +219,7 @@ async fn show_named(database: &Database, name: &str) -> Result<Response, Error> 
         let rest = stream::try_unfold(reading, next_chunk);
         Body::from_stream(stream::once(ready(Ok(first))).chain(rest))
     };
-    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+    Ok((NO_STORE, [(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 async fn first_chunk(reading: &mut Reading) -> Result<Bytes, Error> {

@@ -3,13 +3,12 @@
 use axum::{
     Json,
     extract::State,
-    http::{HeaderName, HeaderValue, header::CACHE_CONTROL},
+    http::{HeaderName, HeaderValue},
 };
 use serde::Serialize;
 
+use super::NO_STORE;
 use crate::{error::Error, health::Health};
-
-const NO_STORE: (HeaderName, HeaderValue) = (CACHE_CONTROL, HeaderValue::from_static("no-store"));
 
 /// How the service is.
 #[derive(Debug, Serialize)]
@@ -20,7 +19,7 @@ pub(crate) struct Status {
 /// `GET /health/live`: the process works. Says nothing about the database, whose absence no restart of
 /// ours would mend.
 pub(crate) async fn live() -> ([(HeaderName, HeaderValue); 1], Json<Status>) {
-    ([NO_STORE], Json(Status { status: "live" }))
+    (NO_STORE, Json(Status { status: "live" }))
 }
 
 /// `GET /health/ready`: requests are served.
@@ -28,5 +27,5 @@ pub(crate) async fn ready(
     State(health): State<Health>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<Status>), Error> {
     health.check()?;
-    Ok(([NO_STORE], Json(Status { status: "ready" })))
+    Ok((NO_STORE, Json(Status { status: "ready" })))
 }

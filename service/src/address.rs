@@ -1,0 +1,143 @@
+//! Whose address a request comes from: the peer's, or, behind proxies that are trusted, the one that
+//! they tell.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The networks of the proxies whose `X-Forwarded-For` is believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxies(Vec<IpNet>);
+
+impl Proxies {
+    /// Reads addresses and networks, separated by commas.
+    ///
+    /// # Errors
+    /// What none of these is.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        list.split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+            .map(|entry| {
+                let network = entry.parse::<IpNet>();
+                network
+                    .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
+                    .map_err(|_| {
+                        format!("{entry:?} is neither an address nor a network such as 10.0.0.0/8")
+                    })
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// The client's address. Every proxy appends the address that it was called from, so the last one
+    /// that is no trusted proxy's is the client's; what stands before it anybody can have written.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer.to_canonical();
+        if !self.trusts(client) {
+            return client;
+        }
+        let told = headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .rev()
+            .flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
+        for entry in told {
+            let Some(address) = address(entry.trim()) else {
+                break;
+            };
+            client = address;
+            if !self.trusts(client) {
+                break;
+            }
+        }
+        client
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// An address, which some proxies write with a port.
+fn address(entry: &str) -> Option<IpAddr> {
+    let address = entry
+        .parse::<IpAddr>()
+        .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+    address.ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        for (proxies, peer, told, expected) in [
+            ("", "192.0.2.1", vec!["198.51.100.7"], "192.0.2.1"),
+            ("10.0.0.0/8", "192.0.2.1", vec!["198.51.100.7"], "192.0.2.1"),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["198.51.100.7"],
+                "198.51.100.7",
+            ),
+            ("10.0.0.0/8", "10.1.2.3", vec![], "10.1.2.3"),
+            // What the client itself has sent stands first.
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["203.0.113.9, 198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["203.0.113.9", "198.51.100.7, 10.9.9.9"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["nonsense, 10.9.9.9"],
+                "10.9.9.9",
+            ),
+            (
+                "10.0.0.0/8, 2001:db8::1",
+                "2001:db8::1",
+                vec!["[2001:db8::5]:443"],
+                "2001:db8::5",
+            ),
+            (
+                "127.0.0.1",
+                "::ffff:127.0.0.1",
+                vec!["::ffff:198.51.100.7"],
+                "198.51.100.7",
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in &told {
+                headers.append(X_FORWARDED_FOR, value.parse().unwrap());
+            }
+            let proxies = Proxies::parse(proxies).unwrap();
+            let client = proxies.client(peer.parse().unwrap(), &headers);
+            assert_eq!(
+                client,
+                expected.parse::<IpAddr>().unwrap(),
+                "{peer} {told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_named() {
+        for list in ["10.0.0.0/33", "10.0.0", "10.0.0.1,proxy.local", "all"] {
+            let wrong = list.rsplit(',').next().unwrap();
+            assert!(Proxies::parse(list).unwrap_err().contains(wrong), "{list}");
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! How often a caller may ask: a token bucket for each, and the `RateLimit` headers that tell of it
+//! (draft-ietf-httpapi-ratelimit-headers).
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    str::FromStr,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
+    state::keyed::DefaultKeyedStateStore,
+};
+
+use crate::{access::Identity, problem::whole_seconds};
+
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The most callers whose usage is kept apart: about 10 MB. Beyond, they share [`SHARED`] buckets.
+const MOST_CALLERS: usize = 100_000;
+
+/// The buckets for those whom there is no room to keep apart.
+const SHARED: u64 = 4_096;
+
+/// How often whoever has not asked for long is forgotten, at most: it takes a look at all of them.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// The most requests that a rate can name.
+const MOST_REQUESTS: u32 = 1_000_000;
+
+/// So many requests in so long a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    requests: NonZeroU32,
+    time: Duration,
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rate = || {
+            let (requests, time) = text.split_once('/')?;
+            let time = match time {
+                "s" => Duration::from_secs(1),
+                "m" => Duration::from_secs(60),
+                "h" => Duration::from_secs(3600),
+                _ => return None,
+            };
+            let requests: NonZeroU32 = requests.parse().ok()?;
+            (requests.get() <= MOST_REQUESTS).then_some(Self { requests, time })
+        };
+        rate().ok_or_else(|| {
+            format!(
+                "must be a number of requests, up to {MOST_REQUESTS}, per s, m or h, such as 20/s or 100/m"
+            )
+        })
+    }
+}
+
+/// What tells callers apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// Their address; of an IPv6 one its network of 64 bits, which is what one customer gets.
+    Address,
+    /// Their token; without one, their address.
+    Token,
+}
+
+impl FromStr for By {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "address" => Ok(Self::Address),
+            "token" => Ok(Self::Token),
+            _ => Err("must be address or token".to_owned()),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// Whoever has this address, or is in the same IPv6 network.
+    Address(IpAddr),
+    /// Whoever shows this token.
+    Caller(Identity),
+    /// Whoever comes without an address.
+    Unknown,
+    /// One of the buckets that many share.
+    Shared(u64),
+}
+
+impl Key {
+    /// The key of an address.
+    pub fn address(address: IpAddr) -> Self {
+        Self::Address(match address {
+            IpAddr::V4(_) => address,
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                Ipv6Addr::from_bits(network).into()
+            }
+        })
+    }
+}
+
+type Buckets =
+    RateLimiter<Key, DefaultKeyedStateStore<Key>, DefaultClock, StateInformationMiddleware>;
+
+/// A rate limit and how far each caller has used it.
+#[derive(Debug)]
+pub struct RateLimit {
+    rate: Rate,
+    by: By,
+    policy: HeaderValue,
+    buckets: Buckets,
+    most: usize,
+    swept: Mutex<Instant>,
+    hasher: RandomState,
+}
+
+/// How a request stands.
+#[derive(Debug)]
+pub(crate) struct Usage {
+    left: u32,
+    wait: Option<Duration>,
+}
+
+impl Usage {
+    /// When this caller may ask again, where it may not now.
+    pub fn wait(&self) -> Option<Duration> {
+        self.wait
+    }
+}
+
+impl RateLimit {
+    /// Lets each caller ask so often. A caller who was silent for the rate's time may ask for all of it
+    /// at once.
+    pub fn new(rate: Rate, by: By) -> Self {
+        Self::for_callers(rate, by, MOST_CALLERS)
+    }
+
+    fn for_callers(rate: Rate, by: By, most: usize) -> Self {
+        let period = rate.time / rate.requests.get();
+        let quota = Quota::with_period(period)
+            .unwrap_or_else(|| Quota::per_second(rate.requests))
+            .allow_burst(rate.requests);
+        let policy = format!(
+            r#""default";q={};w={}"#,
+            rate.requests,
+            whole_seconds(rate.time)
+        );
+        Self {
+            rate,
+            by,
+            policy: HeaderValue::try_from(policy)
+                .unwrap_or_else(|_| HeaderValue::from_static(r#""default""#)),
+            buckets: RateLimiter::keyed(quota).with_middleware(),
+            most,
+            swept: Mutex::new(Instant::now()),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Whether callers are told apart by their tokens.
+    pub(crate) fn is_by_token(&self) -> bool {
+        self.by == By::Token
+    }
+
+    /// Counts a request.
+    pub(crate) fn count(&self, key: Key) -> Usage {
+        let key = if self.has_room() {
+            key
+        } else {
+            Key::Shared(self.hasher.hash_one(&key) % SHARED)
+        };
+        match self.buckets.check_key(&key) {
+            Ok(state) => Usage {
+                left: state.remaining_burst_capacity(),
+                wait: None,
+            },
+            Err(refusal) => Usage {
+                left: 0,
+                wait: Some(refusal.wait_time_from(DefaultClock::default().now())),
+            },
+        }
+    }
+
+    /// Whether another caller can be kept apart.
+    fn has_room(&self) -> bool {
+        if self.buckets.len() < self.most {
+            return true;
+        }
+        // Whoever sweeps already does it for all.
+        if let Ok(mut swept) = self.swept.try_lock()
+            && swept.elapsed() >= SWEEP
+        {
+            self.buckets.retain_recent();
+            self.buckets.shrink_to_fit();
+            *swept = Instant::now();
+        }
+        self.buckets.len() < self.most
+    }
+
+    /// Tells the caller how it stands.
+    pub(crate) fn tell(&self, usage: &Usage, headers: &mut HeaderMap) {
+        let used = self.rate.requests.get() - usage.left.min(self.rate.requests.get());
+        let restored = self
+            .rate
+            .time
+            .mul_f64(f64::from(used) / f64::from(self.rate.requests.get()));
+        let state = format!(
+            r#""default";r={};t={}"#,
+            usage.left,
+            whole_seconds(usage.wait.unwrap_or(restored))
+        );
+        headers.insert(RATE_LIMIT_POLICY, self.policy.clone());
+        if let Ok(state) = HeaderValue::try_from(state) {
+            headers.insert(RATE_LIMIT, state);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn address(n: u32) -> Key {
+        Key::address(IpAddr::V4(n.into()))
+    }
+
+    #[test]
+    fn rates_are_read_or_refused() {
+        let rate: Rate = "100/m".parse().unwrap();
+        assert_eq!(rate.requests.get(), 100);
+        assert_eq!(rate.time, Duration::from_secs(60));
+        for wrong in [
+            "",
+            "100",
+            "0/s",
+            "-1/s",
+            "1/d",
+            "1/",
+            "/s",
+            "1.5/s",
+            "1000001/s",
+            "5000000000/s",
+        ] {
+            assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_caller_has_its_own_limit() {
+        let limit = RateLimit::new("2/h".parse().unwrap(), By::Address);
+        assert_eq!(limit.count(address(1)).left, 1);
+        assert_eq!(limit.count(address(1)).left, 0);
+        let refused = limit.count(address(1));
+        assert!(
+            refused.wait().unwrap() > Duration::from_secs(1700),
+            "{refused:?}"
+        );
+        assert!(limit.count(address(2)).wait().is_none());
+        let mut headers = HeaderMap::new();
+        limit.tell(&refused, &mut headers);
+        assert_eq!(headers["ratelimit-policy"], r#""default";q=2;w=3600"#);
+        assert_eq!(headers["ratelimit"], r#""default";r=0;t=1800"#);
+    }
+
+    #[test]
+    fn an_ipv6_network_is_one_caller() {
+        let key = |address: &str| Key::address(address.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:2"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+    }
+
+    #[test]
+    fn a_flood_of_callers_takes_no_more_memory_and_is_limited_still() {
+        let limit = RateLimit::for_callers("1/h".parse().unwrap(), By::Address, 1000);
+        let mut refused = 0;
+        for n in 0..50_000 {
+            refused += u32::from(limit.count(address(n)).wait().is_some());
+        }
+        assert!(
+            limit.buckets.len() <= 1000 + SHARED as usize,
+            "{}",
+            limit.buckets.len()
+        );
+        // The first thousand have a bucket each; all others share, and find theirs empty.
+        assert!(refused >= 49_000 - SHARED as u32, "{refused}");
+    }
+}
