@@ -1,14 +1,11 @@
 //! Everybody at once: nobody gets what is not there, nobody gets two.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Result;
-use honcho_tests::{Database, connect};
+use honcho_tests::{Database, at_once, connect, counts};
 use serde_json::json;
-use tokio::{
-    sync::{Barrier, Mutex, MutexGuard},
-    task::JoinSet,
-};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::api::Api;
 
@@ -115,34 +112,6 @@ async fn claim_over_sql(
     .await
 }
 
-/// Prepares a claim for every user, lets them all go when the last is ready, and counts what came
-/// of them.
-async fn at_once<P, C>(
-    users: Vec<String>,
-    prepare: impl Fn(String) -> P,
-) -> Result<BTreeMap<String, usize>>
-where
-    P: Future<Output = Result<C>> + Send + 'static,
-    C: Future<Output = Result<String>> + Send + 'static,
-{
-    let barrier = Arc::new(Barrier::new(users.len()));
-    let mut claims = JoinSet::new();
-    for user in users {
-        let prepared = prepare(user);
-        let barrier = Arc::clone(&barrier);
-        claims.spawn(async move {
-            let prepared = prepared.await;
-            barrier.wait().await;
-            prepared?.await
-        });
-    }
-    let mut outcomes = BTreeMap::new();
-    while let Some(outcome) = claims.join_next().await {
-        *outcomes.entry(outcome??).or_default() += 1;
-    }
-    Ok(outcomes)
-}
-
 async fn check_shown(api: &Api, remaining: i32, claimants: &[String]) -> Result<()> {
     let shown = api.show("PROMO").await?;
     assert_eq!(shown.status, 200);
@@ -165,13 +134,6 @@ async fn check_rows(database: &Database, remaining: i32, claims: i64) -> Result<
         (remaining, claims)
     );
     Ok(())
-}
-
-fn counts(outcomes: &[(&str, usize)]) -> BTreeMap<String, usize> {
-    outcomes
-        .iter()
-        .map(|&(outcome, count)| (outcome.to_owned(), count))
-        .collect()
 }
 
 /// One big crowd at a time: together they would need more connections than the cluster has.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod crowd;
 mod database;
 mod proxy;
 mod service;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub use cluster::{Cluster, ClusterOptions, Frozen, Stop};
+pub use crowd::{at_once, counts};
 pub use database::{Database, books, connect};
 pub use proxy::Proxy;
 pub use service::Service;
