@@ -1,0 +1,8 @@
+-- Run once by the image's entrypoint, when the volume is empty, as the superuser: the database honcho with
+-- the extension, and the service's role. Without HONCHO_SERVICE_PASSWORD the role has no
+-- password, so nobody can log in with it over the network.
+\i /usr/local/share/honcho/database.sql
+\getenv service_password HONCHO_SERVICE_PASSWORD
+\if :{?service_password}
+alter role honcho_service password :'service_password';
+\endif
