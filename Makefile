@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-upgrade \
-	test-pg17 test-pg18 package test-package lint bench psql url clean
+	test-pg17 test-pg18 package test-package test-docker lint bench psql url up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ package: build ## pack the extension and the service into dist/: tarball and Deb
 test-package: package ## install the packages in a clean Debian and claim a coupon there
 	@scripts/test package
 
+test-docker: ## the images and docker-compose.yml, for real
+	@scripts/setup docker
+	@scripts/test docker
+
 lint: ## released SQL, rustfmt, clippy, rustdoc and shellcheck; warnings denied
 	@scripts/setup lint
 	@scripts/lint
@@ -66,6 +70,12 @@ psql: ## open psql on the private cluster while it runs
 
 url: ## print the private cluster's connection string while it runs: make -s url
 	@scripts/cluster url
+
+up: ## build the images and start PostgreSQL and the service in containers; .env.example tells more
+	@scripts/up
+
+down: ## stop the containers; the data stays
+	@scripts/compose down
 
 clean: ## remove build output and the private cluster with its data
 	@scripts/clean
