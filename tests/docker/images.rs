@@ -57,7 +57,14 @@ async fn health_is_told() -> Result<()> {
         let image = image(name)?;
         let [program, argument] = check;
         let entrypoint = format!("--entrypoint={program}");
-        let arguments = ["run", "--rm", "--network=none", &entrypoint, &image, argument];
+        let arguments = [
+            "run",
+            "--rm",
+            "--network=none",
+            &entrypoint,
+            &image,
+            argument,
+        ];
         let checked = run(Command::new("docker").args(arguments)).await?;
         assert!(
             matches!(checked.status.code(), Some(1..=2)),

@@ -127,10 +127,7 @@ impl Load {
     /// Waits until claims have been made from now on.
     async fn goes_on(&self) -> Result<()> {
         let enough = self.told() + ENOUGH;
-        eventually("claims", async || {
-            Ok((self.told() >= enough).then_some(()))
-        })
-        .await
+        eventually("claims", async || Ok((self.told() >= enough).then_some(()))).await
     }
 
     /// Who was told that they have the coupon, and how many were told to come back later.
