@@ -3,8 +3,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-upgrade \
-	test-pg17 test-pg18 package test-package test-docker lint bench psql url up down clean
+.PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-openapi \
+	test-upgrade test-pg17 test-pg18 package test-package test-docker lint bench psql url up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,8 @@ run: build ## start a private PostgreSQL and the service, until Ctrl+C; PORT=900
 	@scripts/run
 
 test: build ## run every test tier
-	@scripts/test unit pgrx regress isolation it
+	@scripts/setup openapi
+	@scripts/test unit pgrx regress isolation it openapi
 
 test-unit: setup ## Rust unit tests of the service
 	@scripts/test unit
@@ -35,6 +36,10 @@ test-isolation: build ## interleaved sessions: tests/isolation
 
 test-it: build ## integration tests over a real cluster and real HTTP
 	@scripts/test it
+
+test-openapi: build ## the API's description: schemathesis, and a browser that claims a coupon in /docs
+	@scripts/setup openapi
+	@scripts/test openapi
 
 test-upgrade: build ## upgrades from every release, and every tier on an upgraded installation
 	@scripts/test upgrade

@@ -97,9 +97,8 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let limited = bounds.rate_limit.is_some();
     let (router, mut document) = OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(coupons::create, coupons::list))
-        .routes(routes!(claims::claim))
         // A coupon may be called "claim".
-        .route("/api/coupons/claim", get(coupons::show_named_claim))
+        .routes(routes!(claims::claim, coupons::show_named_claim))
         .routes(routes!(coupons::show))
         .routes(routes!(claims::list))
         .routes(routes!(claims::show))

@@ -34,7 +34,6 @@ pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
     let ui = Arc::new(
         Config::from("/openapi.json")
             .validator_url("none")
-            .try_it_out_enabled(true)
             .display_request_duration(true)
             .persist_authorization(true),
     );

@@ -194,7 +194,17 @@ pub(crate) async fn show(
     show_named(&database, &name).await
 }
 
-/// `GET /api/coupons/claim`.
+/// Show the coupon called "claim"
+///
+/// Like any other coupon: this path is where claims are made, too.
+#[utoipa::path(
+    get,
+    path = "/api/coupons/claim",
+    operation_id = "show_coupon_named_claim",
+    tag = "coupons",
+    responses((status = 200, description = "The coupon", body = Shown), ShowProblems),
+    security(("bearer" = ["read"])),
+)]
 pub(crate) async fn show_named_claim(
     _: Reader,
     State(database): State<Database>,
