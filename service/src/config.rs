@@ -24,7 +24,7 @@ use access::AccessSettings;
 use bounds::BoundsSettings;
 use database::DatabaseSettings;
 
-pub use database::Database;
+pub use database::{Database, Sessions};
 pub use layers::Stop;
 pub use values::Secret;
 

@@ -15,7 +15,11 @@ use tokio::{
 use tokio_postgres::{IsolationLevel, Row, error::SqlState, types::ToSql};
 use utoipa::ToSchema;
 
-use crate::{config, error::Error};
+use crate::{
+    config::{self, Sessions},
+    error::Error,
+    target::Target,
+};
 
 /// How long a request waits for a connection, if connecting may not take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
@@ -179,10 +183,13 @@ enum Part {
     Claimants { users: Vec<String>, last: bool },
 }
 
-/// The database behind the service. Clones share one pool of connections.
+/// The database behind the service. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: Pool,
+    /// Where a call goes on that has met a coupon which somebody holds, so that it takes no connection
+    /// from the others: half as many more, whose sessions wait for as long as they may.
+    patient: Pool,
     /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
     readers: Arc<Semaphore>,
     waits: Waits,
@@ -211,26 +218,13 @@ impl Database {
     /// Prepares a pool of connections. Connects to nothing yet, so it does not matter whether the
     /// database is up.
     pub fn new(config: &config::Database) -> anyhow::Result<Self> {
-        let recycling = ManagerConfig {
-            recycling_method: RecyclingMethod::Fast,
-        };
-        let target = config.target.clone();
-        // The configuration is the target's.
-        let manager = Manager::from_connect(tokio_postgres::Config::new(), target, recycling);
-        let pool = Pool::builder(manager)
-            .max_size(config.pool_size)
-            .runtime(Runtime::Tokio1)
-            .timeouts(Timeouts {
-                wait: Some(CONNECTION_WAIT),
-                create: Some(config.target.patience()),
-                recycle: None,
-            })
-            .build()?;
+        let Sessions { brisk, patient } = &config.sessions;
         Ok(Self {
-            pool,
+            pool: pool(brisk, config.pool_size)?,
+            patient: pool(patient, config.pool_size.div_ceil(2))?,
             readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
             waits: Waits {
-                connection: CONNECTION_WAIT.max(config.target.patience()),
+                connection: CONNECTION_WAIT.max(brisk.patience()),
                 answer: config.statement_timeout + ANSWER_SLACK,
             },
             moved: Arc::new(watch::Sender::new(std::time::Instant::now())),
@@ -245,6 +239,7 @@ impl Database {
     /// Drops the connections that nobody uses: they lead to a server that is gone.
     pub(crate) fn forget_idle_connections(&self) {
         self.pool.retain(|_, _| false);
+        self.patient.retain(|_, _| false);
     }
 
     /// Gives up whatever is still asked on connections from before `when`.
@@ -256,16 +251,12 @@ impl Database {
     /// Gives up all connections, those in use when they are done.
     pub fn close(&self) {
         self.pool.close();
+        self.patient.close();
     }
 
-    /// A connection, by this time.
-    async fn connection(&self, by: Instant) -> Result<Object, Error> {
-        match timeout_at(
-            by.min(Instant::now() + self.waits.connection),
-            self.pool.get(),
-        )
-        .await
-        {
+    /// A connection of this pool, by this time.
+    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
+        match timeout_at(by.min(Instant::now() + self.waits.connection), pool.get()).await {
             Ok(client) => Ok(client?),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
@@ -311,7 +302,7 @@ impl Database {
     async fn begin_reading(&self, name: &str, deadline: Instant) -> Result<Option<Reading>, Error> {
         let by = deadline.min(Instant::now() + self.waits.connection);
         let place = self.reader(by).await?;
-        let mut client = self.connection(by).await?;
+        let mut client = self.connection(&self.pool, by).await?;
         let (sender, mut parts) = mpsc::channel(1);
         let (name, answer_wait) = (name.to_owned(), self.waits.answer);
         tokio::spawn(async move {
@@ -422,7 +413,7 @@ impl Database {
     ) -> Result<Vec<Row>, Error> {
         let by = deadline.min(Instant::now() + self.waits.connection);
         let _place = self.reader(by).await?;
-        let client = self.connection(by).await?;
+        let client = self.connection(&self.pool, by).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
@@ -449,21 +440,22 @@ impl Database {
     /// may help; what may have been carried out never is.
     async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        match self.write_once(sql, arguments, deadline).await {
-            Err(error) if error.may_be_repeated() => {
-                self.write_once(sql, arguments, deadline).await
-            }
-            answer => answer,
-        }
+        let pool = match self.write_once(&self.pool, sql, arguments, deadline).await {
+            Err(Error::Locked(_)) => &self.patient,
+            Err(error) if error.may_be_repeated() => &self.pool,
+            answer => return answer,
+        };
+        self.write_once(pool, sql, arguments, deadline).await
     }
 
     async fn write_once(
         &self,
+        pool: &Pool,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
-        let client = self.connection(deadline).await?;
+        let client = self.connection(pool, deadline).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(statement) => statement?,
@@ -517,6 +509,26 @@ fn of_a_coupon(rows: &[Row]) -> Result<Option<Vec<ClaimRow>>, Error> {
         }
     }
     Ok(Some(claims))
+}
+
+/// A pool of at most `size` connections.
+fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    // The configuration is the target's.
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), target.clone(), recycling);
+    let timeouts = Timeouts {
+        wait: Some(CONNECTION_WAIT),
+        create: Some(target.patience()),
+        recycle: None,
+    };
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .timeouts(timeouts)
+        .build()?;
+    Ok(pool)
 }
 
 /// Drops a connection that is stuck in a question, instead of giving it to the next request.

@@ -72,8 +72,10 @@ pub enum Error {
     /// The connection broke before anything was asked on it.
     #[error("disconnected: {0:#}")]
     Disconnected(anyhow::Error),
-    /// The database is down, out of some resource, or somebody held the coupon for too long;
-    /// nothing was changed.
+    /// Somebody held the coupon for too long; nothing was changed.
+    #[error("locked: {0:#}")]
+    Locked(anyhow::Error),
+    /// The database is down or out of some resource; nothing was changed.
     #[error("unavailable: {0:#}")]
     Unavailable(anyhow::Error),
     /// The connection broke after a change was asked for and before the answer.
@@ -112,7 +114,8 @@ impl Error {
         match state.code() {
             "40001" | "40P01" => Self::Conflict(source),
             // The last: a standby, which will be followed by a primary.
-            "55P03" | "57P03" | "25006" => Self::Unavailable(source),
+            "57P03" | "25006" => Self::Unavailable(source),
+            "55P03" => Self::Locked(source),
             "57014" => Self::Timeout(source),
             "57P01" | "57P02" | "57P05" => Self::Disconnected(source),
             code => match &code[..2] {
@@ -255,7 +258,7 @@ impl Error {
                 "Paused",
                 "this coupon cannot be claimed at present",
             ),
-            Self::Conflict(_) | Self::Disconnected(_) | Self::Unavailable(_) => (
+            Self::Conflict(_) | Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
                 "Unavailable",
@@ -319,7 +322,7 @@ impl Error {
             Self::Refused(_) | Self::Internal(_) => error!(request_id, "{self}"),
             Self::Argument(_) => warn!(request_id, "{self}"),
             Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, request_id),
-            Self::Disconnected(_) | Self::Unavailable(_) => {
+            Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => {
                 self.log_as_one_of(&UNAVAILABLE, request_id);
             }
             Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, request_id),
@@ -472,6 +475,7 @@ mod tests {
             (Error::Paused, "409 paused"),
             (Error::Conflict(said()), "503 unavailable"),
             (Error::Disconnected(said()), "503 unavailable"),
+            (Error::Locked(said()), "503 unavailable"),
             (Error::Unavailable(said()), "503 unavailable"),
             (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
             (Error::Timeout(said()), "504 timeout"),

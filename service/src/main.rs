@@ -84,7 +84,7 @@ async fn run(config: Config) -> Result<()> {
     tokio::spawn(
         health
             .clone()
-            .keep(database.clone(), config.database.target),
+            .keep(database.clone(), config.database.sessions.brisk),
     );
     let router = router(App {
         database: database.clone(),

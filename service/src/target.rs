@@ -61,8 +61,8 @@ pub(crate) struct Opened {
 impl Target {
     /// Reads the certificates and passwords that the parameters name. `session_options` come before
     /// the parameters' own.
-    pub fn new(parameters: Parameters, session_options: &str) -> Result<Self, Fault> {
-        let (mode, tls) = tls::configure(&parameters)?;
+    pub fn new(parameters: &Parameters, session_options: &str) -> Result<Self, Fault> {
+        let (mode, tls) = tls::configure(parameters)?;
         let patience = parameters
             .parsed(
                 "connect_timeout",
@@ -75,7 +75,7 @@ impl Target {
             )?
             .map_or(PATIENCE, Duration::from_secs);
         Ok(Self(Arc::new(Shared {
-            servers: servers(&parameters, mode, session_options)?,
+            servers: servers(parameters, mode, session_options)?,
             tls: MakeRustlsConnect::new(tls),
             patience,
             preferred: Arc::default(),

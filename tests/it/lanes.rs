@@ -118,6 +118,49 @@ async fn held_coupons_hold_up_no_other() -> Result<()> {
 }
 
 #[tokio::test]
+async fn more_held_coupons_than_connections_hold_up_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "select honcho_create_coupon('HELD ' || n, 20) from generate_series(1, 5) as n;
+             select honcho_create_coupon('FREE', 20);",
+        )
+        .await?;
+    // Without the patient sessions, nobody would get a connection before he gives up.
+    let settings = [
+        ("DATABASE_POOL_SIZE", "2"),
+        ("LOCK_TIMEOUT", "60s"),
+        ("STATEMENT_TIMEOUT", "60s"),
+    ];
+    let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
+    let mut holders = Vec::new();
+    let mut waiting = Vec::new();
+    for n in 1..=5 {
+        let coupon = format!("HELD {n}");
+        holders.push(hold(&database, &coupon).await?);
+        waiting.push(claim(&api, "user", &coupon));
+    }
+    for n in 0..20 {
+        let told = api.claim(&format!("user {n}"), "FREE").await?.shown();
+        assert_eq!(told, "200", "{n}");
+    }
+    // One waits on the one patient connection, and has what it waited for when its holder goes.
+    until_queued(&client, 1).await?;
+    for holder in &holders {
+        holder.batch_execute("rollback").await?;
+    }
+    for claim in waiting {
+        let told = claim.await??;
+        assert!(
+            ["200", "503 unavailable"].contains(&told.as_str()),
+            "{told}"
+        );
+    }
+    database.books().await
+}
+
+#[tokio::test]
 async fn a_full_lane_turns_away_at_once() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;

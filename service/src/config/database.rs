@@ -22,8 +22,8 @@ pub(super) struct DatabaseSettings {
     /// what it leaves out
     #[arg(long, value_name = "URL")]
     database_url: Option<Secret>,
-    /// The most connections that requests use; one more sees to /health/ready [default: 4 per core,
-    /// 8 to 32]
+    /// The most connections that requests use; half as many more wait for coupons that somebody holds,
+    /// and one sees to /health/ready [default: 4 per core, 8 to 32]
     #[arg(long, value_name = "NUMBER", default_value_t = default_pool_size(),
           hide_default_value = true, value_parser = whole::<usize>(1..=10_000))]
     database_pool_size: usize,
@@ -39,12 +39,25 @@ pub(super) struct DatabaseSettings {
 #[derive(Debug)]
 pub struct Database {
     /// How to reach it.
-    pub target: Target,
+    pub sessions: Sessions,
     /// The most connections that requests use.
     pub pool_size: usize,
     /// The longest statement.
     pub statement_timeout: Duration,
 }
+
+/// The two kinds of sessions that there are.
+#[derive(Debug)]
+pub struct Sessions {
+    /// Which wait but a moment for a coupon that somebody holds.
+    pub brisk: Target,
+    /// Which wait for `lock_timeout`.
+    pub patient: Target,
+}
+
+/// How long a session waits for a coupon before it leaves the wait to one of the patient ones: longer
+/// than claims take that queue for it, shorter than those who need the connection would notice.
+const MOMENT: Duration = Duration::from_millis(250);
 
 impl DatabaseSettings {
     pub(super) fn check(
@@ -57,14 +70,20 @@ impl DatabaseSettings {
             None => Wrong::setting("database_url", fault.why),
         };
         let parameters = Parameters::new(url, variable).map_err(wrong)?;
-        // The options of the connection string come after these, so an operator has the last word.
-        let limits = format!(
-            "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=30s",
-            self.statement_timeout.as_millis(),
-            self.lock_timeout.as_millis()
-        );
+        let session = |lock_timeout: Duration| {
+            // The options of the connection string come after these, so an operator has the last word.
+            let limits = format!(
+                "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=30s",
+                self.statement_timeout.as_millis(),
+                lock_timeout.as_millis()
+            );
+            Target::new(&parameters, &limits).map_err(wrong)
+        };
         Ok(Database {
-            target: Target::new(parameters, &limits).map_err(wrong)?,
+            sessions: Sessions {
+                brisk: session(self.lock_timeout.min(MOMENT))?,
+                patient: session(self.lock_timeout)?,
+            },
             pool_size: self.database_pool_size,
             statement_timeout: self.statement_timeout,
         })
