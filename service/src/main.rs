@@ -16,7 +16,7 @@ use honcho_service::{
     health::Health,
     lanes::Lanes,
     probe, router,
-    serve::serve,
+    serve::{make_room, serve},
 };
 use mimalloc::MiMalloc;
 use tokio::{
@@ -71,6 +71,7 @@ async fn run(config: Config) -> Result<()> {
     let database = Database::new(&config.database)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
     let health = Health::default();
+    make_room(config.connections.connections, config.database.pool_size);
     let listener = TcpListener::bind((host.as_str(), *port))
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;

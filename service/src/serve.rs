@@ -19,6 +19,7 @@ use axum::{Router, body::Body, extract::ConnectInfo};
 use futures_util::FutureExt;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -56,6 +57,36 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(10),
         }
+    }
+}
+
+/// Files that the process needs besides those of connections: the database's, libraries', logs.
+const OTHER_FILES: usize = 256;
+
+/// Lets the process have a file for each of so many connections, as far as the system allows: most start
+/// programs with room for a thousand, and let them ask for more.
+pub fn make_room(connections: usize, database_connections: usize) {
+    let wanted = (connections + database_connections + OTHER_FILES) as u64;
+    let limit = getrlimit(Resource::Nofile);
+    let is_enough = |limit: Option<u64>| limit.is_none_or(|files| files >= wanted);
+    if is_enough(limit.current) {
+        return;
+    }
+    let raised = Rlimit {
+        current: limit
+            .maximum
+            .map_or(Some(wanted), |most| Some(most.min(wanted))),
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!("cannot raise the limit of open files: {error}");
+    }
+    let limit = getrlimit(Resource::Nofile).current;
+    if !is_enough(limit) {
+        warn!(
+            "the system lets this process open {} files, too few for {connections} connections",
+            limit.unwrap_or_default()
+        );
     }
 }
 

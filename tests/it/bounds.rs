@@ -404,3 +404,31 @@ async fn no_request_takes_longer_than_it_may() -> Result<()> {
     .await?;
     database.books().await
 }
+
+#[tokio::test]
+async fn there_is_a_file_for_every_connection() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let mut command = std::process::Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 64 && exec \"$HONCHO_SERVICE\""])
+        .env("DATABASE_URL", database.caller_url())
+        .env("PORT", "0");
+    let service = Service::spawn(command).await?;
+    let mut streams = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(service.address()).await?;
+        assert!(
+            exchange(&mut stream, SHOW)
+                .await?
+                .starts_with("HTTP/1.1 200 ")
+        );
+        streams.push(stream);
+    }
+    assert!(
+        !service.log().contains("cannot take connections"),
+        "{}",
+        service.log()
+    );
+    Ok(())
+}
