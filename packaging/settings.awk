@@ -17,8 +17,8 @@ function wrapped(text,    line, words, count, i) {
 function emit(    default_value) {
     if (name == "") return
     print ""
-    # Words are a rule, not a value.
-    if (match(text, /\[default: [^] ]+\]/)) {
+    # Words are a rule, not a value; so are these two.
+    if (match(text, /\[default: [^] ]+\]/) && text !~ /\[default: (any|none)\]/) {
         default_value = substr(text, RSTART + 10, RLENGTH - 11)
         text = substr(text, 1, RSTART - 2)
     }
