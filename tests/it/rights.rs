@@ -4,12 +4,13 @@ use anyhow::Result;
 use tokio_postgres::{Client, error::SqlState};
 
 /// A call of every function of the extension.
-const CALLS: [&str; 8] = [
+const CALLS: [&str; 9] = [
     "select honcho_create_coupon('NEW', 5)",
     "select honcho_claim('user', 'PROMO')",
     "select honcho_claim_batch('PROMO', array['one', 'two'])",
     "select honcho_claim_or_raise('another', 'PROMO')",
     "select honcho_get_coupon('PROMO')",
+    "select honcho_list_coupons()",
     "select honcho_get_claim('user', 'PROMO')",
     "select honcho_list_claims('PROMO')",
     "select honcho_verify()",
