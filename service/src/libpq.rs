@@ -224,3 +224,95 @@ fn value(text: &str) -> Result<(String, &str), Fault> {
     }
     Ok((value, ""))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn parameters(string: &str, variables: &[(&str, &str)]) -> Parameters {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        Parameters::new(string, &variable)
+            .map_err(|fault| fault.why)
+            .unwrap()
+    }
+
+    fn shown(parameters: &Parameters) -> String {
+        let names = KNOWN.iter().map(|(name, _)| *name);
+        let given = names.filter_map(|name| Some(format!("{name}={}", parameters.get(name)?)));
+        given.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn connection_strings_are_read_as_libpq_does() {
+        for (string, expected) in [
+            ("postgresql://", ""),
+            ("postgresql://localhost", "host=localhost"),
+            ("postgres://localhost:5433", "host=localhost port=5433"),
+            ("postgresql://localhost/mydb", "host=localhost dbname=mydb"),
+            ("postgresql://user@localhost", "host=localhost user=user"),
+            (
+                "postgresql://user:secret@localhost",
+                "host=localhost user=user password=secret",
+            ),
+            (
+                "postgresql://other@localhost/otherdb?connect_timeout=10&application_name=myapp",
+                "host=localhost dbname=otherdb user=other application_name=myapp connect_timeout=10",
+            ),
+            (
+                "postgresql://host1:123,host2:456/somedb?target_session_attrs=any",
+                "host=host1,host2 port=123,456 dbname=somedb target_session_attrs=any",
+            ),
+            ("postgresql://h1,h2:456/", "host=h1,h2 port=,456"),
+            (
+                "postgresql:///mydb?host=localhost&port=5433",
+                "host=localhost port=5433 dbname=mydb",
+            ),
+            (
+                "postgresql://[2001:db8::1234]:5433/database",
+                "host=2001:db8::1234 port=5433 dbname=database",
+            ),
+            (
+                "postgresql://%2Fvar%2Flib%2Fpostgresql/dbname",
+                "host=/var/lib/postgresql dbname=dbname",
+            ),
+            (
+                "postgresql://u:p%40ss%2F%3F@h/d?options=-c%20lock_timeout%3D1s",
+                "host=h dbname=d user=u password=p@ss/? options=-c lock_timeout=1s",
+            ),
+            (
+                "postgresql://u:p?w@h/d",
+                "host=h dbname=d user=u password=p?w",
+            ),
+            ("", ""),
+            ("host=localhost port=5432", "host=localhost port=5432"),
+            (
+                r"host = h1,h2 password = 'it\'s a \\ secret' user=''",
+                r"host=h1,h2 password=it's a \ secret",
+            ),
+            (r"host=h password=a\ b", "host=h password=a b"),
+            ("dbname=one dbname=two", "dbname=two"),
+        ] {
+            assert_eq!(shown(&parameters(string, &[])), expected, "{string}");
+        }
+    }
+
+    #[test]
+    fn variables_say_only_what_the_string_does_not() {
+        let variables = [
+            ("PGHOST", "elsewhere"),
+            ("PGUSER", "somebody"),
+            ("PGPORT", "5433"),
+            ("PGSSLMODE", ""),
+            ("PGSERVICE", "unknown to us"),
+        ];
+        let found = parameters("postgresql://me@here/d", &variables);
+        assert_eq!(shown(&found), "host=here port=5433 dbname=d user=me");
+        assert_eq!(found.fault("port", "is odd").variable, Some("PGPORT"));
+        let fault = found.fault("user", "is odd");
+        assert_eq!((fault.variable, &*fault.why), (None, "user is odd"));
+    }
+}

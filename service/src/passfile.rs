@@ -25,20 +25,16 @@ impl PasswordFile {
         let port = port.to_string();
         let user = config.get_user().unwrap_or_default();
         let dbname = config.get_dbname().unwrap_or(user);
-        // Where the database is on this machine, libpq lets "localhost" fit too.
-        let host = if host.starts_with('/') {
-            "localhost"
-        } else {
-            host
-        };
         let wanted = [host, &port, dbname, user];
         let lines = self.0.lines().filter(|line| !line.starts_with('#'));
         lines.map(fields).find_map(|mut fields| {
             let fits = fields.len() == 5
-                && fields
-                    .iter()
-                    .zip(wanted)
-                    .all(|(field, wanted)| field == "*" || field == wanted);
+                && fields.iter().zip(wanted).all(|(field, wanted)| {
+                    field == "*"
+                        || field == wanted
+                        // As libpq has it: a socket of this machine.
+                        || field == "localhost" && wanted.starts_with('/')
+                });
             fits.then(|| fields.swap_remove(4))
         })
     }
@@ -62,5 +58,40 @@ fn fields(line: &str) -> Vec<String> {
 fn push(fields: &mut [String], character: char) {
     if let Some(field) = fields.last_mut() {
         field.push(character);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_that_fits_has_the_password() {
+        let file = PasswordFile(
+            "# host:port:dbname:user:password\n\
+             h:5432:d:u:first\n\
+             h:5432:*:u:sec:ond\n\
+             h:*:*:*:th\\:ird\\\\\n\
+             /run/a:*:*:*:socket\n\
+             localhost:5432:d:u:local\n\
+             too:few:fields\n\
+             2001\\:db8\\:\\:1:*:*:*:sixth"
+                .to_owned(),
+        );
+        let mut config = Config::new();
+        config.user("u").dbname("d");
+        for (host, port, password) in [
+            ("h", 5432, Some("first")),
+            ("h", 5433, Some(r"th:ird\")),
+            ("/var/run/postgresql", 5432, Some("local")),
+            ("/run/a", 5432, Some("socket")),
+            ("2001:db8::1", 1, Some("sixth")),
+            ("elsewhere", 5432, None),
+        ] {
+            let found = file.look_up(host, port, &config);
+            assert_eq!(found.as_deref(), password, "{host}:{port}");
+        }
+        config.dbname("another");
+        assert_eq!(file.look_up("h", 5432, &config).as_deref(), Some("sec:ond"));
     }
 }

@@ -213,6 +213,22 @@ async fn an_address_that_leads_to_a_standby_first_and_then_to_the_primary() -> R
 }
 
 #[tokio::test]
+async fn an_address_that_is_given_to_another_server() -> Result<()> {
+    let pair = Pair::start().await?;
+    let socket = |cluster: &Cluster| cluster.directory().join(".s.PGSQL.5432");
+    let proxy = Proxy::start(socket(&pair.standby)).await?;
+    let settings = [("DATABASE_POOL_SIZE", "1")];
+    let api = Api::start_with(&url_through(&proxy, &pair.database), &settings).await?;
+    api.until_not_ready("the database is a standby, which takes no claims")
+        .await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    // The old connection is as good as ever, and leads to the standby for ever.
+    proxy.lead_to(socket(&pair.primary));
+    soon("healing", until_well(&api, "after")).await?;
+    pair.database.books().await
+}
+
+#[tokio::test]
 async fn no_connection_is_left() -> Result<()> {
     let cluster = ClusterOptions::default()
         .setting("max_connections", "12")

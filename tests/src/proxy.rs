@@ -1,7 +1,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use tokio::{
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    socket: PathBuf,
+    socket: Arc<Mutex<PathBuf>>,
     open: Arc<Mutex<JoinSet<()>>>,
     accepting: Option<JoinHandle<()>>,
 }
@@ -26,7 +26,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let mut proxy = Self {
             address: listener.local_addr()?,
-            socket: socket.as_ref().to_owned(),
+            socket: Arc::new(Mutex::new(socket.as_ref().to_owned())),
             open: Arc::default(),
             accepting: None,
         };
@@ -39,6 +39,11 @@ impl Proxy {
         self.address
     }
 
+    /// Leads new connections to another socket; those that are open stay where they are.
+    pub fn lead_to(&self, socket: impl AsRef<Path>) {
+        *locked(&self.socket) = socket.as_ref().to_owned();
+    }
+
     /// Cuts every connection, in the midst of whatever is said on it, and leaves the port.
     pub async fn cut(&mut self) {
         if let Some(accepting) = self.accepting.take() {
@@ -46,7 +51,7 @@ impl Proxy {
             // It was told to end: how it did says nothing.
             let _ = accepting.await;
         }
-        self.open().abort_all();
+        locked(&self.open).abort_all();
     }
 
     /// Listens again where it did.
@@ -57,17 +62,13 @@ impl Proxy {
     }
 
     fn accept(&mut self, listener: TcpListener) {
-        let (socket, open) = (self.socket.clone(), Arc::clone(&self.open));
+        let (socket, open) = (Arc::clone(&self.socket), Arc::clone(&self.open));
         self.accepting = Some(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-                open.spawn(pass(stream, socket.clone()));
+                let socket = locked(&socket).clone();
+                locked(&open).spawn(pass(stream, socket));
             }
         }));
-    }
-
-    fn open(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,8 +77,12 @@ impl Drop for Proxy {
         if let Some(accepting) = &self.accepting {
             accepting.abort();
         }
-        self.open().abort_all();
+        locked(&self.open).abort_all();
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn pass(mut stream: TcpStream, socket: PathBuf) {
