@@ -317,7 +317,8 @@ impl Database {
                 let _ = sender.send_timeout(Err(error), READER_PATIENCE).await;
             }
         });
-        match parts.recv().await {
+        let begun = timeout_at(deadline, parts.recv());
+        match begun.await.map_err(|late| Error::Timeout(late.into()))? {
             Some(Ok(Part::Coupon(coupon))) => Ok(coupon.map(|coupon| Reading {
                 coupon,
                 parts,

@@ -113,6 +113,17 @@ impl Health {
         self.0.send_replace(State::Stopping);
     }
 
+    /// Tells of a change, unless that is none or comes too late; returns whether it was told.
+    fn set(&self, state: State) -> bool {
+        self.0.send_if_modified(|known| {
+            let changes = *known != state && *known != State::Stopping;
+            if changes {
+                *known = state;
+            }
+            changes
+        })
+    }
+
     /// An error unless requests are served.
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self.state() {
@@ -135,7 +146,7 @@ impl Health {
             since: Instant::now(),
         };
         tokio::select! {
-            () = watcher.watch(&self.0) => {}
+            () = watcher.watch(&self) => {}
             // An error means that nobody is left to tell.
             _ = stopping.wait_for(|state| *state == State::Stopping) => {}
         }
@@ -172,7 +183,7 @@ impl Drop for Session {
 }
 
 impl Watcher {
-    async fn watch(&mut self, health: &watch::Sender<State>) {
+    async fn watch(&mut self, health: &Health) {
         let mut pause = FIRST_PAUSE;
         loop {
             let found = self.look().await;
@@ -189,20 +200,13 @@ impl Watcher {
     }
 
     /// Sets the state, and logs it where it has changed.
-    fn tell(&mut self, health: &watch::Sender<State>, found: &Result<Versions, Trouble>) {
+    fn tell(&mut self, health: &Health, found: &Result<Versions, Trouble>) {
         let state = match found {
             Ok(_) => State::Ready,
             Err(Trouble(cause, _)) => State::NotReady(*cause),
         };
-        let before = *health.borrow();
-        let changed = health.send_if_modified(|known| {
-            let changes = *known != state && *known != State::Stopping;
-            if changes {
-                *known = state;
-            }
-            changes
-        });
-        if !changed {
+        let before = health.state();
+        if !health.set(state) {
             return;
         }
         match found {
@@ -304,7 +308,23 @@ fn are_compatible(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::are_compatible;
+    use super::{Cause, Health, State, are_compatible};
+
+    #[test]
+    fn nothing_comes_after_stopping() {
+        let health = Health::default();
+        assert!(health.check().is_err());
+        assert!(health.set(State::Ready));
+        assert!(!health.set(State::Ready), "no change");
+        assert!(health.check().is_ok());
+        assert!(health.set(State::NotReady(Cause::Silent)));
+        assert!(health.check().is_err());
+        health.stop();
+        // What the database said meanwhile.
+        assert!(!health.set(State::Ready));
+        assert_eq!(health.state(), State::Stopping);
+        assert!(health.check().is_err());
+    }
 
     #[test]
     fn versions_agree_in_two_numbers() {

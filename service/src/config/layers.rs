@@ -183,10 +183,9 @@ fn flags(command: &Command, arguments: &[OsString]) -> Result<ArgMatches, Stop> 
         })
 }
 
-/// Names a flag that there is not, without what may follow it.
+/// Names a flag that there is not. What is no flag is not repeated: it may be a connection string.
 fn unknown(error: &clap::Error) -> String {
-    let given = shown(error, ContextKind::InvalidArg);
-    let name = given.split('=').next().unwrap_or_default();
+    let name = shown(error, ContextKind::InvalidArg);
     if !name.starts_with('-') {
         return "takes only flags; --help lists them".to_owned();
     }
