@@ -64,6 +64,7 @@ fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
 #[tokio::test]
 async fn every_operation_needs_its_scope_and_no_other() -> Result<()> {
     let (database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
+    database.create_coupon("claim", 1).await?;
     let request = |method: &Method, path: &str, body: &'static str| {
         api.request(method.clone(), path).body(body)
     };
