@@ -3,16 +3,25 @@
 //! In this order: there is room for it, its address may ask again, its caller is known, the caller may
 //! ask again. Then the route has so long to answer.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    mem,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use axum::{
-    extract::{ConnectInfo, Request, State},
+    extract::{ConnectInfo, Request},
     http::Method,
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use tokio::{sync::Semaphore, time::timeout};
+use tower_layer::Layer;
+use tower_service::Service;
 
 use crate::{
     access::Access,
@@ -74,8 +83,67 @@ impl Door {
     }
 }
 
+/// The service behind the door. A type of its own, because a `from_fn` costs every request two more
+/// boxes.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission<S> {
+    door: Door,
+    inner: S,
+}
+
+impl<S> Layer<S> for Door {
+    type Service = Admission<S>;
+
+    fn layer(&self, inner: S) -> Admission<S> {
+        Admission {
+            door: self.clone(),
+            inner,
+        }
+    }
+}
+
+impl<S> Service<Request> for Admission<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // The one that is ready is the one to call.
+        let later = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, later);
+        let door = self.door.clone();
+        Box::pin(async move { Ok(admit(&door, request, Next(ready)).await) })
+    }
+}
+
+/// What comes after the door.
+struct Next<S>(S);
+
+impl<S> Next<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    async fn run(mut self, request: Request) -> Response {
+        match self.0.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+}
+
 /// Lets a request in, or turns it away.
-pub(crate) async fn admit(State(door): State<Door>, request: Request, next: Next) -> Response {
+async fn admit<S>(door: &Door, request: Request, next: Next<S>) -> Response
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
     if !request.uri().path().starts_with(API) {
         return next.run(request).await;
     }
@@ -101,13 +169,16 @@ pub(crate) async fn admit(State(door): State<Door>, request: Request, next: Next
     }
 }
 
-async fn limited(
+async fn limited<S>(
     rate_limit: &RateLimit,
     access: &Access,
     bounds: &Bounds,
     mut request: Request,
-    next: Next,
-) -> Response {
+    next: Next<S>,
+) -> Response
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let address = peer.map(|peer| bounds.proxies.client(peer.0.ip(), request.headers()));
     let by_address = || address.map_or(Key::Unknown, Key::address);
@@ -141,7 +212,10 @@ async fn limited(
     response
 }
 
-async fn answer(request: Request, next: Next, bounds: &Bounds) -> Response {
+async fn answer<S>(request: Request, next: Next<S>, bounds: &Bounds) -> Response
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
     let is_safe = matches!(
         *request.method(),
         Method::GET | Method::HEAD | Method::OPTIONS

@@ -113,7 +113,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         // Together, for each call of `layer` costs every request another box.
         .layer((
             middleware::from_fn(problem::answer),
-            middleware::from_fn_with_state(Door::new(access, bounds), admission::admit),
+            Door::new(access, bounds),
             DefaultBodyLimit::max(BODY_LIMIT),
         ))
         .with_state(state);
