@@ -149,7 +149,7 @@ pub async fn run(command: &mut Command) -> Result<Output> {
 
 /// The container of a service.
 pub async fn container(service: &str) -> Result<String> {
-    compose(&["ps", "--quiet", service]).await
+    compose(&["ps", "--all", "--quiet", service]).await
 }
 
 /// A variable that `make test-docker` sets.
