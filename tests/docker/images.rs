@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use tokio::process::Command;
 
-use crate::stack::{Stack, container, docker, run, variable};
+use crate::stack::{Stack, compose_command, container, docker, run, variable};
 
 const MB: u64 = 1_000_000;
 
@@ -76,9 +76,8 @@ async fn health_is_told() -> Result<()> {
 
 #[tokio::test]
 async fn passwords_must_be_set() -> Result<()> {
-    let mut command = Command::new("scripts/compose");
+    let mut command = compose_command();
     command
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .env("HONCHO_ENV_FILE", ".env.example")
         .env_remove("POSTGRES_PASSWORD")
         .env_remove("HONCHO_SERVICE_PASSWORD")

@@ -1,9 +1,10 @@
 //! Who may do what: the processes in the containers, the service in the database, the network.
 
 use anyhow::{Context, Result};
+use honcho_tests::eventually;
 use tokio_postgres::error::SqlState;
 
-use crate::stack::{Stack, container, docker};
+use crate::stack::{Stack, compose_with, container, docker};
 
 #[tokio::test]
 async fn nothing_runs_as_root() -> Result<()> {
@@ -31,11 +32,29 @@ async fn the_service_may_do_nothing_to_its_container() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_database_is_published_on_the_loopback_alone() -> Result<()> {
+async fn nothing_is_published_beyond_the_loopback() -> Result<()> {
     let stack = Stack::up().await?;
-    let address = stack.published("postgres", "5432").await?;
-    assert!(address.ip().is_loopback(), "{address}");
+    for (service, port) in [("postgres", "5432"), ("service", "8080")] {
+        let address = stack.published(service, port).await?;
+        assert!(address.ip().is_loopback(), "{service}: {address}");
+    }
     Ok(())
+}
+
+#[tokio::test]
+async fn tokens_reach_the_service() -> Result<()> {
+    let stack = Stack::up().await?;
+    let tokens = [("API_TOKENS", "a-token-of-this-test:read")];
+    compose_with(&tokens, &["up", "--detach", "--no-build"]).await?;
+    eventually("a service that asks for a token", async || {
+        Ok(match stack.show("NONE").await {
+            Ok((401, _)) => Some(()),
+            _ => None,
+        })
+    })
+    .await?;
+    // The next test wants none.
+    stack.bring_up().await
 }
 
 #[tokio::test]

@@ -119,9 +119,21 @@ impl Claimant {
 
 /// Runs a command of compose and returns what it printed.
 pub async fn compose(arguments: &[&str]) -> Result<String> {
+    compose_with(&[], arguments).await
+}
+
+/// The same with more environment variables.
+pub async fn compose_with(environment: &[(&str, &str)], arguments: &[&str]) -> Result<String> {
+    let mut command = compose_command();
+    command.envs(environment.iter().copied()).args(arguments);
+    succeed(&mut command).await
+}
+
+/// Compose, on this checkout's file.
+pub fn compose_command() -> Command {
     let mut command = Command::new("scripts/compose");
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-    succeed(command.args(arguments)).await
+    command
 }
 
 /// Runs a command of docker and returns what it printed.
