@@ -1,7 +1,7 @@
 //! Who may do what: bearer tokens (RFC 6750), ours or JSON Web Tokens, each with its scopes.
 //!
 //! [`Access::identify`] looks at a request's token before anything else of the request is looked at;
-//! the extractors [`Claimer`], [`Reader`] and [`Admin`] then hold it against what the route asks for,
+//! the extractors `Claimer`, `Reader` and `Admin` then hold it against what the route asks for,
 //! before the body is read.
 
 mod jwt;
