@@ -63,11 +63,12 @@ test-docker: ## the images and docker-compose.yml, for real
 	@scripts/setup docker
 	@scripts/test docker
 
-lint: ## released SQL, rustfmt, clippy, rustdoc and shellcheck; warnings denied
+lint: ## released SQL, rustfmt, clippy, rustdoc, shellcheck, dependencies, alert rules; warnings denied
 	@scripts/setup lint
 	@scripts/lint
 
 bench: build ## measure against the peers: make bench ARGS='--rounds 1'
+	@scripts/env cargo build --release -p honcho-service --example bare
 	@scripts/env cargo run --release -p honcho-tests --bin honcho-bench -- $(ARGS)
 
 psql: ## open psql on the private cluster while it runs

@@ -8,6 +8,7 @@ mod access;
 mod bounds;
 mod database;
 mod layers;
+mod telemetry;
 mod values;
 
 use std::{
@@ -26,6 +27,7 @@ use database::DatabaseSettings;
 
 pub use database::{Database, Sessions};
 pub use layers::Stop;
+pub use telemetry::Telemetry;
 pub use values::Secret;
 
 use crate::{access::Access, admission::Bounds, lanes::Limits, serve};
@@ -57,6 +59,8 @@ struct Settings {
     access: AccessSettings,
     #[command(flatten)]
     bounds: BoundsSettings,
+    #[command(flatten)]
+    telemetry: Telemetry,
     #[command(flatten)]
     shutdown: Shutdown,
 }
@@ -163,6 +167,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// What connections are allowed.
     pub connections: serve::Limits,
+    /// What to tell of itself.
+    pub telemetry: Telemetry,
     /// How to stop.
     pub shutdown: Shutdown,
 }
@@ -191,6 +197,7 @@ pub fn load(
         lanes,
         access,
         bounds,
+        telemetry,
         shutdown,
     } = settings;
     if invocation.health_check {
@@ -207,6 +214,7 @@ pub fn load(
             cors,
             bounds,
             connections,
+            telemetry,
             shutdown,
         })
     };

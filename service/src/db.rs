@@ -6,7 +6,10 @@
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Status as PoolStatus, Timeouts,
+};
 use serde::Serialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -19,6 +22,7 @@ use crate::{
     config::{self, Sessions},
     error::Error,
     target::Target,
+    telemetry::metrics::metrics,
 };
 
 /// How long a request waits for a connection, if connecting may not take longer.
@@ -256,10 +260,23 @@ impl Database {
 
     /// A connection of this pool, by this time.
     async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
-        match timeout_at(by.min(Instant::now() + self.waits.connection), pool.get()).await {
+        let asked = Instant::now();
+        let by = by.min(asked + self.waits.connection);
+        let got = timeout_at(by, pool.get()).await;
+        let in_vain = matches!(got, Err(_) | Ok(Err(PoolError::Timeout(_))));
+        metrics().pool_wait(asked.elapsed(), in_vain);
+        match got {
             Ok(client) => Ok(client?),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
+    }
+
+    /// How the two pools of connections stand, by their names.
+    pub fn pools(&self) -> [(&'static str, PoolStatus); 2] {
+        [
+            ("brisk", self.pool.status()),
+            ("patient", self.patient.status()),
+        ]
     }
 
     /// `honcho_create_coupon`: false when the name is taken.
@@ -294,7 +311,10 @@ impl Database {
     pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
         let deadline = self.waits.deadline();
         match self.begin_reading(name, deadline).await {
-            Err(error) if error.may_be_repeated() => self.begin_reading(name, deadline).await,
+            Err(error) if error.may_be_repeated() => {
+                metrics().retried();
+                self.begin_reading(name, deadline).await
+            }
             reading => reading,
         }
     }
@@ -318,7 +338,11 @@ impl Database {
             }
         });
         let begun = timeout_at(deadline, parts.recv());
-        match begun.await.map_err(|late| Error::Timeout(late.into()))? {
+        let begun = begun.await.map_err(|late| {
+            metrics().answer_lost();
+            Error::Timeout(late.into())
+        })?;
+        match begun {
             Some(Ok(Part::Coupon(coupon))) => Ok(coupon.map(|coupon| Reading {
                 coupon,
                 parts,
@@ -400,6 +424,7 @@ impl Database {
         let deadline = self.waits.deadline();
         match self.query_once(sql, arguments, deadline).await {
             Err(error) if error.may_be_repeated() => {
+                metrics().retried();
                 self.query_once(sql, arguments, deadline).await
             }
             answer => answer,
@@ -423,6 +448,7 @@ impl Database {
         match timeout_at(by, answer).await {
             Ok(rows) => Ok(rows?),
             Err(late) => {
+                metrics().answer_lost();
                 discard(client);
                 Err(Error::Timeout(late.into()))
             }
@@ -446,6 +472,7 @@ impl Database {
             Err(error) if error.may_be_repeated() => &self.pool,
             answer => return answer,
         };
+        metrics().retried();
         self.write_once(pool, sql, arguments, deadline).await
     }
 
@@ -461,6 +488,7 @@ impl Database {
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(statement) => statement?,
             Err(_) => {
+                metrics().answer_lost();
                 discard(client);
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
@@ -471,6 +499,7 @@ impl Database {
             biased;
             answer = client.query(&statement, arguments) => answer,
             () = sleep_until(by) => {
+                metrics().answer_lost();
                 discard(client);
                 return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
             }
@@ -598,6 +627,9 @@ async fn in_time<T>(
 ) -> Result<T, Error> {
     match timeout(wait, answer).await {
         Ok(answer) => Ok(answer?),
-        Err(late) => Err(Error::Timeout(late.into())),
+        Err(late) => {
+            metrics().answer_lost();
+            Err(Error::Timeout(late.into()))
+        }
     }
 }

@@ -5,10 +5,9 @@ use std::{borrow::Cow, io, time::Duration};
 use axum::http::StatusCode;
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
-use tracing::{error, warn};
+use tracing::{error, field::display, warn};
 
-use crate::access::Scope;
-use crate::crowd::Crowd;
+use crate::{access::Scope, boundary::Identity, crowd::Crowd, telemetry::metrics::metrics};
 
 /// Why a request was not answered with success. What came from the database is kept for the log
 /// and never shown to a client.
@@ -317,16 +316,21 @@ impl Error {
         (status, code, title, Cow::Borrowed(detail))
     }
 
-    pub(crate) fn log(&self, request_id: &str) {
+    pub(crate) fn log(&self, identity: Identity<'_>) {
+        let Identity {
+            request_id,
+            trace_id,
+        } = identity;
+        let trace_id = trace_id.map(display);
         match self {
-            Self::Refused(_) | Self::Internal(_) => error!(request_id, "{self}"),
-            Self::Argument(_) => warn!(request_id, "{self}"),
-            Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, request_id),
+            Self::Refused(_) | Self::Internal(_) => error!(request_id, trace_id, "{self}"),
+            Self::Argument(_) => warn!(request_id, trace_id, "{self}"),
+            Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, identity),
             Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => {
-                self.log_as_one_of(&UNAVAILABLE, request_id);
+                self.log_as_one_of(&UNAVAILABLE, identity);
             }
-            Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, request_id),
-            Self::Timeout(_) => self.log_as_one_of(&TIMEOUTS, request_id),
+            Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, identity),
+            Self::Timeout(_) => self.log_as_one_of(&TIMEOUTS, identity),
             Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
@@ -351,11 +355,14 @@ impl Error {
         }
     }
 
-    fn log_as_one_of(&self, crowd: &Crowd, request_id: &str) {
-        match crowd.admits() {
-            Some(0) => warn!(request_id, "{self}"),
-            Some(left_out) => warn!(request_id, left_out, "{self}"),
-            None => {}
+    fn log_as_one_of(&self, crowd: &Crowd, identity: Identity<'_>) {
+        if let Some(left_out) = crowd.admits() {
+            let left_out = (left_out > 0).then_some(left_out);
+            let trace_id = identity.trace_id.map(display);
+            warn!(
+                request_id = identity.request_id,
+                trace_id, left_out, "{self}"
+            );
         }
     }
 }
@@ -367,13 +374,16 @@ static OUTCOME_UNKNOWN: Crowd = Crowd::new();
 static TIMEOUTS: Crowd = Crowd::new();
 
 impl From<tokio_postgres::Error> for Error {
+    /// Every fault that the database tells passes here once, and is counted.
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(state) = error.code().cloned() {
+            metrics().database_error(state.code());
             return Self::from_sqlstate(&state, error.into());
         }
         let broken = error.is_closed()
             || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
         if broken {
+            metrics().connection_lost();
             Self::Disconnected(error.into())
         } else {
             Self::Internal(error.into())

@@ -12,9 +12,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::anyhow;
+use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +24,10 @@ use crate::{
     db::{Database, Outcome},
     error::Error,
     problem::Failure,
+    telemetry::{
+        metrics::metrics,
+        traces::{self, BatchSpan},
+    },
 };
 
 /// How much the lanes take on.
@@ -45,6 +51,17 @@ impl Default for Limits {
             total: 50_000,
         }
     }
+}
+
+/// How many claims wait, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depths {
+    /// Lanes that are open.
+    pub lanes: usize,
+    /// Claims that wait in them.
+    pub waiting: usize,
+    /// Claims that wait in the lane in which most do.
+    pub deepest: usize,
 }
 
 /// The way of every claim to the database. Clones share the lanes.
@@ -73,6 +90,9 @@ type Waiting = HashMap<Arc<str>, VecDeque<Claim>>;
 struct Claim {
     user_id: String,
     reply: oneshot::Sender<Result<Outcome, Failure>>,
+    entered: Instant,
+    /// The request's span, where spans are exported.
+    span: Option<Box<SpanContext>>,
 }
 
 impl Lanes {
@@ -96,11 +116,20 @@ impl Lanes {
     pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, Failure> {
         let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
-        let told = match self.enter(coupon_name, Claim { user_id, reply }) {
+        let claim = Claim {
+            user_id,
+            reply,
+            entered: Instant::now(),
+            span: traces::current(),
+        };
+        let told = match self.enter(coupon_name, claim) {
             Ok(()) => answer.await.unwrap_or_else(|_| {
                 Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
             }),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                metrics().claim_turned_away();
+                Err(error.into())
+            }
         };
         mem::forget(departure);
         told
@@ -111,6 +140,16 @@ impl Lanes {
     pub async fn drained(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
+    }
+
+    /// How full the lanes are.
+    pub fn depths(&self) -> Depths {
+        let waiting = self.0.waiting();
+        Depths {
+            lanes: waiting.len(),
+            waiting: waiting.values().map(VecDeque::len).sum(),
+            deepest: waiting.values().map(VecDeque::len).max().unwrap_or(0),
+        }
     }
 
     fn enter(&self, coupon_name: &str, claim: Claim) -> Result<(), Error> {
@@ -220,6 +259,8 @@ impl Lane {
     /// Carries out a batch and answers its claims. What the database refuses as a whole it may
     /// refuse for the sake of one claim: then each is tried by itself.
     async fn carry_out(&self, batch: Vec<Claim>) {
+        let now = Instant::now();
+        metrics().batch(batch.iter().map(|claim| now - claim.entered));
         match self.claim_batch(&batch).await {
             Ok(outcomes) => {
                 for (claim, outcome) in batch.into_iter().zip(outcomes) {
@@ -246,6 +287,17 @@ impl Lane {
     }
 
     async fn claim_batch(&self, batch: &[Claim]) -> Result<Vec<Outcome>, Error> {
+        let begun = Instant::now();
+        let span = BatchSpan::begin(
+            batch.len(),
+            batch.iter().filter_map(|claim| claim.span.as_deref()),
+        );
+        let outcomes = self.call(batch).await;
+        metrics().batch_done(begun.elapsed());
+        outcomes.inspect_err(|error| span.fail(error))
+    }
+
+    async fn call(&self, batch: &[Claim]) -> Result<Vec<Outcome>, Error> {
         let user_ids: Vec<&str> = batch.iter().map(|claim| claim.user_id.as_str()).collect();
         let outcomes = self
             .shared
@@ -274,6 +326,10 @@ impl Drop for Lane {
 }
 
 fn answer(claim: Claim, outcome: Result<Outcome, Failure>) {
+    match &outcome {
+        Ok(outcome) => metrics().claimed(*outcome),
+        Err(_) => metrics().claim_failed(),
+    }
     // Whoever went away meanwhile finds the outcome by asking again.
     let _ = claim.reply.send(outcome);
 }

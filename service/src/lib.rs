@@ -5,6 +5,7 @@
 pub mod access;
 pub mod address;
 pub mod admission;
+mod boundary;
 pub mod config;
 mod crowd;
 pub mod db;
@@ -20,6 +21,7 @@ pub mod rate_limit;
 mod routes;
 pub mod serve;
 pub mod target;
+pub mod telemetry;
 mod tls;
 
 use std::time::Duration;
@@ -32,6 +34,7 @@ use axum::{
     routing::get,
 };
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -62,6 +65,8 @@ pub struct App {
     pub bounds: Bounds,
     /// The web pages that may use it from a browser.
     pub cors: Option<CorsLayer>,
+    /// Whether `/metrics` is among the routes.
+    pub metrics: bool,
 }
 
 /// What the routes work with.
@@ -86,6 +91,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         access,
         bounds,
         cors,
+        metrics,
     } = app;
     let state = State {
         database,
@@ -95,24 +101,18 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         body_timeout: BodyTimeout(bounds.body_timeout),
     };
     let limited = bounds.rate_limit.is_some();
-    let (router, mut document) = OpenApiRouter::with_openapi(openapi::base())
-        .routes(routes!(coupons::create, coupons::list))
-        // A coupon may be called "claim".
-        .routes(routes!(claims::claim, coupons::show_named_claim))
-        .routes(routes!(coupons::show))
-        .routes(routes!(claims::list))
-        .routes(routes!(claims::show))
-        .route("/health/live", get(routes::health::live))
-        .route("/health/ready", get(routes::health::ready))
-        .split_for_parts();
+    let (mut router, mut document) = described();
     openapi::finish(&mut document, access.is_open(), limited);
+    if metrics {
+        router = router.route("/metrics", get(routes::metrics::show));
+    }
     let router = router
         .merge(openapi::pages(&document)?)
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(other_method)
         // Together, for each call of `layer` costs every request another box.
         .layer((
-            middleware::from_fn(problem::answer),
+            middleware::from_fn(boundary::cross),
             Door::new(access, bounds),
             DefaultBodyLimit::max(BODY_LIMIT),
         ))
@@ -121,6 +121,46 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         Some(cors) => router.layer(cors),
         None => router,
     })
+}
+
+/// `/metrics` and nothing else.
+pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
+    #[derive(Clone, FromRef)]
+    struct State {
+        database: Database,
+        lanes: Lanes,
+    }
+    Router::new()
+        .route("/metrics", get(routes::metrics::show))
+        .fallback(async || Error::RouteNotFound)
+        .method_not_allowed_fallback(other_method)
+        .layer(middleware::from_fn(boundary::cross))
+        .with_state(State { database, lanes })
+}
+
+/// The routes with nothing around them, for measuring what that costs.
+pub fn bare_router(app: App) -> Router {
+    described().0.with_state(State {
+        database: app.database,
+        lanes: app.lanes,
+        health: app.health,
+        access: app.access,
+        body_timeout: BodyTimeout(app.bounds.body_timeout),
+    })
+}
+
+/// The routes of the API and their description.
+fn described() -> (Router<State>, OpenApi) {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(coupons::create, coupons::list))
+        // A coupon may be called "claim".
+        .routes(routes!(claims::claim, coupons::show_named_claim))
+        .routes(routes!(coupons::show))
+        .routes(routes!(claims::list))
+        .routes(routes!(claims::show))
+        .route("/health/live", get(routes::health::live))
+        .route("/health/ready", get(routes::health::ready))
+        .split_for_parts()
 }
 
 /// Lets web pages of these origins use the interface; all pages, where `None`.

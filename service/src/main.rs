@@ -3,8 +3,7 @@
 
 use std::{
     env,
-    future::Future,
-    io,
+    future::{Future, pending},
     process::{ExitCode, exit},
 };
 
@@ -15,8 +14,9 @@ use honcho_service::{
     db::Database,
     health::Health,
     lanes::Lanes,
-    probe, router,
+    metrics_router, probe, router,
     serve::{make_room, serve},
+    telemetry::{self, logs},
 };
 use mimalloc::MiMalloc;
 use tokio::{
@@ -54,16 +54,16 @@ fn main() -> ExitCode {
 }
 
 fn serve_until_told(config: Config) -> Result<()> {
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .init();
-    runtime::Builder::new_multi_thread()
+    telemetry::begin(&config.telemetry)?;
+    let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(config.listen.worker_threads)
         .enable_all()
-        .build()?
-        .block_on(run(config))
+        .build()?;
+    let served = runtime.block_on(run(config));
+    // What is still under way may have something to say.
+    drop(runtime);
+    telemetry::finish();
+    served
 }
 
 async fn run(config: Config) -> Result<()> {
@@ -77,24 +77,30 @@ async fn run(config: Config) -> Result<()> {
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
     // Before the line that tells the world that we are there.
     let stop = watch_for_stop(config.shutdown, health.clone())?;
-    // Before the database is asked for: whoever starts us wants to see that we live.
-    info!("listening on http://{}", listener.local_addr()?);
-    if config.access.is_open() {
-        warn!("no tokens are configured: whoever reaches this address may create, claim and read");
-    }
-    tokio::spawn(
-        health
-            .clone()
-            .keep(database.clone(), config.database.sessions.brisk),
-    );
+    let is_open = config.access.is_open();
     let router = router(App {
         database: database.clone(),
         lanes: lanes.clone(),
-        health,
+        health: health.clone(),
         access: config.access,
         bounds: config.bounds,
         cors: config.cors,
+        metrics: config.telemetry.metrics_listen.is_none(),
     })?;
+    if let Some(address) = config.telemetry.metrics_listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        info!("metrics at http://{}/metrics", listener.local_addr()?);
+        let router = metrics_router(database.clone(), lanes.clone());
+        tokio::spawn(serve(listener, router, config.connections, pending()));
+    }
+    // Before the database is asked for: whoever starts us wants to see that we live.
+    info!("listening on http://{}", listener.local_addr()?);
+    if is_open {
+        warn!("no tokens are configured: whoever reaches this address may create, claim and read");
+    }
+    tokio::spawn(health.keep(database.clone(), config.database.sessions.brisk));
     serve(listener, router, config.connections, stop).await;
     lanes.drained().await;
     database.close();
@@ -130,6 +136,7 @@ fn watch_for_stop(shutdown: Shutdown, health: Health) -> Result<impl Future<Outp
             () = stop_in_time => {}
             () = either(&mut terminate, &mut interrupt) => warn!("told again to stop: leaving now"),
         }
+        logs::finish();
         exit(1);
     });
     Ok(async move {

@@ -1,30 +1,21 @@
 //! What an error looks like to the client: `application/problem+json` as in RFC 9457, with the
 //! request's id.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::Request,
     http::{
-        HeaderName, HeaderValue, StatusCode,
+        HeaderValue, StatusCode,
         header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
 
-use crate::{access::Scope, error::Error};
+use crate::{access::Scope, boundary::Identity, error::Error};
 
 /// An error on its way to the layer that writes it out, which knows the request's id. A batch that
 /// failed shares one among its requests.
@@ -49,22 +40,6 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         Failure::from(self).into_response()
     }
-}
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Gives every request an id, its own if it brought a sane one, and every error its body.
-pub(crate) async fn answer(request: Request, next: Next) -> Response {
-    let id = match request.headers().get(REQUEST_ID) {
-        Some(id) if is_sane(id) => id.clone(),
-        _ => new_request_id(),
-    };
-    let mut response = next.run(request).await;
-    if let Some(Failure(error)) = response.extensions_mut().remove() {
-        write_problem(&error, &id, &mut response);
-    }
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }
 
 /// A problem's body, as RFC 9457 has it.
@@ -114,10 +89,14 @@ pub(crate) fn body(error: &Error, request_id: &str) -> Vec<u8> {
     body
 }
 
-fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
-    let request_id = id.to_str().unwrap_or_default();
-    error.log(request_id);
-    *response.body_mut() = Body::from(body(error, request_id));
+/// Gives an answer the body and the headers of its error, and logs what an operator must know.
+pub(crate) fn write_problem(
+    Failure(error): &Failure,
+    identity: Identity<'_>,
+    response: &mut Response,
+) {
+    error.log(identity);
+    *response.body_mut() = Body::from(body(error, identity.request_id));
     let status = response.status();
     let headers = response.headers_mut();
     // The router may have set the length of the empty body.
@@ -128,7 +107,7 @@ fn write_problem(error: &Error, id: &HeaderValue, response: &mut Response) {
     );
     // Caches may keep some errors unless they are told.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    match error {
+    match &**error {
         Error::RateLimited(wait) => {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(*wait)));
         }
@@ -166,43 +145,4 @@ fn missing_scope(scope: Scope) -> HeaderValue {
 /// Rounded up, so that who waits so long has waited long enough.
 pub(crate) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
-
-/// Ids go to logs and back to clients, so what could disturb either is not taken over.
-fn is_sane(id: &HeaderValue) -> bool {
-    (1..=128).contains(&id.len())
-        && id
-            .as_bytes()
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte))
-}
-
-/// Unique across processes by a random prefix, within one by a count.
-fn new_request_id() -> HeaderValue {
-    static PREFIX: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    HeaderValue::try_from(format!("{:016x}-{count:x}", *PREFIX))
-        .unwrap_or_else(|_| HeaderValue::from_static("-"))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_harmless_request_ids_are_taken_over() {
-        let long = "a".repeat(128);
-        for sane in ["a", "0af7651916cd43dd8448eb211c80319c", "a-b_c.d:e", &long] {
-            assert!(is_sane(&HeaderValue::from_str(sane).unwrap()), "{sane}");
-        }
-        let longer = "a".repeat(129);
-        for other in ["", "a b", "a\"b", "a\tb", "<a>", "a=b", &longer] {
-            assert!(!is_sane(&HeaderValue::from_str(other).unwrap()), "{other}");
-        }
-        assert!(!is_sane(&HeaderValue::from_bytes(b"\xff").unwrap()));
-        assert!(is_sane(&new_request_id()));
-        assert_ne!(new_request_id(), new_request_id());
-    }
 }

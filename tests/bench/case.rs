@@ -25,6 +25,8 @@ pub enum Flush {
 pub enum Subject {
     /// The extension, and for HTTP the service.
     Honcho,
+    /// The service's routes with nothing around them.
+    Bare,
     /// The prior system's transaction, statement by statement.
     Prior,
     /// The same logic as one PL/pgSQL function.
@@ -134,12 +136,11 @@ impl Case {
             add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
         }
         for clients in HTTP_CLIENTS {
-            add(
-                Flush::Disk,
-                Scene::Http,
-                clients,
-                &[Honcho, Pool4, NoOp, Pool16],
-            );
+            let subjects: &[Subject] = match clients {
+                256 => &[Honcho, Bare, Pool4, NoOp, Pool16],
+                _ => &[Honcho, Pool4, NoOp, Pool16],
+            };
+            add(Flush::Disk, Scene::Http, clients, subjects);
             if clients > 1 {
                 add(Flush::Disk, Scene::HttpSoldOut, clients, &[Honcho, Pool4]);
                 add(Flush::Disk, Scene::HttpAlready, clients, &[Honcho, Pool4]);
@@ -400,6 +401,7 @@ impl Stage {
             .await?;
         // A service of its own, so that nothing from earlier cases is counted.
         let service = honcho_tests::Service::start(&ground.url(case.subject)?).await?;
+        service.leave_log_unread();
         let url = service.url("/api/coupons/claim");
         let http = Http {
             coupon: &coupon,
@@ -517,6 +519,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Honcho => "honcho",
+            Self::Bare => "bare",
             Self::Prior => "prior",
             Self::PriorFunction => "prior-function",
             Self::Pool4 => "axum-pool-4",

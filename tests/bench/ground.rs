@@ -135,7 +135,7 @@ impl Ground {
     /// functions.
     pub fn url(&self, subject: Subject) -> Result<String> {
         match subject {
-            Subject::Honcho => Ok(self.honcho()?.caller_url().to_owned()),
+            Subject::Honcho | Subject::Bare => Ok(self.honcho()?.caller_url().to_owned()),
             _ => Ok(self.prior_url.clone()),
         }
     }
@@ -143,7 +143,7 @@ impl Ground {
     /// The subject's tables, seen by the superuser.
     pub async fn books(&self, subject: Subject) -> Result<Books> {
         match subject {
-            Subject::Honcho => Ok(Books::honcho(self.honcho()?.connect().await?)),
+            Subject::Honcho | Subject::Bare => Ok(Books::honcho(self.honcho()?.connect().await?)),
             _ => Ok(Books::prior(connect(&self.prior_url).await?)),
         }
     }
@@ -153,11 +153,13 @@ impl Ground {
         if !self.services.contains_key(&subject) {
             let service = match subject {
                 Subject::Honcho => Service::start(&self.url(subject)?).await?,
+                Subject::Bare => bare(&self.url(subject)?).await?,
                 Subject::Pool4 => peer(Some((4, &self.prior_url))).await?,
                 Subject::Pool16 => peer(Some((16, &self.prior_url))).await?,
                 Subject::NoOp => peer(None).await?,
                 _ => bail!("{subject} has no service"),
             };
+            service.leave_log_unread();
             self.services.insert(subject, service);
         }
         self.services.get(&subject).context("no service")
@@ -365,6 +367,13 @@ async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
     if let Some((size, url)) = pool {
         command.args(["--pool", &size.to_string(), "--database-url", url]);
     }
+    Service::spawn(command).await
+}
+
+/// Starts the service's routes with nothing around them, which were built beside this program.
+async fn bare(url: &str) -> Result<Service> {
+    let mut command = Command::new(std::env::current_exe()?.with_file_name("examples/bare"));
+    command.env("DATABASE_URL", url);
     Service::spawn(command).await
 }
 

@@ -134,6 +134,7 @@ impl Grown {
     pub async fn get_small(&mut self, rows: u64, clients: u32, seconds: u32) -> Result<Figures> {
         let database = self.size(rows)?.honcho()?;
         let service = Service::start(database.caller_url()).await?;
+        service.leave_log_unread();
         let path = format!("/api/coupons/{SMALL}");
         let coupon = get_coupon(&service, &path).await?.1;
         ensure!(
@@ -156,6 +157,7 @@ impl Grown {
     pub async fn get_million(&mut self) -> Result<Figures> {
         let database = self.size(GROWN[GROWN.len() - 1])?.honcho()?;
         let service = Service::start(database.caller_url()).await?;
+        service.leave_log_unread();
         get_coupon(&service, &format!("/api/coupons/{SMALL}")).await?;
         let before = service.resident_bytes()?;
         let (answer, coupon) = get_coupon(&service, &format!("/api/coupons/{OLD}_1")).await?;

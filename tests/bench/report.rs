@@ -110,7 +110,7 @@ fn case(flush: Flush, scene: Scene, clients: u32, subject: Subject) -> Case {
 }
 
 fn targets(results: &Results) -> Vec<Target> {
-    use Subject::{Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
+    use Subject::{Bare, Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
     let rate =
         |flush, scene, clients, subject| per_second(results, case(flush, scene, clients, subject));
     let p50 = |clients, subject| {
@@ -182,6 +182,11 @@ fn targets(results: &Results) -> Vec<Target> {
         "HTTP claims, 256 connections, against the no-op route".into(),
         ratio(ours, rate(Flush::Disk, Scene::Http, 256, NoOp)),
         0.5,
+    );
+    times(
+        "HTTP claims, 256 connections, against the same routes with nothing around them".into(),
+        ratio(ours, rate(Flush::Disk, Scene::Http, 256, Bare)),
+        0.9,
     );
     for (scene, what) in [
         (Scene::HttpSoldOut, "on a sold-out coupon"),
@@ -353,6 +358,7 @@ pub fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Honcho if matches!(scene, Scene::Batch(_)) => "honcho_claim_batch",
         Subject::Honcho if matches!(scene, Scene::GrownGet(_)) => "Honcho over HTTP",
         Subject::Honcho => "honcho_claim",
+        Subject::Bare => "Honcho's routes with nothing around them",
         Subject::Prior => "prior transaction",
         Subject::PriorFunction => "the same as a PL/pgSQL function",
         Subject::Pool4 => "prior transaction in axum, pool of 4",

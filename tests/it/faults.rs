@@ -331,13 +331,13 @@ async fn what_is_set_up_wrongly_is_500_and_logged_once_and_kept_to_us() -> Resul
             "{text}"
         );
         let id = answer.header("x-request-id").to_owned();
-        let log = eventually("the log", async || {
-            let log = api.service.log();
-            Ok(log.contains(&id).then_some(log))
-        })
-        .await?;
+        // The line of the request comes after that of its error.
+        api.service
+            .logged(&format!("bytes={} request_id={id}", text.len()))
+            .await?;
+        let log = api.service.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(&id)).collect();
-        assert_eq!(lines.len(), 1, "{log}");
+        assert_eq!(lines.len(), 2, "{log}");
         assert!(
             lines[0].contains("ERROR") && lines[0].contains("permission denied"),
             "{log}"

@@ -120,7 +120,7 @@ impl Server {
     /// What becomes of a service with these parameters: `tls`, `plain`, or why it is not ready; and
     /// its log.
     async fn outcome(&self, host: &str, parameters: &str) -> Result<(String, String)> {
-        let api = Api::start(&self.url(host, parameters)).await?;
+        let mut api = Api::start(&self.url(host, parameters)).await?;
         let found = eventually("the service to know", async || {
             let answer = api.health("ready").await?;
             let detail = answer.body["detail"].as_str().unwrap_or_default();
@@ -128,6 +128,8 @@ impl Server {
         })
         .await?;
         if !found.is_empty() {
+            api.service.terminate()?;
+            api.service.exit().await?;
             return Ok((found, api.service.log()));
         }
         let told = api.claim(&format!("{host} {parameters}"), "PROMO").await?;

@@ -1,14 +1,17 @@
 use std::{
     env,
     ffi::OsString,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::eventually;
@@ -19,6 +22,8 @@ pub struct Service {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<String>>,
+    unread: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Service {
@@ -53,15 +58,23 @@ impl Service {
             .context("the service did not start")?;
         let stderr = child.stderr.take().context("no standard error")?;
         let log = Arc::new(Mutex::new(String::new()));
+        let unread = Arc::new(AtomicBool::new(false));
         // A thread, not a task: a test that blocks its runtime must not stop up the pipe.
-        thread::spawn({
+        let reader = thread::spawn({
             let log = Arc::clone(&log);
+            let unread = Arc::clone(&unread);
             move || {
-                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut stderr = BufReader::with_capacity(64 * 1024, stderr);
+                let mut line = String::new();
+                while !unread.load(Ordering::Relaxed)
+                    && stderr.read_line(&mut line).is_ok_and(|length| length > 0)
+                {
                     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                     log.push_str(&line);
-                    log.push('\n');
+                    line.clear();
                 }
+                // Until its end, which may also come as an error.
+                let _ = io::copy(&mut stderr, &mut io::sink());
             }
         });
         let unspecified = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -69,6 +82,8 @@ impl Service {
             child,
             address: unspecified,
             log,
+            unread,
+            reader: Some(reader),
         };
         service.address = eventually("the service to listen", async || {
             let log = service.log();
@@ -107,6 +122,22 @@ impl Service {
             .clone()
     }
 
+    /// Throws away what it logs after the next line: a service under load logs more than anybody
+    /// wants to keep.
+    pub fn leave_log_unread(&self) {
+        self.unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until it has logged this: it writes its log after it has answered.
+    pub async fn logged(&self, text: &str) -> Result<()> {
+        let logged = eventually("a line in the log", async || {
+            Ok(self.log().contains(text).then_some(()))
+        });
+        logged
+            .await
+            .with_context(|| format!("no {text:?} in\n{}", self.log()))
+    }
+
     /// Memory in use now, in bytes: the resident set of `/proc/<pid>/status`.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.status_bytes("VmRSS:")
@@ -134,10 +165,15 @@ impl Service {
         Ok(kill_process(pid, Signal::TERM)?)
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for the end of its log.
     pub async fn exit(&mut self) -> Result<ExitStatus> {
         let child = &mut self.child;
-        eventually("the service to end", async || Ok(child.try_wait()?)).await
+        let status = eventually("the service to end", async || Ok(child.try_wait()?)).await?;
+        if let Some(reader) = self.reader.take() {
+            let read = reader.join();
+            ensure!(read.is_ok(), "the log could not be read");
+        }
+        Ok(status)
     }
 }
 
@@ -157,6 +193,8 @@ fn binary() -> Result<OsString> {
 fn listening(log: &str) -> Option<SocketAddr> {
     log.lines().find_map(|line| {
         let (_, address) = line.split_once("listening on http://")?;
-        address.split_whitespace().next()?.parse().ok()
+        // In JSON, a quotation mark ends it.
+        let end = |character: char| character.is_whitespace() || character == '"';
+        address.split(end).next()?.parse().ok()
     })
 }

@@ -4,6 +4,7 @@ pub(crate) mod body;
 pub(crate) mod claims;
 pub(crate) mod coupons;
 pub(crate) mod health;
+pub(crate) mod metrics;
 mod page;
 
 use axum::http::{HeaderName, HeaderValue, header::CACHE_CONTROL};

@@ -1,0 +1,208 @@
+//! W3C trace context, and spans for an OpenTelemetry collector where there is one.
+
+use std::{env, str::FromStr, sync::OnceLock, time::Duration};
+
+use anyhow::{Context as _, Result};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use opentelemetry::{
+    Context, KeyValue,
+    propagation::TextMapPropagator,
+    trace::{
+        Link, SpanContext, SpanKind, Status, TraceContextExt, TraceId, Tracer, TracerProvider,
+    },
+};
+use opentelemetry_http::HeaderExtractor;
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracer, SdkTracerProvider},
+};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// How long the last spans may take to leave.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+static EXPORT: OnceLock<Export> = OnceLock::new();
+
+/// The way of spans to the collector.
+#[derive(Debug)]
+struct Export {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+}
+
+/// The base URL of a collector that takes OTLP over HTTP.
+#[derive(Clone, Debug)]
+pub struct Endpoint(String);
+
+impl FromStr for Endpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let url = text.parse::<Uri>().ok();
+        url.filter(|url| url.scheme_str() == Some("http") && url.host().is_some())
+            .map(|_| Self(text.trim_end_matches('/').to_owned()))
+            .ok_or("must be an http:// URL, such as http://localhost:4318")
+    }
+}
+
+/// Begins to export spans. Sampling, queue, resource and headers are those of OpenTelemetry's own
+/// `OTEL_…` variables.
+///
+/// # Errors
+/// When the exporter cannot be made. It makes no connection yet.
+pub fn begin(endpoint: &Endpoint) -> Result<()> {
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("{}/v1/traces", endpoint.0))
+        .build()?;
+    let mut resource = Resource::builder()
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    if env::var_os("OTEL_SERVICE_NAME").is_none() {
+        resource = resource.with_service_name("honcho-service");
+    }
+    let provider = SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource.build())
+        .build();
+    let tracer = provider.tracer("honcho-service");
+    EXPORT
+        .set(Export { provider, tracer })
+        .ok()
+        .context("spans are exported already")
+}
+
+/// Sends the spans that are left, for two seconds at most. Blocks.
+pub fn finish() {
+    if let Some(export) = EXPORT.get()
+        && let Err(error) = export.provider.shutdown_with_timeout(FAREWELL)
+    {
+        tracing::warn!("the last spans were lost: {error}");
+    }
+}
+
+/// The caller's span, if the request names a valid one.
+fn caller(headers: &HeaderMap) -> Option<Context> {
+    // Most requests have none, and then this is all that it costs.
+    headers.contains_key(TRACEPARENT).then(|| {
+        TraceContextPropagator::new()
+            .extract_with_context(&Context::new(), &HeaderExtractor(headers))
+    })
+}
+
+/// The trace that a request belongs to, with its span where spans are exported.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    /// Holds the request's span, or the caller's.
+    context: Option<Context>,
+    exported: bool,
+}
+
+impl Trace {
+    /// Begins the request's span, as a child of the caller's.
+    pub(crate) fn begin(method: &Method, route: &str, headers: &HeaderMap) -> Self {
+        let caller = caller(headers);
+        let Some(export) = EXPORT.get() else {
+            return Self {
+                context: caller,
+                exported: false,
+            };
+        };
+        let parent = caller.unwrap_or_default();
+        let span = export
+            .tracer
+            .span_builder(format!("{method} {route}"))
+            .with_kind(SpanKind::Server)
+            .with_attributes([
+                KeyValue::new("http.request.method", method.as_str().to_owned()),
+                KeyValue::new("http.route", route.to_owned()),
+            ]);
+        let span = export.tracer.build_with_context(span, &parent);
+        Self {
+            context: Some(parent.with_span(span)),
+            exported: true,
+        }
+    }
+
+    /// What the request's work runs in, where spans are exported.
+    pub(crate) fn context(&self) -> Option<&Context> {
+        self.context.as_ref().filter(|_| self.exported)
+    }
+
+    /// The trace's id, if it has one.
+    pub(crate) fn id(&self) -> Option<TraceId> {
+        let context = self.context.as_ref()?;
+        let id = context.span().span_context().trace_id();
+        (id != TraceId::INVALID).then_some(id)
+    }
+
+    /// Ends the request's span.
+    pub(crate) fn finish(self, status: StatusCode, request_id: &str) {
+        let Some(context) = self.context() else {
+            return;
+        };
+        let span = context.span();
+        span.set_attributes([
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+            KeyValue::new("honcho.request_id", request_id.to_owned()),
+        ]);
+        if status.is_server_error() {
+            span.set_status(Status::error(""));
+        }
+        span.end();
+    }
+}
+
+/// The span that we are in, if it is to be exported.
+pub(crate) fn current() -> Option<Box<SpanContext>> {
+    EXPORT.get()?;
+    Context::map_current(|context| {
+        let span = context.span();
+        let span = span.span_context();
+        span.is_sampled().then(|| Box::new(span.clone()))
+    })
+}
+
+/// The span of a batch, which ends when this is dropped; none where none of its claims has one.
+/// It is the child of the first claim's, so that they are sampled together, and linked with all.
+#[derive(Debug)]
+pub(crate) struct BatchSpan(Option<Context>);
+
+impl BatchSpan {
+    /// Begins the span of a batch of so many claims, of which these are traced.
+    pub(crate) fn begin<'a>(claims: usize, traced: impl Iterator<Item = &'a SpanContext>) -> Self {
+        let Some(export) = EXPORT.get() else {
+            return Self(None);
+        };
+        let links: Vec<Link> = traced.cloned().map(Link::with_context).collect();
+        let Some(first) = links.first() else {
+            return Self(None);
+        };
+        let parent = Context::new().with_remote_span_context(first.span_context.clone());
+        let span = export
+            .tracer
+            .span_builder("honcho_claim_batch")
+            .with_kind(SpanKind::Client)
+            .with_links(links)
+            .with_attributes([
+                KeyValue::new("db.system.name", "postgresql"),
+                KeyValue::new("db.operation.name", "honcho_claim_batch"),
+                KeyValue::new(
+                    "honcho.batch.claims",
+                    i64::try_from(claims).unwrap_or(i64::MAX),
+                ),
+            ]);
+        let span = export.tracer.build_with_context(span, &parent);
+        Self(Some(parent.with_span(span)))
+    }
+
+    /// Says that the batch failed.
+    pub(crate) fn fail(&self, error: &impl ToString) {
+        if let Some(context) = &self.0 {
+            context.span().set_status(Status::error(error.to_string()));
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The service's routes with nothing around them, served in the same way, so that the
+//! benchmark can tell what the surroundings cost. Configured like the service, by its environment.
+#![forbid(unsafe_code)]
+
+use std::{env, future::pending};
+
+use anyhow::{Result, bail};
+use honcho_service::{
+    App, bare_router,
+    config::{self, Task},
+    db::Database,
+    health::Health,
+    lanes::Lanes,
+    serve::serve,
+};
+use mimalloc::MiMalloc;
+use tokio::{net::TcpListener, runtime};
+
+// As the service has it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+fn main() -> Result<()> {
+    let arguments = vec!["bare".into()];
+    let config = match config::load(arguments, &|name| env::var_os(name)) {
+        Ok(Task::Serve(config)) => config,
+        other => bail!("not configured: {other:?}"),
+    };
+    runtime::Builder::new_multi_thread()
+        .worker_threads(config.listen.worker_threads)
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let database = Database::new(&config.database)?;
+            let lanes = Lanes::new(database.clone(), config.lanes);
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+            eprintln!("listening on http://{}", listener.local_addr()?);
+            let router = bare_router(App {
+                database,
+                lanes,
+                health: Health::default(),
+                access: config.access,
+                bounds: config.bounds,
+                cors: None,
+                metrics: false,
+            });
+            serve(listener, router, config.connections, pending()).await;
+            Ok(())
+        })
+}
