@@ -46,6 +46,9 @@ export CARGO_PGRX=$state/tools/bin/cargo-pgrx
 if [[ ! -x $CARGO_PGRX ]]; then
     if found=$(command -v cargo-pgrx); then CARGO_PGRX=$found; fi
 fi
+cargo_deny_version=0.20.2
+CARGO_DENY=$state/tools/bin/cargo-deny
+PROMTOOL=$state/tools/bin/promtool
 # pgrx's tests connect as $USER, which containers often leave out.
 export USER=${USER:-$(id -un)}
 
