@@ -12,8 +12,6 @@ use std::ptr;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, PgSqlErrorCode, direct_function_call, ereport, error};
 
-use crate::checks;
-
 /// The most columns that an index look-up names.
 const MAX_KEYS: usize = 2;
 
@@ -379,7 +377,8 @@ impl<'t> Writer<'t> {
             if !table.has_user_triggers() {
                 leave_out(&mut *target, redundant);
             }
-            checks::attach(&mut *target);
+            #[cfg(not(feature = "pg18"))]
+            crate::checks::attach(&mut *target);
             pg_sys::ExecOpenIndices(target, false);
             Writer {
                 estate,

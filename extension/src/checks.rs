@@ -26,7 +26,6 @@ thread_local! {
 /// # Safety
 /// `target` is initialised, and its table is open and locked so that nobody else can change its
 /// constraints (`RowExclusiveLock` does) until `target` is no longer used.
-#[cfg(not(feature = "pg18"))]
 pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
     // SAFETY: the table is open, so its descriptor is there; `check` is an array of `num_check`.
     unsafe {
@@ -49,16 +48,10 @@ pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
     }
 }
 
-/// PostgreSQL 18 has checks that are not enforced and columns that are computed on reading: there
-/// the executor compiles for itself.
-#[cfg(feature = "pg18")]
-pub unsafe fn attach(_target: &mut pg_sys::ResultRelInfo) {}
-
 /// The check with this text, compiled; none if it may not be kept.
 ///
 /// # Safety
 /// `text` is a node as PostgreSQL writes it to `pg_constraint`.
-#[cfg(not(feature = "pg18"))]
 unsafe fn compiled(text: &CStr) -> Option<*mut pg_sys::ExprState> {
     if let Some(known) = COMPILED.with_borrow(|all| all.get(text).copied()) {
         return Some(known);
