@@ -310,19 +310,22 @@ impl Database {
     /// given back at its end or when the caller drops it.
     pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
         let deadline = self.waits.deadline();
-        match self.begin_reading(name, deadline).await {
-            Err(error) if error.may_be_repeated() => {
-                metrics().retried();
-                self.begin_reading(name, deadline).await
-            }
-            reading => reading,
+        let reading = self.begin_reading(&self.pool, name, deadline).await;
+        match self.second_attempt(&reading) {
+            Some(pool) => self.begin_reading(pool, name, deadline).await,
+            None => reading,
         }
     }
 
-    async fn begin_reading(&self, name: &str, deadline: Instant) -> Result<Option<Reading>, Error> {
+    async fn begin_reading(
+        &self,
+        pool: &Pool,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Option<Reading>, Error> {
         let by = deadline.min(Instant::now() + self.waits.connection);
         let place = self.reader(by).await?;
-        let mut client = self.connection(&self.pool, by).await?;
+        let mut client = self.connection(pool, by).await?;
         let (sender, mut parts) = mpsc::channel(1);
         let (name, answer_wait) = (name.to_owned(), self.waits.answer);
         tokio::spawn(async move {
@@ -422,24 +425,23 @@ impl Database {
     /// Calls a function that reads.
     async fn query(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        match self.query_once(sql, arguments, deadline).await {
-            Err(error) if error.may_be_repeated() => {
-                metrics().retried();
-                self.query_once(sql, arguments, deadline).await
-            }
-            answer => answer,
+        let answer = self.query_once(&self.pool, sql, arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.query_once(pool, sql, arguments, deadline).await,
+            None => answer,
         }
     }
 
     async fn query_once(
         &self,
+        pool: &Pool,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
         let by = deadline.min(Instant::now() + self.waits.connection);
         let _place = self.reader(by).await?;
-        let client = self.connection(&self.pool, by).await?;
+        let client = self.connection(pool, by).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
@@ -467,13 +469,22 @@ impl Database {
     /// may help; what may have been carried out never is.
     async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let pool = match self.write_once(&self.pool, sql, arguments, deadline).await {
+        let answer = self.write_once(&self.pool, sql, arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
+            None => answer,
+        }
+    }
+
+    /// Where to repeat what surely changed nothing, if that may help.
+    fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
+        let pool = match first {
             Err(Error::Locked(_)) => &self.patient,
             Err(error) if error.may_be_repeated() => &self.pool,
-            answer => return answer,
+            _ => return None,
         };
         metrics().retried();
-        self.write_once(pool, sql, arguments, deadline).await
+        Some(pool)
     }
 
     async fn write_once(

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use honcho_tests::eventually;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -173,12 +173,12 @@ async fn what_is_under_way_is_finished_for_those_who_have_left_too() -> Result<(
     })
     .await?;
     // Far longer than it would take to leave.
-    let waits = "select now() - query_start > interval '500 ms' from pg_stat_activity
-                  where datname = current_database() and application_name = 'honcho-service'";
+    let waits = "select count(*) = 1 from pg_stat_activity
+                  where datname = current_database() and application_name = 'honcho-service'
+                    and wait_event_type = 'Lock' and now() - query_start > interval '500 ms'";
     eventually("the claim to wait on", async || {
-        let row = client.query_opt(waits, &[]).await?;
-        let waits = row.context("the claim was given up")?;
-        Ok(waits.get::<_, bool>(0).then_some(()))
+        let row = client.query_one(waits, &[]).await?;
+        Ok(row.get::<_, bool>(0).then_some(()))
     })
     .await?;
     let process = format!("/proc/{}/stat", api.service.pid());
