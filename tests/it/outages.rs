@@ -152,15 +152,6 @@ impl Pair {
         .await
     }
 
-    /// Makes the standby the primary.
-    async fn promote(&self) -> Result<()> {
-        let url = self.standby.url("postgres", self.database.name());
-        let promoted = "select pg_promote()";
-        let promoted = connect(&url).await?.query_one(promoted, &[]).await?;
-        ensure!(promoted.get::<_, bool>(0), "not promoted");
-        Ok(())
-    }
-
     async fn books_of_standby(&self) -> Result<()> {
         let url = self.standby.url("postgres", self.database.name());
         honcho_tests::books(&connect(&url).await?).await
@@ -186,7 +177,7 @@ async fn a_primary_that_dies_is_followed_by_its_standby() -> Result<()> {
         .await?;
     let told = pair.api.claim("user", "PROMO").await?;
     assert_eq!(told.shown(), "503 unavailable");
-    pair.promote().await?;
+    pair.standby.promote()?;
     soon("failing over", until_well(&pair.api, "after")).await?;
     pair.books_of_standby().await
 }
@@ -211,7 +202,7 @@ async fn a_primary_that_freezes_is_followed_by_its_standby() -> Result<()> {
     pair.until_standby_has(1 + OTHERS.len()).await?;
     let _frozen = pair.primary.freeze()?;
     let under_way = claim(&pair.api, "lost", "PROMO");
-    pair.promote().await?;
+    pair.standby.promote()?;
     soon("failing over", async {
         // It may have been unready too shortly for us to ask.
         eventually("the service to be ready again", async || {
@@ -252,7 +243,7 @@ async fn an_address_that_leads_to_a_standby_first_and_then_to_the_primary() -> R
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
     // What can be read there is.
     assert_eq!(api.show("PROMO").await?.status, 200);
-    pair.promote().await?;
+    pair.standby.promote()?;
     soon("promotion", until_well(&api, "after")).await?;
     pair.books_of_standby().await
 }

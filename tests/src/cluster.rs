@@ -266,6 +266,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes a standby a primary, and waits until it is. Not by a query, which replay may break off.
+    pub fn promote(&self) -> Result<()> {
+        let data = self.data();
+        self.run(
+            "pg_ctl",
+            [OsStr::new("promote"), OsStr::new("-D"), data.as_ref()],
+        )?;
+        Ok(())
+    }
+
     /// Runs one of PostgreSQL's programs as the cluster's owner, connected to the cluster as its
     /// superuser, and fails with what it said unless it succeeds.
     pub fn run<A: AsRef<OsStr>>(
