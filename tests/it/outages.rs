@@ -412,6 +412,12 @@ async fn an_outage_is_logged_once_and_counted() -> Result<()> {
     while let Some(claim) = claims.join_next().await {
         assert_eq!(claim??.status, 503);
     }
+    // A shorter one may pass between two looks.
+    eventually("the outage to be noticed", async || {
+        let ready = api.http.get(api.service.url("/health/ready")).send();
+        Ok((ready.await?.status() == 503).then_some(()))
+    })
+    .await?;
     cluster.start()?;
     soon("healing", until_well(&api, "after")).await?;
     let log = eventually("the end of the outage in the log", async || {
