@@ -21,7 +21,7 @@ use crate::{db::Outcome, lanes::Depths};
 
 pub(crate) use requests::Underway;
 
-/// The media type of [`Metrics::scrape`].
+/// The media type of `Metrics::scrape`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Seconds, from a claim on a quiet coupon to the longest that any request takes.
