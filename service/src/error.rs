@@ -1,8 +1,8 @@
-//! Everything that a request can be answered but success, and what each means to the client.
+//! Everything that a request can be answered but success, and what is known of it: whether something
+//! was changed, whether to try again, what the log must say. What clients are told is in `problem`.
 
 use std::{borrow::Cow, io, time::Duration};
 
-use axum::http::StatusCode;
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 use tracing::{error, field::display, warn};
@@ -144,178 +144,6 @@ impl Error {
         matches!(self, Self::Argument(_) | Self::Refused(_))
     }
 
-    /// The one mapping to what a client sees: status, stable code, title, detail.
-    pub(crate) fn problem(&self) -> (StatusCode, &'static str, &'static str, Cow<'static, str>) {
-        let (status, code, title, detail) = match self {
-            Self::Invalid(reason) => {
-                return (
-                    StatusCode::BAD_REQUEST,
-                    "invalid_request",
-                    "Invalid request",
-                    reason.clone(),
-                );
-            }
-            Self::Argument(_) => (
-                StatusCode::BAD_REQUEST,
-                "invalid_request",
-                "Invalid request",
-                "the database refused one of the values",
-            ),
-            Self::RouteNotFound => (
-                StatusCode::NOT_FOUND,
-                "route_not_found",
-                "No such route",
-                "there is nothing at this path",
-            ),
-            Self::MethodNotAllowed => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "Method not allowed",
-                "the Allow header lists the methods of this path",
-            ),
-            Self::Unauthorized(None) => (
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "Unauthorized",
-                "the Authorization header must hold a bearer token",
-            ),
-            Self::Unauthorized(Some(reason)) => (
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "Unauthorized",
-                *reason,
-            ),
-            Self::Forbidden(_) => (
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "Forbidden",
-                "the token's scopes do not allow this: WWW-Authenticate names the one that does",
-            ),
-            Self::ForeignSubject => (
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "Forbidden",
-                "the token allows claims for its own subject only",
-            ),
-            Self::BodyTimeout => (
-                StatusCode::REQUEST_TIMEOUT,
-                "request_timeout",
-                "Request timed out",
-                "the body did not arrive in time",
-            ),
-            Self::BodyTooLarge => (
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "payload_too_large",
-                "Body too large",
-                "the body is larger than 64 KiB",
-            ),
-            Self::CouponNotFound => (
-                StatusCode::NOT_FOUND,
-                "coupon_not_found",
-                "No such coupon",
-                "there is no coupon of this name",
-            ),
-            Self::ClaimNotFound => (
-                StatusCode::NOT_FOUND,
-                "claim_not_found",
-                "No such claim",
-                "this user has no claim on this coupon",
-            ),
-            Self::CouponExists => (
-                StatusCode::CONFLICT,
-                "coupon_exists",
-                "Coupon exists",
-                "there is a coupon of this name already",
-            ),
-            Self::AlreadyClaimed => (
-                StatusCode::CONFLICT,
-                "already_claimed",
-                "Already claimed",
-                "this user has claimed this coupon before",
-            ),
-            Self::SoldOut => (
-                StatusCode::CONFLICT,
-                "sold_out",
-                "Sold out",
-                "no stock of this coupon is left",
-            ),
-            Self::NotStarted => (
-                StatusCode::CONFLICT,
-                "not_started",
-                "Not started",
-                "this coupon cannot be claimed yet",
-            ),
-            Self::Ended => (
-                StatusCode::CONFLICT,
-                "ended",
-                "Ended",
-                "this coupon can no longer be claimed",
-            ),
-            Self::Paused => (
-                StatusCode::CONFLICT,
-                "paused",
-                "Paused",
-                "this coupon cannot be claimed at present",
-            ),
-            Self::Conflict(_) | Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Unavailable",
-                "the service cannot do this at present; nothing was changed",
-            ),
-            Self::OutcomeUnknown(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "outcome_unknown",
-                "Outcome unknown",
-                "no answer came from the database: the change may have been made or not; the same \
-                 request again tells",
-            ),
-            Self::Timeout(_) => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "timeout",
-                "Timed out",
-                "the database took too long; nothing was changed",
-            ),
-            Self::Overloaded => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                "Overloaded",
-                "too many claims are waiting; nothing was changed",
-            ),
-            Self::NotReady(reason) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not_ready",
-                "Not ready",
-                *reason,
-            ),
-            Self::TooManyRequests => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                "Overloaded",
-                "too many requests are under way; nothing was changed",
-            ),
-            Self::TooManyConnections => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                "Overloaded",
-                "too many connections are open; nothing was changed",
-            ),
-            Self::RateLimited(_) => (
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limited",
-                "Too many requests",
-                "this caller asks too often; Retry-After says when to ask again",
-            ),
-            Self::Refused(_) | Self::Internal(_) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "Internal error",
-                "something is wrong on our side; the log has the request id",
-            ),
-        };
-        (status, code, title, Cow::Borrowed(detail))
-    }
-
     pub(crate) fn log(&self, identity: Identity<'_>) {
         let Identity {
             request_id,
@@ -407,6 +235,7 @@ impl From<PoolError> for Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::problem;
     use anyhow::anyhow;
 
     #[test]
@@ -455,63 +284,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_error_has_its_answer() {
-        let said = || anyhow!("said by the database");
-        let rows = [
-            (
-                Error::Invalid("amount must be a number".into()),
-                "400 invalid_request",
-            ),
-            (Error::Argument(said()), "400 invalid_request"),
-            (Error::RouteNotFound, "404 route_not_found"),
-            (Error::MethodNotAllowed, "405 method_not_allowed"),
-            (Error::Unauthorized(None), "401 unauthorized"),
-            (
-                Error::Unauthorized(Some("the token has expired")),
-                "401 unauthorized",
-            ),
-            (Error::Forbidden(Scope::Read), "403 forbidden"),
-            (Error::ForeignSubject, "403 forbidden"),
-            (Error::BodyTimeout, "408 request_timeout"),
-            (Error::BodyTooLarge, "413 payload_too_large"),
-            (Error::CouponNotFound, "404 coupon_not_found"),
-            (Error::ClaimNotFound, "404 claim_not_found"),
-            (Error::CouponExists, "409 coupon_exists"),
-            (Error::AlreadyClaimed, "409 already_claimed"),
-            (Error::SoldOut, "409 sold_out"),
-            (Error::NotStarted, "409 not_started"),
-            (Error::Ended, "409 ended"),
-            (Error::Paused, "409 paused"),
-            (Error::Conflict(said()), "503 unavailable"),
-            (Error::Disconnected(said()), "503 unavailable"),
-            (Error::Locked(said()), "503 unavailable"),
-            (Error::Unavailable(said()), "503 unavailable"),
-            (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
-            (Error::Timeout(said()), "504 timeout"),
-            (Error::Overloaded, "503 overloaded"),
-            (Error::NotReady("the service is stopping"), "503 not_ready"),
-            (Error::TooManyRequests, "503 overloaded"),
-            (Error::TooManyConnections, "503 overloaded"),
-            (
-                Error::RateLimited(Duration::from_secs(1)),
-                "429 rate_limited",
-            ),
-            (Error::Refused(said()), "500 internal"),
-            (Error::Internal(said()), "500 internal"),
-        ];
-        for (error, answer) in rows {
-            assert_eq!(shown(&error), answer, "{error:?}");
-            let detail = error.problem().3;
-            assert!(
-                !detail.is_empty() && !detail.contains("said"),
-                "{error:?}: {detail}"
-            );
-        }
-    }
-
     fn shown(error: &Error) -> String {
-        let (status, code, ..) = error.problem();
-        format!("{} {code}", status.as_u16())
+        let told = problem::told(error);
+        format!("{} {}", told.status.as_u16(), told.code)
     }
 }

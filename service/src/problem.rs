@@ -1,6 +1,8 @@
 //! What an error looks like to the client: `application/problem+json` as in RFC 9457, with the
 //! request's id.
 
+mod told;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
@@ -15,6 +17,7 @@ use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
 
+pub(crate) use self::told::{Told, told};
 use crate::{access::Scope, boundary::Identity, error::Error};
 
 /// An error on its way to the layer that writes it out, which knows the request's id. A batch that
@@ -30,7 +33,7 @@ impl From<Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let mut response = self.0.problem().0.into_response();
+        let mut response = told(&self.0).status.into_response();
         response.extensions_mut().insert(self);
         response
     }
@@ -48,7 +51,7 @@ pub(crate) struct Problem<'a> {
     /// A URN that ends with the code.
     #[serde(rename = "type")]
     #[schema(value_type = String, format = "uri", example = "urn:problem-type:honcho:sold_out")]
-    kind: std::fmt::Arguments<'a>,
+    kind: &'a str,
     /// What kind of problem it is, for people.
     #[schema(example = "Sold out")]
     title: &'a str,
@@ -71,9 +74,15 @@ pub(crate) struct Problem<'a> {
 
 /// The body of this error's problem.
 pub(crate) fn body(error: &Error, request_id: &str) -> Vec<u8> {
-    let (status, code, title, detail) = error.problem();
+    let Told {
+        status,
+        kind,
+        code,
+        title,
+        detail,
+    } = told(error);
     let problem = Problem {
-        kind: format_args!("urn:problem-type:honcho:{code}"),
+        kind,
         title,
         status: status.as_u16(),
         detail: &detail,

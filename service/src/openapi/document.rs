@@ -19,7 +19,7 @@ use utoipa::{
 use crate::{
     access::Scope,
     error::Error,
-    problem::{self, Problem},
+    problem::{self, Problem, Told},
 };
 
 /// The name under which the document speaks of bearer tokens.
@@ -129,7 +129,10 @@ pub(crate) fn problems(
     ];
     let mut by_status: BTreeMap<StatusCode, Vec<Error>> = BTreeMap::new();
     for error in errors.into_iter().chain(common) {
-        by_status.entry(error.problem().0).or_default().push(error);
+        by_status
+            .entry(problem::told(&error).status)
+            .or_default()
+            .push(error);
     }
     by_status
         .into_iter()
@@ -146,7 +149,7 @@ fn response(status: StatusCode, errors: &[Error]) -> Response {
     let description: Vec<String> = errors
         .iter()
         .map(|error| {
-            let (_, code, _, detail) = error.problem();
+            let Told { code, detail, .. } = problem::told(error);
             match error {
                 Error::Invalid(_) => {
                     format!("`{code}`: `detail` names what is wrong with the request")
@@ -156,7 +159,7 @@ fn response(status: StatusCode, errors: &[Error]) -> Response {
         })
         .collect();
     let examples = errors.iter().map(|error| {
-        let (_, code, title, _) = error.problem();
+        let Told { code, title, .. } = problem::told(error);
         let body = problem::body(error, "b2f6c0a1d3e4f586-1a");
         let example = ExampleBuilder::new()
             .summary(title)
