@@ -3,36 +3,30 @@
 //! In this order: there is room for it, its address may ask again, its caller is known, the caller may
 //! ask again. Then the route has so long to answer.
 
-use std::{
-    convert::Infallible,
-    mem,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use axum::{
-    extract::{ConnectInfo, Request},
+    extract::Request,
     http::Method,
     response::{IntoResponse, Response},
 };
-use tokio::{sync::Semaphore, time::timeout};
-use tower_layer::Layer;
-use tower_service::Service;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    access::Access,
+    access::{Access, Caller},
     address::Proxies,
     error::Error,
-    rate_limit::{Key, RateLimit},
+    rate_limit::{Key, RateLimit, Usage},
+    serve::Peer,
 };
 
 /// What lies under this path needs admission. Health, metrics and documentation do not: they must answer
 /// when nothing else does.
 const API: &str = "/api/";
+
+/// What the log says of a route that took too long.
+const LATE: &str = "the request took too long";
 
 /// How much is let in, and for how long.
 #[derive(Debug)]
@@ -69,7 +63,33 @@ pub(crate) struct Door(Arc<Inner>);
 struct Inner {
     access: Access,
     bounds: Bounds,
-    room: Semaphore,
+    room: Arc<Semaphore>,
+}
+
+/// What a request has that was let in.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Its place among those under way; none for what needs no admission.
+    place: Option<Place>,
+    /// What its caller has asked, where that is limited.
+    usage: Option<(Door, Usage)>,
+}
+
+/// What a request has that was turned away.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    error: Error,
+    usage: Option<(Door, Usage)>,
+}
+
+#[derive(Debug)]
+struct Place {
+    _held: OwnedSemaphorePermit,
+    peer: Option<Peer>,
+    /// How long the route may take.
+    patience: Duration,
+    /// Whether the route changes nothing.
+    is_safe: bool,
 }
 
 impl Door {
@@ -78,152 +98,126 @@ impl Door {
         Self(Arc::new(Inner {
             access,
             bounds,
-            room,
+            room: Arc::new(room),
         }))
     }
-}
 
-/// The service behind the door. A type of its own, because a `from_fn` costs every request two more
-/// boxes.
-#[derive(Clone, Debug)]
-pub(crate) struct Admission<S> {
-    door: Door,
-    inner: S,
-}
-
-impl<S> Layer<S> for Door {
-    type Service = Admission<S>;
-
-    fn layer(&self, inner: S) -> Admission<S> {
-        Admission {
-            door: self.clone(),
-            inner,
+    /// Lets a request in, which then has its caller among its extensions, or turns it away.
+    ///
+    /// # Errors
+    /// Why it is turned away.
+    pub fn admit(&self, request: &mut Request) -> Result<Admission, Refusal> {
+        if !request.uri().path().starts_with(API) {
+            return Ok(Admission {
+                place: None,
+                usage: None,
+            });
         }
-    }
-}
-
-impl<S> Service<Request> for Admission<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        // The one that is ready is the one to call.
-        let later = self.inner.clone();
-        let ready = mem::replace(&mut self.inner, later);
-        let door = self.door.clone();
-        Box::pin(async move { Ok(admit(&door, request, Next(ready)).await) })
-    }
-}
-
-/// What comes after the door.
-struct Next<S>(S);
-
-impl<S> Next<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    async fn run(mut self, request: Request) -> Response {
-        match self.0.call(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
-    }
-}
-
-/// Lets a request in, or turns it away.
-async fn admit<S>(door: &Door, request: Request, next: Next<S>) -> Response
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    if !request.uri().path().starts_with(API) {
-        return next.run(request).await;
-    }
-    let Inner {
-        access,
-        bounds,
-        room,
-    } = &*door.0;
-    let Ok(_place) = room.try_acquire() else {
-        return Error::TooManyRequests.into_response();
-    };
-    match &bounds.rate_limit {
-        None => match access.identify(request.headers()) {
-            Ok(None) => answer(request, next, bounds).await,
-            Ok(Some(caller)) => {
-                let mut request = request;
-                request.extensions_mut().insert(caller);
-                answer(request, next, bounds).await
-            }
-            Err(error) => error.into_response(),
-        },
-        Some(rate_limit) => limited(rate_limit, access, bounds, request, next).await,
-    }
-}
-
-async fn limited<S>(
-    rate_limit: &RateLimit,
-    access: &Access,
-    bounds: &Bounds,
-    mut request: Request,
-    next: Next<S>,
-) -> Response
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let address = peer.map(|peer| bounds.proxies.client(peer.0.ip(), request.headers()));
-    let by_address = || address.map_or(Key::Unknown, Key::address);
-    let (caller, usage) = if rate_limit.is_by_token() {
-        let caller = access.identify(request.headers());
-        // Who shows no token is told apart by address: guessing is limited, too.
-        let key = match &caller {
-            Ok(Some(caller)) => Key::Caller(caller.identity.clone()),
-            Ok(None) | Err(_) => by_address(),
+        let Inner {
+            access,
+            bounds,
+            room,
+        } = &*self.0;
+        let Ok(held) = Arc::clone(room).try_acquire_owned() else {
+            return Err(Refusal {
+                error: Error::TooManyRequests,
+                usage: None,
+            });
         };
-        (caller, rate_limit.count(key))
-    } else {
-        // Before the token is looked at, for that costs more than a request should that is too many.
-        let usage = rate_limit.count(by_address());
-        (access.identify(request.headers()), usage)
-    };
-    let mut response = if let Some(wait) = usage.wait() {
-        Error::RateLimited(wait).into_response()
-    } else {
-        match caller {
-            Ok(caller) => {
-                if let Some(caller) = caller {
-                    request.extensions_mut().insert(caller);
-                }
-                answer(request, next, bounds).await
+        let (caller, usage) = match &bounds.rate_limit {
+            None => (access.identify(request.headers()), None),
+            Some(rate_limit) => {
+                let (caller, usage) = self.count(rate_limit, request);
+                (caller, Some((self.clone(), usage)))
             }
-            Err(error) => error.into_response(),
+        };
+        match caller {
+            Ok(None) => {}
+            Ok(Some(caller)) => {
+                request.extensions_mut().insert(caller);
+            }
+            Err(error) => return Err(Refusal { error, usage }),
         }
-    };
-    rate_limit.tell(&usage, response.headers_mut());
-    response
+        let place = Place {
+            _held: held,
+            peer: request.extensions().get().cloned(),
+            patience: bounds.request_timeout,
+            is_safe: matches!(
+                *request.method(),
+                Method::GET | Method::HEAD | Method::OPTIONS
+            ),
+        };
+        Ok(Admission {
+            place: Some(place),
+            usage,
+        })
+    }
+
+    /// Counts a request for its caller, who is told to wait where there were too many.
+    fn count(
+        &self,
+        rate_limit: &RateLimit,
+        request: &Request,
+    ) -> (Result<Option<Caller>, Error>, Usage) {
+        let Inner { access, bounds, .. } = &*self.0;
+        let peer = request.extensions().get::<Peer>();
+        let address = peer.map(|peer| bounds.proxies.client(peer.address.ip(), request.headers()));
+        let by_address = || address.map_or(Key::Unknown, Key::address);
+        let (caller, usage) = if rate_limit.is_by_token() {
+            let caller = access.identify(request.headers());
+            // Who shows no token is told apart by address: guessing is limited, too.
+            let key = match &caller {
+                Ok(Some(caller)) => Key::Caller(caller.identity.clone()),
+                Ok(None) | Err(_) => by_address(),
+            };
+            (caller, rate_limit.count(key))
+        } else {
+            // Before the token is looked at, for that costs more than a request should that is too
+            // many.
+            let usage = rate_limit.count(by_address());
+            if usage.wait().is_some() {
+                (Ok(None), usage)
+            } else {
+                (access.identify(request.headers()), usage)
+            }
+        };
+        match usage.wait() {
+            Some(wait) => (Err(Error::RateLimited(wait)), usage),
+            None => (caller, usage),
+        }
+    }
 }
 
-async fn answer<S>(request: Request, next: Next<S>, bounds: &Bounds) -> Response
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-{
-    let is_safe = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS
-    );
-    match timeout(bounds.request_timeout, next.run(request)).await {
-        Ok(response) => response,
-        Err(late) if is_safe => Error::Timeout(late.into()).into_response(),
-        // What a lane or the database has begun is not undone by our giving up.
-        Err(_) => Error::OutcomeUnknown(anyhow!("the request took too long")).into_response(),
+impl Admission {
+    /// The route's answer, if it comes in time.
+    pub async fn hold(self, route: impl Future<Output = Response>) -> Response {
+        let mut response = match self.place {
+            None => route.await,
+            Some(place) => match Peer::within(place.peer.as_ref(), place.patience, route).await {
+                Some(response) => response,
+                None if place.is_safe => Error::Timeout(anyhow!(LATE)).into_response(),
+                // What a lane or the database has begun is not undone by our giving up.
+                None => Error::OutcomeUnknown(anyhow!(LATE)).into_response(),
+            },
+        };
+        tell(self.usage.as_ref(), &mut response);
+        response
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.error.into_response();
+        tell(self.usage.as_ref(), &mut response);
+        response
+    }
+}
+
+/// Tells the caller what is left of its limit.
+fn tell(usage: Option<&(Door, Usage)>, response: &mut Response) {
+    if let Some((door, usage)) = usage
+        && let Some(rate_limit) = &door.0.bounds.rate_limit
+    {
+        rate_limit.tell(usage, response.headers_mut());
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    net::SocketAddr,
+    net::IpAddr,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -12,16 +12,19 @@ use std::{
 
 use axum::{
     body::HttpBody,
-    extract::{ConnectInfo, MatchedPath, Request},
-    http::{HeaderName, HeaderValue},
-    middleware::Next,
+    extract::{MatchedPath, Request},
+    http::{HeaderName, HeaderValue, Method},
     response::Response,
 };
 use opentelemetry::trace::{FutureExt, TraceId};
 
 use crate::{
     problem::{self, Failure},
-    telemetry::{metrics::metrics, traces::Trace},
+    serve::Peer,
+    telemetry::{
+        metrics::{Underway, metrics},
+        traces::Trace,
+    },
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -39,60 +42,88 @@ pub(crate) struct Identity<'a> {
     pub trace_id: Option<TraceId>,
 }
 
-/// Takes a request in, and out again.
-pub(crate) async fn cross(request: Request, next: Next) -> Response {
-    let underway = metrics().begin();
-    let id = match request.headers().get(REQUEST_ID) {
-        Some(id) if is_sane(id) => id.clone(),
-        _ => new_request_id(),
-    };
-    let method = request.method().clone();
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let route = path.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    let client = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let client = client.map(|ConnectInfo(address)| address.ip());
-    let trace = Trace::begin(&method, route, request.headers());
+/// A request on its way in and out.
+#[derive(Debug)]
+pub(crate) struct Crossing {
+    underway: Underway<'static>,
+    id: HeaderValue,
+    method: Method,
+    path: Option<MatchedPath>,
+    client: Option<IpAddr>,
+    trace: Trace,
+}
 
-    let mut response = match trace.context() {
-        None => next.run(request).await,
-        Some(context) => next.run(request).with_context(context.clone()).await,
-    };
-
-    let request_id = id.to_str().unwrap_or_default();
-    let trace_id = trace.id();
-    if let Some(failure) = response.extensions_mut().remove::<Failure>() {
-        let identity = Identity {
-            request_id,
-            trace_id,
+impl Crossing {
+    /// Takes a request in.
+    pub fn begin(request: &Request) -> Self {
+        let underway = metrics().begin();
+        let id = match request.headers().get(REQUEST_ID) {
+            Some(id) if is_sane(id) => id.clone(),
+            _ => new_request_id(),
         };
-        problem::write_problem(&failure, identity, &mut response);
+        let method = request.method().clone();
+        let path = request.extensions().get::<MatchedPath>().cloned();
+        let client = request.extensions().get::<Peer>();
+        let client = client.map(|peer| peer.address.ip());
+        let trace = Trace::begin(&method, route(path.as_ref()), request.headers());
+        Self {
+            underway,
+            id,
+            method,
+            path,
+            client,
+            trace,
+        }
     }
-    let status = response.status();
-    let took = underway.finish(route, &method, status);
-    macro_rules! log_at {
-        ($level:ident) => {
-            tracing::$level!(
-                target: "http",
-                message = "request",
-                method = method.as_str(),
-                route,
-                status = status.as_u16(),
-                duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                bytes = response.body().size_hint().exact(),
+
+    /// Takes its answer out.
+    pub async fn conclude(self, answer: impl Future<Output = Response>) -> Response {
+        let mut response = match self.trace.context() {
+            None => answer.await,
+            Some(context) => answer.with_context(context.clone()).await,
+        };
+        let request_id = self.id.to_str().unwrap_or_default();
+        let trace_id = self.trace.id();
+        if let Some(failure) = response.extensions_mut().remove::<Failure>() {
+            let identity = Identity {
                 request_id,
-                trace_id = trace_id.map(display),
-                client = client.map(display),
-            )
-        };
+                trace_id,
+            };
+            problem::write_problem(&failure, identity, &mut response);
+        }
+        let status = response.status();
+        let route = route(self.path.as_ref());
+        let took = self.underway.finish(route, &self.method, status);
+        macro_rules! log_at {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "http",
+                    message = "request",
+                    method = self.method.as_str(),
+                    route,
+                    status = status.as_u16(),
+                    duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    bytes = response.body().size_hint().exact(),
+                    request_id,
+                    trace_id = trace_id.map(display),
+                    client = self.client.map(display),
+                )
+            };
+        }
+        if QUIET.contains(&route) {
+            log_at!(debug);
+        } else {
+            log_at!(info);
+        }
+        self.trace.finish(status, request_id);
+        response.headers_mut().insert(REQUEST_ID, self.id);
+        response
     }
-    if QUIET.contains(&route) {
-        log_at!(debug);
-    } else {
-        log_at!(info);
-    }
-    trace.finish(status, request_id);
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
+}
+
+/// The template of the request's path.
+fn route(path: Option<&MatchedPath>) -> &str {
+    path.map_or(UNMATCHED, MatchedPath::as_str)
 }
 
 /// Ids go to logs and back to clients, so what could disturb either is not taken over.
@@ -106,11 +137,18 @@ fn is_sane(id: &HeaderValue) -> bool {
 
 /// Unique across processes by a random prefix, within one by a count.
 fn new_request_id() -> HeaderValue {
-    static PREFIX: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(()));
+    static PREFIX: LazyLock<String> =
+        LazyLock::new(|| format!("{:016x}-", RandomState::new().hash_one(())));
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    HeaderValue::try_from(format!("{:016x}-{count:x}", *PREFIX))
-        .unwrap_or_else(|_| HeaderValue::from_static("-"))
+    let prefix = PREFIX.as_bytes();
+    let length = prefix.len() + (count.max(1).ilog2() / 4 + 1) as usize;
+    let mut id = [0; 17 + 16];
+    id[..prefix.len()].copy_from_slice(prefix);
+    for (place, digit) in id[prefix.len()..length].iter_mut().rev().enumerate() {
+        *digit = b"0123456789abcdef"[(count >> (4 * place) & 0xf) as usize];
+    }
+    HeaderValue::from_bytes(&id[..length]).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
 #[cfg(test)]

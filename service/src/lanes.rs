@@ -237,7 +237,7 @@ impl Lane {
         let mut waiting = self.shared.waiting();
         let claims = waiting.get_mut(&self.coupon_name)?;
         let entered = claims.len();
-        let mut batch = Vec::new();
+        let mut batch = Vec::with_capacity(entered.min(self.shared.limits.batch));
         while batch.len() < self.shared.limits.batch
             && let Some(claim) = claims.pop_front()
         {

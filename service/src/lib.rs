@@ -20,17 +20,17 @@ pub mod problem;
 pub mod rate_limit;
 mod routes;
 pub mod serve;
+mod surroundings;
 pub mod target;
 pub mod telemetry;
 mod tls;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, FromRef},
+    extract::FromRef,
     http::{HeaderName, HeaderValue, Method, StatusCode, header},
-    middleware,
     routing::get,
 };
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
@@ -45,6 +45,7 @@ use crate::{
     health::Health,
     lanes::Lanes,
     routes::{body::BodyTimeout, claims, coupons},
+    surroundings::Surroundings,
 };
 
 /// The largest request body that is read, in bytes.
@@ -69,15 +70,35 @@ pub struct App {
     pub metrics: bool,
 }
 
-/// What the routes work with.
-#[derive(Clone, FromRef)]
-struct State {
+/// What the routes work with. Behind one pointer, for the router clones it for every request.
+#[derive(Clone, Debug)]
+struct State(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     database: Database,
     lanes: Lanes,
     health: Health,
     access: Access,
     body_timeout: BodyTimeout,
 }
+
+/// Lets routes ask for a part.
+macro_rules! part {
+    ($field:ident: $Part:ty) => {
+        impl FromRef<State> for $Part {
+            fn from_ref(State(parts): &State) -> Self {
+                parts.$field.clone()
+            }
+        }
+    };
+}
+
+part!(database: Database);
+part!(lanes: Lanes);
+part!(health: Health);
+part!(access: Access);
+part!(body_timeout: BodyTimeout);
 
 /// The whole HTTP interface.
 ///
@@ -93,13 +114,13 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         cors,
         metrics,
     } = app;
-    let state = State {
+    let state = State(Arc::new(Parts {
         database,
         lanes,
         health,
         access: access.clone(),
         body_timeout: BodyTimeout(bounds.body_timeout),
-    };
+    }));
     let limited = bounds.rate_limit.is_some();
     let (mut router, mut document) = described();
     openapi::finish(&mut document, access.is_open(), limited);
@@ -110,12 +131,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         .merge(openapi::pages(&document)?)
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(other_method)
-        // Together, for each call of `layer` costs every request another box.
-        .layer((
-            middleware::from_fn(boundary::cross),
-            Door::new(access, bounds),
-            DefaultBodyLimit::max(BODY_LIMIT),
-        ))
+        .layer(Surroundings(Door::new(access, bounds)))
         .with_state(state);
     Ok(match cors {
         Some(cors) => router.layer(cors),
@@ -134,19 +150,22 @@ pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
         .route("/metrics", get(routes::metrics::show))
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(other_method)
-        .layer(middleware::from_fn(boundary::cross))
+        .layer(Surroundings(Door::new(
+            Access::default(),
+            Bounds::default(),
+        )))
         .with_state(State { database, lanes })
 }
 
 /// The routes with nothing around them, for measuring what that costs.
 pub fn bare_router(app: App) -> Router {
-    described().0.with_state(State {
+    described().0.with_state(State(Arc::new(Parts {
         database: app.database,
         lanes: app.lanes,
         health: app.health,
         access: app.access,
         body_timeout: BodyTimeout(app.bounds.body_timeout),
-    })
+    })))
 }
 
 /// The routes of the API and their description.

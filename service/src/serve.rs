@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{Router, body::Body};
 use futures_util::FutureExt;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
@@ -28,7 +28,7 @@ use tokio::{
 use tower_service::Service;
 use tracing::{debug, error, warn};
 
-use self::activity::{Activity, Watched};
+use self::activity::{Activity, Alarm, Watched};
 use crate::{error::Error, problem};
 
 /// How long to wait before the next connection is taken where taking one failed: most likely files
@@ -56,6 +56,33 @@ impl Default for Limits {
             // Longer than load balancers keep theirs: the one that closes should be the one that sends.
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Who asks, and on which connection: an extension of every request that is served here.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    /// The other end of the connection.
+    pub address: SocketAddr,
+    activity: Arc<Activity>,
+}
+
+impl Peer {
+    /// What comes of `future`, which is to be awaited by the peer's request; none if that takes
+    /// longer than `limit` from when the request's head was there. Without a peer there is nobody
+    /// who could be kept waiting.
+    ///
+    /// A connection has one alarm for all that it waits for: a `tokio::time::timeout` for each limit
+    /// of each request can be seen in a profile.
+    pub async fn within<F: Future>(
+        peer: Option<&Self>,
+        limit: Duration,
+        future: F,
+    ) -> Option<F::Output> {
+        match peer {
+            Some(peer) => peer.activity.within(limit, future).await,
+            None => Some(future.await),
         }
     }
 }
@@ -141,7 +168,7 @@ pub async fn serve(
 
 fn answer(
     stream: TcpStream,
-    peer: SocketAddr,
+    address: SocketAddr,
     router: Router,
     limits: Limits,
     place: OwnedSemaphorePermit,
@@ -154,7 +181,10 @@ fn answer(
     let requests = Arc::clone(&activity);
     let service = service_fn(move |mut request: Request<Incoming>| {
         requests.asked();
-        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(Peer {
+            address,
+            activity: Arc::clone(&requests),
+        });
         let answered = Arc::clone(&requests);
         // A router is always ready.
         router
@@ -172,6 +202,7 @@ fn answer(
         let mut connection = pin!(connection);
         // Set anew only when it rings or must ring earlier, so most requests never touch it.
         let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
+        let mut is_set = false;
         let ended = poll_fn(|context| {
             if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                 return Poll::Ready(Some(ended));
@@ -182,21 +213,35 @@ fn answer(
                     && due < alarm.deadline()
                 {
                     alarm.as_mut().reset(due);
+                    is_set = false;
                 }
+                // All of this is one task and has one waker: to tell the alarm once is enough.
+                if is_set && !alarm.is_elapsed() {
+                    return Poll::Pending;
+                }
+                is_set = true;
                 ready!(alarm.as_mut().poll(context));
-                let now = Instant::now();
-                match due {
-                    Some(due) if due <= now => return Poll::Ready(None),
-                    Some(due) => alarm.as_mut().reset(due),
-                    None => alarm.as_mut().reset(now + limits.idle_timeout),
+                match activity.ring() {
+                    Alarm::CutOff => return Poll::Ready(None),
+                    Alarm::Answer => {
+                        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                            return Poll::Ready(Some(ended));
+                        }
+                    }
+                    Alarm::Early => {}
                 }
+                let next = activity.due();
+                alarm
+                    .as_mut()
+                    .reset(next.unwrap_or_else(|| Instant::now() + limits.idle_timeout));
+                is_set = false;
             }
         })
         .await;
         match ended {
             Some(Ok(())) => {}
             Some(Err(error)) => debug!("a connection broke: {error}"),
-            None => debug!("{peer} was too slow and is cut off"),
+            None => debug!("{address} was too slow and is cut off"),
         }
     });
 }

@@ -2,19 +2,17 @@
 //! content type is not looked at, and unknown fields are left alone. What the values mean is for
 //! the database to judge.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use axum::{
-    body::Bytes,
+    body::{Bytes, to_bytes},
     extract::{FromRef, FromRequest, Request},
-    http::StatusCode,
-    response::IntoResponse,
 };
+use http_body_util::LengthLimitError;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
-use crate::error::Error;
+use crate::{BODY_LIMIT, error::Error, serve::Peer};
 
 /// The longest name and user id, in characters: PostgreSQL's `varchar(255)`.
 const TEXT_LIMIT: usize = 255;
@@ -38,13 +36,19 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let BodyTimeout(limit) = BodyTimeout::from_ref(state);
         // From the head to the last byte: a limit between bytes would let a body drip for ever.
-        match timeout(limit, Bytes::from_request(request, state)).await {
-            Ok(Ok(body)) => Ok(Self(body)),
-            Ok(Err(rejection)) => Err(match rejection.into_response().status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
-                _ => Error::Invalid("the body could not be received".into()),
-            }),
-            Err(_) => Err(Error::BodyTimeout),
+        let peer = request.extensions().get::<Peer>().cloned();
+        let body = to_bytes(request.into_body(), BODY_LIMIT);
+        match Peer::within(peer.as_ref(), limit, body).await {
+            Some(Ok(body)) => Ok(Self(body)),
+            Some(Err(error))
+                if error
+                    .source()
+                    .is_some_and(|cause| cause.is::<LengthLimitError>()) =>
+            {
+                Err(Error::BodyTooLarge)
+            }
+            Some(Err(_)) => Err(Error::Invalid("the body could not be received".into())),
+            None => Err(Error::BodyTimeout),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What a connection is doing, and until when it may.
 
 use std::{
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -19,22 +20,42 @@ use tokio::{
 
 use super::Limits;
 
-/// Not a moment: nothing is awaited of the client.
+/// Not a moment: nothing is awaited.
 const NEVER: u64 = u64::MAX;
 
-/// A connection's state. Atomic only because it is shared within one task that may move between
-/// threads; no request pays for more than a few plain loads and stores and two looks at the clock.
+/// Not a moment either: a time that begins when the connection next has to wait.
+const SOON: u64 = NEVER - 1;
+
+/// A connection's state, in which moments are milliseconds from its beginning. Atomic only because it
+/// is shared within one task that may move between threads: no request pays for more than plain loads
+/// and stores and two looks at the clock.
 #[derive(Debug)]
 pub(super) struct Activity {
     limits: Limits,
     since: Instant,
     /// Whether no request is under way and none has begun to come in.
     idle: AtomicBool,
-    /// Until when the client must have sent the rest of a head, or anything at all if it is idle; in
-    /// milliseconds from `since`.
+    /// Until when the client must have sent the rest of a head, or anything at all if it is idle.
     receive: AtomicU64,
     /// Until when it must have taken in something, where nothing more fits.
     send: AtomicU64,
+    /// When the last head was there.
+    asked: AtomicU64,
+    /// Until when something must have happened that the request's answer waits for.
+    answer: AtomicU64,
+    /// When that was last too late.
+    rang: AtomicU64,
+}
+
+/// What to do with a connection whose alarm rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alarm {
+    /// Nothing: its time is not over.
+    Early,
+    /// Close it: the client is too slow.
+    CutOff,
+    /// Poll it: its request need not wait any longer.
+    Answer,
 }
 
 impl Activity {
@@ -46,17 +67,47 @@ impl Activity {
             idle: AtomicBool::new(false),
             receive: AtomicU64::new(millis(limits.header_timeout)),
             send: AtomicU64::new(NEVER),
+            asked: AtomicU64::new(0),
+            answer: AtomicU64::new(NEVER),
+            rang: AtomicU64::new(0),
         }
     }
 
-    /// When the client will have been too slow, if nothing happens until then.
+    /// When the alarm must ring, if nothing happens until then. To be asked whenever the connection
+    /// has to wait.
     pub fn due(&self) -> Option<Instant> {
-        let due = self.receive.load(Relaxed).min(self.send.load(Relaxed));
+        let mut receive = self.receive.load(Relaxed);
+        if receive == SOON {
+            receive = self.after(if self.idle.load(Relaxed) {
+                self.limits.idle_timeout
+            } else {
+                self.limits.header_timeout
+            });
+            self.receive.store(receive, Relaxed);
+        }
+        let due = receive
+            .min(self.send.load(Relaxed))
+            .min(self.answer.load(Relaxed));
         (due != NEVER).then(|| self.since + Duration::from_millis(due))
+    }
+
+    /// The alarm rings.
+    pub fn ring(&self) -> Alarm {
+        let now = self.after(Duration::ZERO);
+        if self.receive.load(Relaxed).min(self.send.load(Relaxed)) <= now {
+            return Alarm::CutOff;
+        }
+        if self.answer.load(Relaxed) <= now {
+            self.rang.store(now, Relaxed);
+            self.answer.store(NEVER, Relaxed);
+            return Alarm::Answer;
+        }
+        Alarm::Early
     }
 
     /// A request's head is there: what follows takes as long as its route allows.
     pub fn asked(&self) {
+        self.asked.store(self.after(Duration::ZERO), Relaxed);
         self.idle.store(false, Relaxed);
         self.receive.store(NEVER, Relaxed);
     }
@@ -64,23 +115,36 @@ impl Activity {
     /// Its answer is about to leave.
     pub fn answered(&self) {
         self.idle.store(true, Relaxed);
-        self.receive
-            .store(self.after(self.limits.idle_timeout), Relaxed);
+    }
+
+    /// What comes of `future`; none if that takes longer than `limit` from when the request's head
+    /// was there. To be awaited by the request, in the connection's task.
+    pub async fn within<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+        let due = self.asked.load(Relaxed).saturating_add(millis(limit));
+        let outer = self.answer.load(Relaxed);
+        self.answer.store(due.min(outer), Relaxed);
+        let mut future = pin!(future);
+        let outcome = poll_fn(|context| match future.as_mut().poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if self.rang.load(Relaxed) >= due => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await;
+        self.answer.store(outer, Relaxed);
+        outcome
     }
 
     fn received(&self) {
         if self.idle.load(Relaxed) {
             self.idle.store(false, Relaxed);
-            self.receive
-                .store(self.after(self.limits.header_timeout), Relaxed);
+            self.receive.store(SOON, Relaxed);
         }
     }
 
     fn sent(&self) {
         self.send.store(NEVER, Relaxed);
         if self.idle.load(Relaxed) {
-            self.receive
-                .store(self.after(self.limits.idle_timeout), Relaxed);
+            self.receive.store(SOON, Relaxed);
         }
     }
 
@@ -97,7 +161,7 @@ impl Activity {
 }
 
 fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(NEVER - 1)
+    u64::try_from(time.as_millis()).map_or(SOON - 1, |millis| millis.min(SOON - 1))
 }
 
 /// A stream that tells what is going on on it.
