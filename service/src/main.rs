@@ -15,13 +15,12 @@ use honcho_service::{
     health::Health,
     lanes::Lanes,
     metrics_router, probe, router,
-    serve::{make_room, serve},
+    serve::{make_room, runtime, serve},
     telemetry::{self, logs},
 };
 use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
-    runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::sleep,
@@ -55,10 +54,7 @@ fn main() -> ExitCode {
 
 fn serve_until_told(config: Config) -> Result<()> {
     telemetry::begin(&config.telemetry)?;
-    let runtime = runtime::Builder::new_multi_thread()
-        .worker_threads(config.listen.worker_threads)
-        .enable_all()
-        .build()?;
+    let runtime = runtime(config.listen.worker_threads)?;
     let served = runtime.block_on(run(config));
     // What is still under way may have something to say.
     drop(runtime);

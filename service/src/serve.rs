@@ -22,6 +22,7 @@ use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
+    runtime::{self, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until},
 };
@@ -85,6 +86,22 @@ impl Peer {
             None => Some(future.await),
         }
     }
+}
+
+/// How many tasks a thread runs between two looks at what has come in. Until the next, the database's
+/// answer for a whole lane lies unseen, behind as many requests: Tokio's own 61 cost refusals 6 to 8 %.
+const EVENT_INTERVAL: u32 = 8;
+
+/// What connections, lanes and all else run on.
+///
+/// # Errors
+/// When the system has no threads or files for it.
+pub fn runtime(threads: usize) -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .event_interval(EVENT_INTERVAL)
+        .enable_all()
+        .build()
 }
 
 /// Files that the process needs besides those of connections: the database's, libraries', logs.

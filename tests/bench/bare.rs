@@ -11,10 +11,10 @@ use honcho_service::{
     db::Database,
     health::Health,
     lanes::Lanes,
-    serve::serve,
+    serve::{runtime, serve},
 };
 use mimalloc::MiMalloc;
-use tokio::{net::TcpListener, runtime};
+use tokio::net::TcpListener;
 
 // As the service has it.
 #[global_allocator]
@@ -26,25 +26,21 @@ fn main() -> Result<()> {
         Ok(Task::Serve(config)) => config,
         other => bail!("not configured: {other:?}"),
     };
-    runtime::Builder::new_multi_thread()
-        .worker_threads(config.listen.worker_threads)
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let database = Database::new(&config.database)?;
-            let lanes = Lanes::new(database.clone(), config.lanes);
-            let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-            eprintln!("listening on http://{}", listener.local_addr()?);
-            let router = bare_router(App {
-                database,
-                lanes,
-                health: Health::default(),
-                access: config.access,
-                bounds: config.bounds,
-                cors: None,
-                metrics: false,
-            });
-            serve(listener, router, config.connections, pending()).await;
-            Ok(())
-        })
+    runtime(config.listen.worker_threads)?.block_on(async {
+        let database = Database::new(&config.database)?;
+        let lanes = Lanes::new(database.clone(), config.lanes);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        eprintln!("listening on http://{}", listener.local_addr()?);
+        let router = bare_router(App {
+            database,
+            lanes,
+            health: Health::default(),
+            access: config.access,
+            bounds: config.bounds,
+            cors: None,
+            metrics: false,
+        });
+        serve(listener, router, config.connections, pending()).await;
+        Ok(())
+    })
 }

@@ -51,6 +51,24 @@ pub fn per_second(results: &Results, case: Case) -> Option<f64> {
     middle(results, case).map(|middle| middle.per_second)
 }
 
+/// How many times the rate of `theirs` that of `ours` is: in the middle of the rounds, in each of
+/// which both were measured in the same minutes. Between the rounds the machine may become faster or
+/// slower, for both.
+fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
+    let rates = |case| {
+        let rounds = results.get(&case).into_iter().flatten();
+        rounds.map(|outcome| match outcome {
+            Ok(Figures::Rate { per_second, .. }) => Some(per_second),
+            _ => None,
+        })
+    };
+    let mut ratios: Vec<f64> = rates(ours)
+        .zip(rates(theirs))
+        .filter_map(|(ours, theirs)| Some(ours? / theirs?))
+        .collect();
+    median(&mut ratios)
+}
+
 fn middle(results: &Results, case: Case) -> Option<Middle> {
     let mut rates = Vec::new();
     let mut p50s = Vec::new();
@@ -111,14 +129,12 @@ fn case(flush: Flush, scene: Scene, clients: u32, subject: Subject) -> Case {
 
 fn targets(results: &Results) -> Vec<Target> {
     use Subject::{Bare, Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
-    let rate =
-        |flush, scene, clients, subject| per_second(results, case(flush, scene, clients, subject));
     let p50 = |clients, subject| {
         middle(results, case(Flush::Disk, Scene::Http, clients, subject)).map(|middle| middle.p50)
     };
-    let ratio = |ours: Option<f64>, theirs: Option<f64>| Some(ours? / theirs?);
+    let ratio = |ours, theirs| times(results, ours, theirs);
     let mut targets = Vec::new();
-    let mut times = |what: String, figure, least| {
+    let mut at_least = |what: String, figure, least| {
         targets.push(Target {
             what,
             figure,
@@ -132,14 +148,14 @@ fn targets(results: &Results) -> Vec<Target> {
     ] {
         for (scene, through) in [(Scene::Sql, "pgbench"), (Scene::Driver, "tokio-postgres")] {
             for (clients, least) in needs {
-                times(
+                at_least(
                     format!(
                         "SQL claims, {clients} clients{}, against the prior transaction ({through})",
                         suffix(flush)
                     ),
                     ratio(
-                        rate(flush, scene, clients, Honcho),
-                        rate(flush, scene, clients, Prior),
+                        case(flush, scene, clients, Honcho),
+                        case(flush, scene, clients, Prior),
                     ),
                     least,
                 );
@@ -147,45 +163,45 @@ fn targets(results: &Results) -> Vec<Target> {
         }
     }
     for (flush, least) in [(Flush::Disk, 0.5), (Flush::Slow, 1.0)] {
-        times(
+        at_least(
             format!(
                 "SQL claims, our 200 clients against our 8{} (pgbench)",
                 suffix(flush)
             ),
             ratio(
-                rate(flush, Scene::Sql, 200, Honcho),
-                rate(flush, Scene::Sql, 8, Honcho),
+                case(flush, Scene::Sql, 200, Honcho),
+                case(flush, Scene::Sql, 8, Honcho),
             ),
             least,
         );
     }
-    times(
+    at_least(
         "SQL batches of 1,000 on one connection, against Redis `always` at 64 clients".into(),
         ratio(
-            rate(Flush::Disk, Scene::Batch(1000), 1, Honcho),
-            rate(Flush::Disk, Scene::Sql, 64, RedisAlways),
+            case(Flush::Disk, Scene::Batch(1000), 1, Honcho),
+            case(Flush::Disk, Scene::Sql, 64, RedisAlways),
         ),
         1.5,
     );
-    let pools = |clients| {
-        let pool = |subject| rate(Flush::Disk, Scene::Http, clients, subject);
-        Some(pool(Pool4)?.max(pool(Pool16)?))
-    };
-    let ours = rate(Flush::Disk, Scene::Http, 256, Honcho);
-    times(
+    let http = |subject| case(Flush::Disk, Scene::Http, 256, subject);
+    let pool = |subject| ratio(http(Honcho), http(subject));
+    let better_pool = pool(Pool4)
+        .zip(pool(Pool16))
+        .map(|(four, sixteen)| four.min(sixteen));
+    at_least(
         "HTTP claims, 256 connections, against the prior transaction in axum, its better pool"
             .into(),
-        ratio(ours, pools(256)),
+        better_pool,
         12.0,
     );
-    times(
+    at_least(
         "HTTP claims, 256 connections, against the no-op route".into(),
-        ratio(ours, rate(Flush::Disk, Scene::Http, 256, NoOp)),
+        ratio(http(Honcho), http(NoOp)),
         0.5,
     );
-    times(
+    at_least(
         "HTTP claims, 256 connections, against the same routes with nothing around them".into(),
-        ratio(ours, rate(Flush::Disk, Scene::Http, 256, Bare)),
+        ratio(http(Honcho), http(Bare)),
         0.9,
     );
     for (scene, what) in [
@@ -193,17 +209,17 @@ fn targets(results: &Results) -> Vec<Target> {
         (Scene::HttpAlready, "by users who have one"),
     ] {
         for clients in HTTP_CLIENTS.into_iter().filter(|clients| *clients > 1) {
-            times(
+            at_least(
                 format!("HTTP claims {what}, {clients} connections, against the no-op route"),
                 ratio(
-                    rate(Flush::Disk, scene, clients, Honcho),
-                    rate(Flush::Disk, Scene::Http, clients, NoOp),
+                    case(Flush::Disk, scene, clients, Honcho),
+                    case(Flush::Disk, Scene::Http, clients, NoOp),
                 ),
                 0.8,
             );
         }
     }
-    times(
+    at_least(
         "HTTP claims, 1 connection: p50 of the prior transaction in axum, its better pool, against ours"
             .into(),
         p50(1, Pool4).zip(p50(1, Pool16)).and_then(|(four, sixteen)| {
@@ -211,16 +227,16 @@ fn targets(results: &Results) -> Vec<Target> {
         }),
         1.0,
     );
-    times(
+    at_least(
         "SQL claims with 10 million claims in the table, against 10 thousand".into(),
         ratio(
-            rate(
+            case(
                 Flush::Disk,
                 Scene::GrownNew(GROWN[2]),
                 GROWN_CLIENTS,
                 Honcho,
             ),
-            rate(
+            case(
                 Flush::Disk,
                 Scene::GrownNew(GROWN[0]),
                 GROWN_CLIENTS,
@@ -383,8 +399,8 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
         report,
         "Written by `make bench`, which measures Honcho and its peers in turns in one run: {} \
          rounds of {} s for each case, {:.0} minutes in all on this machine. Figures are medians \
-         of the rounds, p50 and p99 too, and speed is told as ratios within the run. After each \
-         measurement the books are checked (`honcho_verify`, and as many claims in the table as \
+         of the rounds, p50 and p99 too. Ratios are medians of the rounds' own ratios, for the machine \
+         is not as fast in each. After each measurement the books are checked (`honcho_verify`, and as many claims in the table as \
          the clients were told of), so a fast wrong answer is no figure here.\n",
         run.rounds,
         run.seconds,
@@ -597,18 +613,13 @@ fn section<const N: usize>(
             table.row(&[&name, &clients, "not measured", "", "", "", ""]);
             continue;
         };
-        let ours = per_second(
-            results,
-            Case {
-                subject: Subject::Honcho,
-                ..case
-            },
-        );
-        let times = ours
-            .filter(|_| case.subject != Subject::Honcho)
-            .map_or_else(String::new, |ours| {
-                format!("{:.2}", ours / middle.per_second)
-            });
+        let ours = Case {
+            subject: Subject::Honcho,
+            ..case
+        };
+        let times = times(results, ours, case)
+            .filter(|_| case != ours)
+            .map_or_else(String::new, |times| format!("{times:.2}"));
         table.row(&[
             name,
             clients,
