@@ -235,13 +235,18 @@ impl<'t> Lookup<'t> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// The row with these values in the index's columns, in its order.
-    pub fn find(&mut self, key: &[Text]) -> Option<Row<'_>> {
+    /// The row with these values in the columns with these attribute numbers, which are those of
+    /// the index, in any order.
+    pub fn find(&mut self, key: &[(usize, Text)]) -> Option<Row<'_>> {
         let mut keys = [pg_sys::ScanKeyData::default(); MAX_KEYS];
-        // SAFETY: the scan was begun for as many text columns as there are keys, all with collation
-        // "C", which is what `ScanKeyInit` sets.
+        // SAFETY: the index is open. Its columns are texts, all with collation "C", which is what
+        // `ScanKeyInit` sets, and the scan was begun for all of them.
         let found = unsafe {
-            for (i, value) in key.iter().enumerate() {
+            let columns = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
+            for (i, column) in columns.as_slice(key.len()).iter().enumerate() {
+                let Some((_, value)) = key.iter().find(|(of, _)| *of as i16 == *column) else {
+                    error!("an index of a honcho table has column {column}");
+                };
                 pg_sys::ScanKeyInit(
                     &mut keys[i],
                     i as pg_sys::AttrNumber + 1,

@@ -17,12 +17,20 @@ impl Schema {
 
     /// The OID of the table, index or sequence called `name`.
     pub fn relation(self, name: &CStr) -> pg_sys::Oid {
+        self.find_relation(name).unwrap_or_else(|| missing(name))
+    }
+
+    /// The same for what has another name before the extension is updated.
+    pub fn renamed_relation(self, name: &CStr, before: &CStr) -> pg_sys::Oid {
+        self.find_relation(name)
+            .or_else(|| self.find_relation(before))
+            .unwrap_or_else(|| missing(name))
+    }
+
+    fn find_relation(self, name: &CStr) -> Option<pg_sys::Oid> {
         // SAFETY: a lookup in the system cache by valid arguments.
         let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), self.0) };
-        if oid == pg_sys::InvalidOid {
-            missing(name);
-        }
-        oid
+        (oid != pg_sys::InvalidOid).then_some(oid)
     }
 
     /// The OID of `label` in the enum called `name`.

@@ -83,7 +83,11 @@ impl Tables {
             coupons: Relation::table(schema.relation(c"coupons")),
             claims: Relation::table(schema.relation(c"claims")),
             coupons_by_name: Relation::index(schema.relation(c"coupons_name_key")),
-            claims_by_user: Relation::index(schema.relation(c"claims_user_id_coupon_name_key")),
+            claims_by_user: Relation::index(schema.renamed_relation(
+                c"claims_coupon_name_user_id_key",
+                // 0.1.0
+                c"claims_user_id_coupon_name_key",
+            )),
         }
     }
 
@@ -129,7 +133,7 @@ impl<'t> View<'t> {
 
     /// The coupon called `name`.
     pub fn coupon(&mut self, name: Text) -> Option<Coupon> {
-        self.coupons.find(&[name]).map(Coupon::read)
+        self.coupons.find(&[(NAME, name)]).map(Coupon::read)
     }
 
     /// The transaction that wrote the claim of `user_id` on `coupon_name`, if there is one.
@@ -138,15 +142,19 @@ impl<'t> View<'t> {
         user_id: Text,
         coupon_name: Text,
     ) -> Option<pg_sys::TransactionId> {
-        self.claims
-            .find(&[user_id, coupon_name])
+        self.claim(user_id, coupon_name)
             .map(|claim| claim.written_by())
     }
 
     /// The id of the claim of `user_id` on `coupon_name`, if there is one.
     pub fn claim_id(&mut self, user_id: Text, coupon_name: Text) -> Option<i64> {
-        let claim = self.claims.find(&[user_id, coupon_name])?;
+        let claim = self.claim(user_id, coupon_name)?;
         claim.get(CLAIM_ID).map(|id| id.value() as i64)
+    }
+
+    fn claim(&mut self, user_id: Text, coupon_name: Text) -> Option<Row<'_>> {
+        self.claims
+            .find(&[(CLAIM_COUPON_NAME, coupon_name), (CLAIM_USER_ID, user_id)])
     }
 
     /// Locks the row of the coupon last found, called `name`, as an `update` of its stock does, and

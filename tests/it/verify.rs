@@ -48,7 +48,7 @@ async fn cooked_books_are_reported() -> Result<()> {
             "range",
         ),
         (
-            "alter table claims drop constraint claims_user_id_coupon_name_key;
+            "alter table claims drop constraint claims_coupon_name_user_id_key;
              update claims set user_id = 'anna' where coupon_name = 'cooked'",
             "one_per_user",
         ),

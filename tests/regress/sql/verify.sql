@@ -12,7 +12,7 @@ update coupons set remaining_amount = 3 where name = 'A';
 -- A claim that is gone.
 delete from claims where coupon_name = 'B';
 -- A user who holds it twice, and stock out of range: not without taking down the constraints.
-alter table claims drop constraint claims_user_id_coupon_name_key;
+alter table claims drop constraint claims_coupon_name_user_id_key;
 alter table coupons drop constraint coupons_remaining_amount_check;
 insert into claims (user_id, coupon_name) values ('eve', 'C'), ('eve', 'C');
 update coupons set remaining_amount = -1 where name = 'C';
