@@ -213,7 +213,7 @@ async fn nobody_waits_for_a_log_that_is_blocked() -> Result<()> {
             break url.split_whitespace().next().context("no URL")?.to_owned();
         }
     };
-    // From here on nobody reads. The pipe takes some hundred lines, and room is for 8,192 more.
+    // From here on nobody reads. The pipe takes some hundred lines, and room is for 2 MiB more.
     let http = reqwest::Client::new();
     let dropped = eventually("lines to be dropped", async || {
         for _ in 0..1_000 {
