@@ -24,6 +24,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::coop::unconstrained,
     time::{Instant, sleep, sleep_until},
 };
 use tower_service::Service;
@@ -237,7 +238,8 @@ fn answer(
                     return Poll::Pending;
                 }
                 is_set = true;
-                ready!(alarm.as_mut().poll(context));
+                // Tokio's budget for the task must not keep the alarm from being told.
+                ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
                 match activity.ring() {
                     Alarm::CutOff => return Poll::Ready(None),
                     Alarm::Answer => {

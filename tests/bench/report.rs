@@ -399,9 +399,10 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
         report,
         "Written by `make bench`, which measures Honcho and its peers in turns in one run: {} \
          rounds of {} s for each case, {:.0} minutes in all on this machine. Figures are medians \
-         of the rounds, p50 and p99 too. Ratios are medians of the rounds' own ratios, for the machine \
-         is not as fast in each. After each measurement the books are checked (`honcho_verify`, and as many claims in the table as \
-         the clients were told of), so a fast wrong answer is no figure here.\n",
+         of the rounds, p50 and p99 too. Ratios of rates are medians of the rounds' own, for the \
+         machine is not as fast in each. After each measurement the books are checked \
+         (`honcho_verify`, and as many claims in the table as the clients were told of), so a fast \
+         wrong answer is no figure here.\n",
         run.rounds,
         run.seconds,
         run.took.as_secs_f64() / 60.0,

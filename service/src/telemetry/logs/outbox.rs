@@ -88,10 +88,13 @@ impl Outbox {
             let is_last = contents.stage != Stage::Open;
             mem::swap(&mut lines, &mut contents.lines);
             drop(contents);
-            // Where nobody reads the log any more, the service goes on without.
-            let _ = writer.write_all(&lines);
-            lines.clear();
+            let written = writer.write_all(&lines);
             contents = self.contents();
+            if written.is_err() {
+                // Where nobody reads the log any more, the service goes on without.
+                contents.dropped += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            }
+            lines.clear();
             if is_last {
                 break;
             }
