@@ -1,43 +1,23 @@
-//! The database: every SQL string of the service, one method per function of the extension.
+//! The database: one method per function of the extension. Every SQL string that the service asks for
+//! requests is here and in `reading`.
 //!
 //! The functions are found through the search path of the role we connect as, because the
 //! extension may live in any schema.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+mod connections;
+mod reading;
+
+use std::{str::FromStr, sync::Arc, time::Instant};
 
 use anyhow::anyhow;
-use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    Status as PoolStatus, Timeouts,
-};
+use deadpool_postgres::Status as PoolStatus;
 use serde::Serialize;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, sleep_until, timeout, timeout_at},
-};
-use tokio_postgres::{IsolationLevel, Row, error::SqlState, types::ToSql};
+use tokio_postgres::Row;
 use utoipa::ToSchema;
 
-use crate::{
-    config::{self, Sessions},
-    error::Error,
-    target::Target,
-    telemetry::metrics::metrics,
-};
-
-/// How long a request waits for a connection, if connecting may not take longer.
-const CONNECTION_WAIT: Duration = Duration::from_secs(5);
-
-/// How much longer than the session's own `statement_timeout` an answer may take before it is given
-/// up, and the connection with it: this is only reached when the server or the way to it hangs.
-const ANSWER_SLACK: Duration = Duration::from_secs(1);
-
-/// How long a reader of a long list may take in nothing before it is cut off: it holds a
-/// connection and a snapshot.
-const READER_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Claims read at a time: what a list holds in memory, however long it is.
-const PAGE: i32 = 1000;
+use self::connections::Connections;
+pub use self::reading::{Coupon, Reading};
+use crate::{config, error::Error};
 
 /// What became of a claim: the extension's enum `honcho_outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,17 +53,6 @@ impl FromStr for Outcome {
             other => return Err(Error::Internal(anyhow!("unknown honcho_outcome {other:?}"))),
         })
     }
-}
-
-/// A coupon as it stands.
-#[derive(Debug)]
-pub struct Coupon {
-    /// Its name.
-    pub name: String,
-    /// How many there are in all.
-    pub amount: i32,
-    /// How many are left.
-    pub remaining_amount: i32,
 }
 
 /// A coupon's row.
@@ -147,141 +116,46 @@ macro_rules! utc {
     };
 }
 
-/// A coupon and its claimants, both as of one moment.
-#[derive(Debug)]
-pub struct Reading {
-    /// The coupon.
-    pub coupon: Coupon,
-    parts: mpsc::Receiver<Result<Part, Error>>,
-    complete: bool,
-}
-
-impl Reading {
-    /// Whether the last page was taken.
-    pub fn is_complete(&self) -> bool {
-        self.complete
-    }
-
-    /// The next claimants, in the order of their claims; none after the last.
-    pub async fn next_page(&mut self) -> Result<Option<Vec<String>>, Error> {
-        if self.complete {
-            return Ok(None);
-        }
-        match self.parts.recv().await {
-            Some(Ok(Part::Claimants { users, last })) => {
-                self.complete = last;
-                Ok(Some(users))
-            }
-            Some(Err(error)) => Err(error),
-            Some(Ok(Part::Coupon(_))) | None => Err(Error::Unavailable(anyhow!(
-                "the list was read too slowly and cut off"
-            ))),
-        }
-    }
-}
-
-/// What the task behind a [`Reading`] sends: the coupon, then pages.
-#[derive(Debug)]
-enum Part {
-    Coupon(Option<Coupon>),
-    Claimants { users: Vec<String>, last: bool },
-}
-
 /// The database behind the service. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct Database {
-    pool: Pool,
-    /// Where a call goes on that has met a coupon which somebody holds, so that it takes no connection
-    /// from the others: half as many more, whose sessions wait for as long as they may.
-    patient: Pool,
-    /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
-    readers: Arc<Semaphore>,
-    waits: Waits,
-    /// When the database was last found on another server than before: older connections lead to one
-    /// that has nothing to say any more.
-    moved: Arc<watch::Sender<std::time::Instant>>,
-}
-
-/// How long a call of the database may take, its one repetition included: the sum of these.
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    /// For a connection.
-    connection: Duration,
-    /// For the answer on it.
-    answer: Duration,
-}
-
-impl Waits {
-    /// When a call that begins now is given up.
-    fn deadline(self) -> Instant {
-        Instant::now() + self.connection + self.answer
-    }
-}
+pub struct Database(Arc<Connections>);
 
 impl Database {
-    /// Prepares a pool of connections. Connects to nothing yet, so it does not matter whether the
+    /// Prepares pools of connections. Connects to nothing yet, so it does not matter whether the
     /// database is up.
     pub fn new(config: &config::Database) -> anyhow::Result<Self> {
-        let Sessions { brisk, patient } = &config.sessions;
-        Ok(Self {
-            pool: pool(brisk, config.pool_size)?,
-            patient: pool(patient, config.pool_size.div_ceil(2))?,
-            readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
-            waits: Waits {
-                connection: CONNECTION_WAIT.max(brisk.patience()),
-                answer: config.statement_timeout + ANSWER_SLACK,
-            },
-            moved: Arc::new(watch::Sender::new(std::time::Instant::now())),
-        })
+        Ok(Self(Arc::new(Connections::new(config)?)))
     }
 
     /// Whether there is no connection at all, in use or idle.
     pub(crate) fn is_without_connections(&self) -> bool {
-        self.pool.status().size == 0
+        self.0.are_none()
     }
 
     /// Drops the connections that nobody uses: they lead to a server that is gone.
     pub(crate) fn forget_idle_connections(&self) {
-        self.pool.retain(|_, _| false);
-        self.patient.retain(|_, _| false);
+        self.0.forget_idle();
     }
 
     /// Gives up whatever is still asked on connections from before `when`.
-    pub(crate) fn has_moved(&self, when: std::time::Instant) {
-        self.forget_idle_connections();
-        self.moved.send_replace(when);
+    pub(crate) fn has_moved(&self, when: Instant) {
+        self.0.give_up(when);
     }
 
     /// Gives up all connections, those in use when they are done.
     pub fn close(&self) {
-        self.pool.close();
-        self.patient.close();
-    }
-
-    /// A connection of this pool, by this time.
-    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
-        let asked = Instant::now();
-        let by = by.min(asked + self.waits.connection);
-        let got = timeout_at(by, pool.get()).await;
-        let in_vain = matches!(got, Err(_) | Ok(Err(PoolError::Timeout(_))));
-        metrics().pool_wait(asked.elapsed(), in_vain);
-        match got {
-            Ok(client) => Ok(client?),
-            Err(late) => Err(Error::Unavailable(late.into())),
-        }
+        self.0.close();
     }
 
     /// How the two pools of connections stand, by their names.
     pub fn pools(&self) -> [(&'static str, PoolStatus); 2] {
-        [
-            ("brisk", self.pool.status()),
-            ("patient", self.patient.status()),
-        ]
+        self.0.status()
     }
 
     /// `honcho_create_coupon`: false when the name is taken.
     pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
         let rows = self
+            .0
             .write("select honcho_create_coupon($1, $2)", &[&name, &amount])
             .await?;
         let row = rows
@@ -299,7 +173,7 @@ impl Database {
     ) -> Result<Vec<Outcome>, Error> {
         // As text, which spares every connection the look-up of the enum.
         let sql = "select outcome::text from honcho_claim_batch($1, $2) order by ordinal";
-        let rows = self.write(sql, &[&coupon_name, &user_ids]).await?;
+        let rows = self.0.write(sql, &[&coupon_name, &user_ids]).await?;
         rows.iter()
             .map(|row| row.try_get::<_, &str>(0)?.parse())
             .collect()
@@ -309,53 +183,7 @@ impl Database {
     /// coupon. The list is read while the caller takes it, in constant memory; the connection is
     /// given back at its end or when the caller drops it.
     pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
-        let deadline = self.waits.deadline();
-        let reading = self.begin_reading(&self.pool, name, deadline).await;
-        match self.second_attempt(&reading) {
-            Some(pool) => self.begin_reading(pool, name, deadline).await,
-            None => reading,
-        }
-    }
-
-    async fn begin_reading(
-        &self,
-        pool: &Pool,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<Option<Reading>, Error> {
-        let by = deadline.min(Instant::now() + self.waits.connection);
-        let place = self.reader(by).await?;
-        let mut client = self.connection(pool, by).await?;
-        let (sender, mut parts) = mpsc::channel(1);
-        let (name, answer_wait) = (name.to_owned(), self.waits.answer);
-        tokio::spawn(async move {
-            let outcome = read(&mut client, &name, &sender, answer_wait).await;
-            match &outcome {
-                Err(Error::Timeout(_)) => discard(client),
-                _ => drop(client),
-            }
-            drop(place);
-            if let Err(error) = outcome {
-                // Whoever asked may have gone away.
-                let _ = sender.send_timeout(Err(error), READER_PATIENCE).await;
-            }
-        });
-        let begun = timeout_at(deadline, parts.recv());
-        let begun = begun.await.map_err(|late| {
-            metrics().answer_lost();
-            Error::Timeout(late.into())
-        })?;
-        match begun {
-            Some(Ok(Part::Coupon(coupon))) => Ok(coupon.map(|coupon| Reading {
-                coupon,
-                parts,
-                complete: false,
-            })),
-            Some(Err(error)) => Err(error),
-            Some(Ok(Part::Claimants { .. })) | None => Err(Error::Internal(anyhow!(
-                "a reading did not begin with its coupon"
-            ))),
-        }
+        reading::begin(&self.0, name).await
     }
 
     /// `honcho_list_coupons`: the coupons with ids above `after`, in the order of their creation, at
@@ -370,7 +198,7 @@ impl Database {
             utc!("ends_at"),
             ", paused from honcho_list_coupons($1, $2)"
         );
-        let rows = self.query(sql, &[&after, &max]).await?;
+        let rows = self.0.query(sql, &[&after, &max]).await?;
         rows.iter()
             .map(|row| {
                 Ok(CouponRow {
@@ -402,7 +230,7 @@ impl Database {
               left join honcho_list_claims($1, $2, $3) as claim on true
              order by claim.id"
         );
-        let rows = self.query(sql, &[&coupon_name, &after, &max]).await?;
+        let rows = self.0.query(sql, &[&coupon_name, &after, &max]).await?;
         of_a_coupon(&rows)
     }
 
@@ -418,117 +246,8 @@ impl Database {
             utc!("claimed_at"),
             " from honcho_get_coupon($2) left join honcho_get_claim($1, $2) as claim on true"
         );
-        let rows = self.query(sql, &[&user_id, &coupon_name]).await?;
+        let rows = self.0.query(sql, &[&user_id, &coupon_name]).await?;
         of_a_coupon(&rows)
-    }
-
-    /// Calls a function that reads.
-    async fn query(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        let deadline = self.waits.deadline();
-        let answer = self.query_once(&self.pool, sql, arguments, deadline).await;
-        match self.second_attempt(&answer) {
-            Some(pool) => self.query_once(pool, sql, arguments, deadline).await,
-            None => answer,
-        }
-    }
-
-    async fn query_once(
-        &self,
-        pool: &Pool,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-        deadline: Instant,
-    ) -> Result<Vec<Row>, Error> {
-        let by = deadline.min(Instant::now() + self.waits.connection);
-        let _place = self.reader(by).await?;
-        let client = self.connection(pool, by).await?;
-        let by = deadline.min(Instant::now() + self.waits.answer);
-        let answer = async {
-            let statement = client.prepare_cached(sql).await?;
-            client.query(&statement, arguments).await
-        };
-        match timeout_at(by, answer).await {
-            Ok(rows) => Ok(rows?),
-            Err(late) => {
-                metrics().answer_lost();
-                discard(client);
-                Err(Error::Timeout(late.into()))
-            }
-        }
-    }
-
-    /// A reader's place among the connections, by this time.
-    async fn reader(&self, by: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        timeout_at(by, Arc::clone(&self.readers).acquire_owned())
-            .await
-            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
-            .map_err(|closed| Error::Internal(closed.into()))
-    }
-
-    /// Calls a function that writes. What surely changed nothing is repeated once where that
-    /// may help; what may have been carried out never is.
-    async fn write(&self, sql: &str, arguments: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        let deadline = self.waits.deadline();
-        let answer = self.write_once(&self.pool, sql, arguments, deadline).await;
-        match self.second_attempt(&answer) {
-            Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
-            None => answer,
-        }
-    }
-
-    /// Where to repeat what surely changed nothing, if that may help.
-    fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
-        let pool = match first {
-            Err(Error::Locked(_)) => &self.patient,
-            Err(error) if error.may_be_repeated() => &self.pool,
-            _ => return None,
-        };
-        metrics().retried();
-        Some(pool)
-    }
-
-    async fn write_once(
-        &self,
-        pool: &Pool,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-        deadline: Instant,
-    ) -> Result<Vec<Row>, Error> {
-        let client = self.connection(pool, deadline).await?;
-        let by = deadline.min(Instant::now() + self.waits.answer);
-        let statement = match timeout_at(by, client.prepare_cached(sql)).await {
-            Ok(statement) => statement?,
-            Err(_) => {
-                metrics().answer_lost();
-                discard(client);
-                return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
-            }
-        };
-        let connected = Object::metrics(&client).created;
-        let mut moved = self.moved.subscribe();
-        let answer = tokio::select! {
-            biased;
-            answer = client.query(&statement, arguments) => answer,
-            () = sleep_until(by) => {
-                metrics().answer_lost();
-                discard(client);
-                return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
-            }
-            // The sender is ours, so this is no error.
-            _ = moved.wait_for(|when| *when > connected) => {
-                discard(client);
-                return Err(Error::OutcomeUnknown(anyhow!("the database has moved")));
-            }
-        };
-        answer.map_err(|error| {
-            // The address may lead to a primary by now, this connection never will.
-            let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
-            let error = Error::from(error).after_sending();
-            if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
-                discard(client);
-            }
-            error
-        })
     }
 }
 
@@ -550,97 +269,4 @@ fn of_a_coupon(rows: &[Row]) -> Result<Option<Vec<ClaimRow>>, Error> {
         }
     }
     Ok(Some(claims))
-}
-
-/// A pool of at most `size` connections.
-fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
-    let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    // The configuration is the target's.
-    let manager = Manager::from_connect(tokio_postgres::Config::new(), target.clone(), recycling);
-    let timeouts = Timeouts {
-        wait: Some(CONNECTION_WAIT),
-        create: Some(target.patience()),
-        recycle: None,
-    };
-    let pool = Pool::builder(manager)
-        .max_size(size)
-        .runtime(Runtime::Tokio1)
-        .timeouts(timeouts)
-        .build()?;
-    Ok(pool)
-}
-
-/// Drops a connection that is stuck in a question, instead of giving it to the next request.
-fn discard(client: Object) {
-    drop(Object::take(client));
-}
-
-/// Reads a coupon and its claims in one snapshot into `parts`, until the receiver is dropped or
-/// takes too long to make room.
-async fn read(
-    client: &mut Object,
-    name: &str,
-    parts: &mpsc::Sender<Result<Part, Error>>,
-    answer_wait: Duration,
-) -> Result<(), Error> {
-    let snapshot = client
-        .build_transaction()
-        .isolation_level(IsolationLevel::RepeatableRead)
-        .read_only(true)
-        .start();
-    let snapshot = in_time(answer_wait, snapshot).await?;
-    let get_coupon = "select name, amount, remaining_amount from honcho_get_coupon($1)";
-    let get_coupon = in_time(answer_wait, snapshot.prepare_cached(get_coupon)).await?;
-    let coupon = match in_time(answer_wait, snapshot.query_opt(&get_coupon, &[&name])).await? {
-        Some(row) => Some(Coupon {
-            name: row.try_get(0)?,
-            amount: row.try_get(1)?,
-            remaining_amount: row.try_get(2)?,
-        }),
-        None => None,
-    };
-    let mut last = coupon.is_none();
-    if parts
-        .send_timeout(Ok(Part::Coupon(coupon)), READER_PATIENCE)
-        .await
-        .is_err()
-    {
-        return Ok(());
-    }
-    let list_claims = "select id, user_id from honcho_list_claims($1, $2, $3)";
-    let list_claims = in_time(answer_wait, snapshot.prepare_cached(list_claims)).await?;
-    let mut after = 0_i64;
-    while !last {
-        let rows = in_time(
-            answer_wait,
-            snapshot.query(&list_claims, &[&name, &after, &PAGE]),
-        )
-        .await?;
-        let mut users = Vec::with_capacity(rows.len());
-        for row in &rows {
-            after = row.try_get(0)?;
-            users.push(row.try_get(1)?);
-        }
-        last = rows.len() < PAGE as usize;
-        let page = Part::Claimants { users, last };
-        if parts.send_timeout(Ok(page), READER_PATIENCE).await.is_err() {
-            return Ok(());
-        }
-    }
-    in_time(answer_wait, snapshot.commit()).await
-}
-
-async fn in_time<T>(
-    wait: Duration,
-    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, Error> {
-    match timeout(wait, answer).await {
-        Ok(answer) => Ok(answer?),
-        Err(late) => {
-            metrics().answer_lost();
-            Err(Error::Timeout(late.into()))
-        }
-    }
 }

@@ -1,0 +1,263 @@
+//! The connections to the database: how a call gets one, how long it waits, and what becomes of
+//! both when there is no answer.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use deadpool_postgres::{
+    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Status as PoolStatus, Timeouts,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
+
+use crate::{
+    config::{self, Sessions},
+    error::Error,
+    target::Target,
+    telemetry::metrics::metrics,
+};
+
+/// How long a request waits for a connection, if connecting may not take longer.
+const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+
+/// How much longer than the session's own `statement_timeout` an answer may take before it is given
+/// up, and the connection with it: this is only reached when the server or the way to it hangs.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
+
+/// All connections for calls.
+#[derive(Debug)]
+pub(super) struct Connections {
+    pub pool: Pool,
+    /// Where a call goes on that has met a coupon which somebody holds, so that it takes no connection
+    /// from the others: half as many more, whose sessions wait for as long as they may.
+    patient: Pool,
+    /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
+    readers: Arc<Semaphore>,
+    pub waits: Waits,
+    /// When the database was last found on another server than before: older connections lead to one
+    /// that has nothing to say any more.
+    moved: watch::Sender<std::time::Instant>,
+}
+
+/// How long a call of the database may take, its one repetition included: the sum of these.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waits {
+    /// For a connection.
+    pub connection: Duration,
+    /// For the answer on it.
+    pub answer: Duration,
+}
+
+impl Waits {
+    /// When a call that begins now is given up.
+    pub fn deadline(self) -> Instant {
+        Instant::now() + self.connection + self.answer
+    }
+}
+
+impl Connections {
+    /// Prepares the pools. Connects to nothing yet.
+    pub fn new(config: &config::Database) -> anyhow::Result<Self> {
+        let Sessions { brisk, patient } = &config.sessions;
+        Ok(Self {
+            pool: pool(brisk, config.pool_size)?,
+            patient: pool(patient, config.pool_size.div_ceil(2))?,
+            readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
+            waits: Waits {
+                connection: CONNECTION_WAIT.max(brisk.patience()),
+                answer: config.statement_timeout + ANSWER_SLACK,
+            },
+            moved: watch::Sender::new(std::time::Instant::now()),
+        })
+    }
+
+    /// Whether there is none at all, in use or idle.
+    pub fn are_none(&self) -> bool {
+        self.pool.status().size == 0
+    }
+
+    /// Drops those that nobody uses.
+    pub fn forget_idle(&self) {
+        self.pool.retain(|_, _| false);
+        self.patient.retain(|_, _| false);
+    }
+
+    /// Gives up whatever is still asked on those from before `when`.
+    pub fn give_up(&self, when: std::time::Instant) {
+        self.forget_idle();
+        self.moved.send_replace(when);
+    }
+
+    /// Gives up all, those in use when they are done.
+    pub fn close(&self) {
+        self.pool.close();
+        self.patient.close();
+    }
+
+    /// How the two pools stand, by their names.
+    pub fn status(&self) -> [(&'static str, PoolStatus); 2] {
+        [
+            ("brisk", self.pool.status()),
+            ("patient", self.patient.status()),
+        ]
+    }
+
+    /// A connection of this pool, by this time.
+    pub async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
+        let asked = Instant::now();
+        let by = by.min(asked + self.waits.connection);
+        let got = timeout_at(by, pool.get()).await;
+        let in_vain = matches!(got, Err(_) | Ok(Err(PoolError::Timeout(_))));
+        metrics().pool_wait(asked.elapsed(), in_vain);
+        match got {
+            Ok(client) => Ok(client?),
+            Err(late) => Err(Error::Unavailable(late.into())),
+        }
+    }
+
+    /// Calls a function that reads.
+    pub async fn query(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let answer = self.query_once(&self.pool, sql, arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.query_once(pool, sql, arguments, deadline).await,
+            None => answer,
+        }
+    }
+
+    async fn query_once(
+        &self,
+        pool: &Pool,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let by = deadline.min(Instant::now() + self.waits.connection);
+        let _place = self.reader(by).await?;
+        let client = self.connection(pool, by).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let answer = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, arguments).await
+        };
+        match timeout_at(by, answer).await {
+            Ok(rows) => Ok(rows?),
+            Err(late) => {
+                metrics().answer_lost();
+                discard(client);
+                Err(Error::Timeout(late.into()))
+            }
+        }
+    }
+
+    /// A reader's place among the connections, by this time.
+    pub async fn reader(&self, by: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        timeout_at(by, Arc::clone(&self.readers).acquire_owned())
+            .await
+            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
+            .map_err(|closed| Error::Internal(closed.into()))
+    }
+
+    /// Calls a function that writes. What surely changed nothing is repeated once where that
+    /// may help; what may have been carried out never is.
+    pub async fn write(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let answer = self.write_once(&self.pool, sql, arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
+            None => answer,
+        }
+    }
+
+    /// Where to repeat what surely changed nothing, if that may help.
+    pub fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
+        let pool = match first {
+            Err(Error::Locked(_)) => &self.patient,
+            Err(error) if error.may_be_repeated() => &self.pool,
+            _ => return None,
+        };
+        metrics().retried();
+        Some(pool)
+    }
+
+    async fn write_once(
+        &self,
+        pool: &Pool,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.connection(pool, deadline).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let statement = match timeout_at(by, client.prepare_cached(sql)).await {
+            Ok(statement) => statement?,
+            Err(_) => {
+                metrics().answer_lost();
+                discard(client);
+                return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
+            }
+        };
+        let connected = Object::metrics(&client).created;
+        let mut moved = self.moved.subscribe();
+        let answer = tokio::select! {
+            biased;
+            answer = client.query(&statement, arguments) => answer,
+            () = sleep_until(by) => {
+                metrics().answer_lost();
+                discard(client);
+                return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
+            }
+            // The sender is ours, so this is no error.
+            _ = moved.wait_for(|when| *when > connected) => {
+                discard(client);
+                return Err(Error::OutcomeUnknown(anyhow!("the database has moved")));
+            }
+        };
+        answer.map_err(|error| {
+            // The address may lead to a primary by now, this connection never will.
+            let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+            let error = Error::from(error).after_sending();
+            if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
+                discard(client);
+            }
+            error
+        })
+    }
+}
+
+/// A pool of at most `size` connections.
+fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    // The configuration is the target's.
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), target.clone(), recycling);
+    let timeouts = Timeouts {
+        wait: Some(CONNECTION_WAIT),
+        create: Some(target.patience()),
+        recycle: None,
+    };
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .runtime(Runtime::Tokio1)
+        .timeouts(timeouts)
+        .build()?;
+    Ok(pool)
+}
+
+/// Drops a connection that is stuck in a question, instead of giving it to the next request.
+pub(super) fn discard(client: Object) {
+    drop(Object::take(client));
+}
