@@ -25,7 +25,7 @@ pub(super) struct Outbox {
 #[derive(Debug)]
 struct Contents {
     lines: Vec<u8>,
-    /// How many lines found no room.
+    /// How many lines found no room or could not be written.
     dropped: u64,
     /// Whether the writer waits for a line.
     is_idle: bool,
