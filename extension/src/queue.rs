@@ -26,6 +26,23 @@ pub fn pass(coupons: pg_sys::Oid, id: i64) {
     unsafe { pg_sys::UnlockDatabaseObject(coupons, low, high, EXCLUSIVE) };
 }
 
+/// Whether somebody waits for the turn, which this transaction has.
+pub fn is_awaited(coupons: pg_sys::Oid, id: i64) -> bool {
+    let (low, high) = key(id);
+    // SAFETY: the tag is the one that `LockDatabaseObject` made of the same values.
+    unsafe {
+        let turn = pg_sys::LOCKTAG {
+            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
+            locktag_field2: coupons.to_u32(),
+            locktag_field3: low.to_u32(),
+            locktag_field4: high,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        };
+        pg_sys::LockHasWaiters(&turn, EXCLUSIVE, false)
+    }
+}
+
 const EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
 
 fn key(id: i64) -> (pg_sys::Oid, u16) {

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
-    held::claimed,
+    held::{claimed, hold, until_queued},
     power_loss::{Machine, SLOW},
 };
 
@@ -375,6 +375,52 @@ async fn whatever_a_transaction_does_it_is_durable_when_it_is_told() -> Result<(
         let coupons: Vec<String> = coupons.iter().map(|&coupon| coupon.to_owned()).collect();
         assert_eq!(left, (coupons, *has_order), "{user}");
     }
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()> {
+    let machine = Machine::start().await?;
+    let database = Database::create(&machine.cluster).await?;
+    database.create_coupon("PROMO", 100).await?;
+    let watcher = database.connect().await?;
+    for awaited in [true, false] {
+        machine.delay_flushes(Duration::ZERO)?;
+        let holder = hold(&database, "PROMO").await?;
+        let client = database.connect().await?;
+        let user = format!("of a batch, awaited: {awaited}");
+        let users = [user.clone(), format!("{user}, too")];
+        let batch = tokio::spawn(async move {
+            let sql = "select count(*) from honcho_claim_batch('PROMO', $1)";
+            client.execute(sql, &[&users.as_slice()]).await
+        });
+        until_queued(&watcher, 1).await?;
+        let mut next = None;
+        if awaited {
+            let client = database.connect().await?;
+            next = Some(tokio::spawn(
+                async move { claim(&client, "the next").await },
+            ));
+            until_queued(&watcher, 2).await?;
+        }
+        machine.delay_flushes(SLOW)?;
+        let start = Instant::now();
+        holder.batch_execute("rollback").await?;
+        eventually("the batch to be seen", async || {
+            Ok(claimed(&watcher).await?.contains(&user).then_some(()))
+        })
+        .await?;
+        if awaited {
+            assert!(!batch.is_finished(), "it held its locks through the flush");
+        } else {
+            assert!(start.elapsed() >= SLOW, "it released its locks for nobody");
+        }
+        batch.await??;
+        if let Some(next) = next {
+            assert_eq!(next.await??, "claimed");
+        }
+    }
+    machine.delay_flushes(Duration::ZERO)?;
     database.books().await
 }
 
