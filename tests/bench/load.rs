@@ -75,6 +75,7 @@ pub async fn pgbench(
     let file = home.path().join("claim.pgbench");
     fs::write(&file, script)?;
     let threads = threads(clients)?;
+    let all_seconds = warm_up(clients) + seconds;
     let output = Command::new(cluster.bindir().join("pgbench"))
         .args([
             "--no-vacuum",
@@ -88,7 +89,7 @@ pub async fn pgbench(
             "--jobs",
             &threads.to_string(),
         ])
-        .args(["--time", &seconds.to_string()])
+        .args(["--time", &all_seconds.to_string()])
         .arg("--define")
         .arg(format!("coupon={coupon}"))
         .arg("--file")
@@ -115,33 +116,45 @@ pub async fn pgbench(
     let claims: u64 = number("number of transactions actually processed:")?.parse()?;
     let failed: u64 = number("number of failed transactions:")?.parse()?;
     ensure!(failed == 0, "{failed} transactions failed");
-    let mut latencies = pgbench_latencies(home.path())?;
+    let logged = pgbench_logs(home.path())?;
     ensure!(
-        u64::try_from(latencies.len())? == claims,
+        u64::try_from(logged.len())? == claims,
         "pgbench logged {} transactions of {claims}",
-        latencies.len()
+        logged.len()
     );
-    let figures = rate(number("tps =")?.parse()?, &mut latencies)?;
+    let counted = Duration::from_secs(seconds.into());
+    let end = logged.iter().map(|&(when, _)| when).max();
+    let begin = end.context("no claims")?.saturating_sub(counted);
+    let mut latencies: Vec<_> = logged
+        .into_iter()
+        .filter_map(|(when, took)| (when > begin).then_some(took))
+        .collect();
+    let figures = rate(counted, 1, &mut latencies)?;
     Ok(Tally::claimed(claims, figures))
 }
 
-/// The third column of each line of pgbench's logs, one log a thread.
-fn pgbench_latencies(directory: &Path) -> Result<Vec<Duration>> {
-    let mut latencies = Vec::new();
+/// When each transaction in pgbench's logs, one log a thread, ended by the system's clock, and how
+/// long it took.
+fn pgbench_logs(directory: &Path) -> Result<Vec<(Duration, Duration)>> {
+    let mut transactions = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if !entry.file_name().to_string_lossy().starts_with("latency.") {
             continue;
         }
         for line in fs::read_to_string(entry.path())?.lines() {
-            let latency = line
-                .split(' ')
-                .nth(2)
-                .context("a pgbench log without latencies")?;
-            latencies.push(Duration::from_micros(latency.parse()?));
+            // Client, its transactions so far, microseconds taken, script, and when it ended: seconds
+            // and microseconds.
+            let columns: Vec<&str> = line.split(' ').collect();
+            let &[_, _, took, _, seconds, microseconds, ..] = columns.as_slice() else {
+                bail!("an unknown line in a pgbench log: {line}");
+            };
+            let ended = Duration::from_secs(seconds.parse()?)
+                + Duration::from_micros(microseconds.parse()?);
+            transactions.push((ended, Duration::from_micros(took.parse()?)));
         }
     }
-    Ok(latencies)
+    Ok(transactions)
 }
 
 /// Who claims through tokio-postgres.
@@ -163,6 +176,8 @@ pub async fn drive(
     clients: u32,
     seconds: u32,
 ) -> Result<Tally> {
+    let warm_up = Duration::from_secs(warm_up(clients).into());
+    let counted = Duration::from_secs(seconds.into());
     let start = Arc::new(Barrier::new(clients.try_into()?));
     let mut sessions = JoinSet::new();
     for number in 0..clients {
@@ -171,29 +186,33 @@ pub async fn drive(
         sessions.spawn(async move {
             start.wait().await;
             let started = Instant::now();
+            let mut calls = 0;
             let mut latencies = Vec::new();
-            while started.elapsed() < Duration::from_secs(seconds.into()) {
+            while started.elapsed() < warm_up + counted {
                 let asked = Instant::now();
                 session.claim().await?;
-                latencies.push(asked.elapsed());
+                calls += 1;
+                let ended = started.elapsed();
+                if ended > warm_up && ended <= warm_up + counted {
+                    latencies.push(asked.elapsed());
+                }
             }
-            anyhow::Ok((latencies, started.elapsed()))
+            anyhow::Ok((calls, latencies))
         });
     }
+    let mut calls = 0u64;
     let mut latencies = Vec::new();
-    let mut took = Duration::ZERO;
     while let Some(session) = sessions.join_next().await {
-        let (of_one, time) = session??;
+        let (calls_of_one, of_one) = session??;
+        calls += calls_of_one;
         latencies.extend(of_one);
-        took = took.max(time);
     }
     let at_once = match claimant {
         Claimant::Batch(users) => u64::from(users),
         Claimant::Honcho | Claimant::Prior => 1,
     };
-    let claims = u64::try_from(latencies.len())? * at_once;
-    let figures = rate(claims as f64 / took.as_secs_f64(), &mut latencies)?;
-    Ok(Tally::claimed(claims, figures))
+    let figures = rate(counted, at_once, &mut latencies)?;
+    Ok(Tally::claimed(calls * at_once, figures))
 }
 
 /// One connection with its prepared statements.
@@ -416,9 +435,16 @@ fn threads(clients: u32) -> Result<usize> {
         .min(clients.try_into()?))
 }
 
-fn rate(per_second: f64, latencies: &mut [Duration]) -> Result<Figures> {
+/// How many seconds clients go on before they are counted. Each has a session of its own, which takes
+/// about 10 ms of a processor to load libraries and fill its caches: of 200, as long as a measurement.
+fn warm_up(clients: u32) -> u32 {
+    (clients + 50) / 100
+}
+
+/// What answers that took so long come to, all in this time, each to so many claims.
+fn rate(within: Duration, claims: u64, latencies: &mut [Duration]) -> Result<Figures> {
     Ok(Figures::Rate {
-        per_second,
+        per_second: (latencies.len() as u64 * claims) as f64 / within.as_secs_f64(),
         p50: percentile(latencies, 0.50).context("no claims")?,
         p99: percentile(latencies, 0.99).context("no claims")?,
     })
