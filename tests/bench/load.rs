@@ -122,12 +122,13 @@ pub async fn pgbench(
         "pgbench logged {} transactions of {claims}",
         logged.len()
     );
+    let warm_up = Duration::from_secs(warm_up(clients).into());
     let counted = Duration::from_secs(seconds.into());
-    let end = logged.iter().map(|&(when, _)| when).max();
-    let begin = end.context("no claims")?.saturating_sub(counted);
+    let begun = logged.iter().map(|&(ended, took)| ended - took).min();
+    let from = begun.context("no claims")? + warm_up;
     let mut latencies: Vec<_> = logged
         .into_iter()
-        .filter_map(|(when, took)| (when > begin).then_some(took))
+        .filter_map(|(ended, took)| (ended > from && ended <= from + counted).then_some(took))
         .collect();
     let figures = rate(counted, 1, &mut latencies)?;
     Ok(Tally::claimed(claims, figures))
@@ -192,8 +193,8 @@ pub async fn drive(
                 let asked = Instant::now();
                 session.claim().await?;
                 calls += 1;
-                let ended = started.elapsed();
-                if ended > warm_up && ended <= warm_up + counted {
+                let now = started.elapsed();
+                if now > warm_up && now <= warm_up + counted {
                     latencies.push(asked.elapsed());
                 }
             }
