@@ -171,9 +171,12 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         queue::wait_for_turn(tables.coupons_oid(), coupon.id);
         view.renew();
         if request.take(&mut view, &mut ledger, &mut outcomes) {
-            // The claims of a batch share a flush as it is, and a commit without one wakes the WAL
-            // writer: not for nothing.
-            if user_ids.len() == 1 || queue::is_awaited(tables.coupons_oid(), coupon.id) {
+            // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
+            // competes with it. So only where somebody waits, or would: for a standby, too.
+            if user_ids.len() == 1
+                || durability::waits_for_standbys()
+                || queue::is_awaited(tables.coupons_oid(), coupon.id)
+            {
                 durability::release_locks_early();
             }
         } else {

@@ -1,10 +1,10 @@
 //! Early lock release: claims on one coupon share WAL flushes.
 //!
 //! A lock is normally held until its transaction's commit record is flushed, so claims on one coupon
-//! cannot group-commit: each waits for the flush of the one before. A transaction that claimed
-//! therefore commits as an asynchronous commit does, releases its locks, and then flushes before
-//! anybody is told that it committed. The next claim's commit record lies behind ours in the WAL, so
-//! if it is durable, so are we.
+//! cannot group-commit: each waits for the flush of the one before. A transaction that releases its
+//! locks early therefore commits as an asynchronous commit does, releases them, and then flushes
+//! before anybody is told that it committed. The next claim's commit record lies behind ours in the
+//! WAL, so if it is durable, so are we.
 //!
 //! What changes is that others may see what a claim did a moment before it is durable. A refusal that
 //! rests on such a claim therefore waits for the flush too ([`wait_until_durable`]).
@@ -18,6 +18,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
 static EARLY_LOCK_RELEASE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 const OFF: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
+const LOCAL_FLUSH: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
 const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY as i32;
 
 /// How far the transaction at hand is.
@@ -25,7 +26,7 @@ const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APP
 enum State {
     /// It has not claimed, or commits as PostgreSQL does.
     Ordinary,
-    /// It has claimed.
+    /// It is to release its locks early.
     Claimed,
     /// It is committing without a flush; the flush is due when its locks are released. Holds the
     /// caller's `synchronous_commit`.
@@ -60,6 +61,18 @@ pub fn init() {
 pub fn release_locks_early() {
     if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
         STATE.set(State::Claimed);
+    }
+}
+
+/// Whether this transaction's commit waits for synchronous standbys.
+pub fn waits_for_standbys() -> bool {
+    // SAFETY: backend-local variables; the names are null or a C string.
+    unsafe {
+        let names = pg_sys::SyncRepStandbyNames;
+        pg_sys::max_wal_senders > 0
+            && pg_sys::synchronous_commit > LOCAL_FLUSH
+            && !names.is_null()
+            && *names != 0
     }
 }
 

@@ -132,6 +132,13 @@ async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Resu
     // And so does a refusal that rests on what the standby does not have yet.
     let again = claim_with(&pair.database, "on", "ann").await?;
     pair.until_waiting(3).await?;
+    // A batch, too, that nobody waits behind.
+    let client = pair.database.connect().await?;
+    let batch = tokio::spawn(async move {
+        let sql = "select from honcho_claim_batch('PROMO', '{carl, dora}')";
+        client.execute(sql, &[]).await
+    });
+    pair.until_waiting(4).await?;
     let turns = "select count(*) from pg_locks where locktype = 'object'";
     assert_eq!(pair.client.query_one(turns, &[]).await?.get::<_, i64>(0), 0);
     assert!(!ann.is_finished() && !bob.is_finished() && !again.is_finished());
@@ -147,9 +154,10 @@ async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Resu
         assert_eq!(told?, outcome);
         assert_eq!(level(&client).await?, "on");
     }
+    assert_eq!(batch.await??, 2);
     // It has them, and will show them.
-    eventually("both claims on the standby", async || {
-        Ok((claimed(&on_standby).await?.len() == 2).then_some(()))
+    eventually("all claims on the standby", async || {
+        Ok((claimed(&on_standby).await?.len() == 4).then_some(()))
     })
     .await?;
     pair.database.books().await?;
