@@ -124,18 +124,21 @@ pub async fn pgbench(
     );
     let warm_up = Duration::from_secs(warm_up(clients).into());
     let counted = Duration::from_secs(seconds.into());
-    let begun = logged.iter().map(|&(ended, took)| ended - took).min();
-    let from = begun.context("no claims")? + warm_up;
+    let begun = logged.iter().map(|&(ended, took)| ended - took);
+    let (first, last) = (begun.clone().min(), begun.max());
+    let from = first.context("no claims")? + warm_up;
+    // pgbench's time includes that of connecting, so it may be over before.
+    let until = (from + counted).min(last.context("no claims")?);
     let mut latencies: Vec<_> = logged
-        .into_iter()
-        .filter_map(|(ended, took)| (ended > from && ended <= from + counted).then_some(took))
+        .iter()
+        .filter_map(|&(ended, took)| (ended > from && ended <= until).then_some(took))
         .collect();
-    let figures = rate(counted, 1, &mut latencies)?;
+    let figures = rate(until.saturating_sub(from), 1, &mut latencies)?;
     Ok(Tally::claimed(claims, figures))
 }
 
-/// When each transaction in pgbench's logs, one log a thread, ended by the system's clock, and how
-/// long it took.
+/// When each transaction in pgbench's logs, one log a thread, ended by the system's clock, and how long
+/// it took.
 fn pgbench_logs(directory: &Path) -> Result<Vec<(Duration, Duration)>> {
     let mut transactions = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -436,13 +439,14 @@ fn threads(clients: u32) -> Result<usize> {
         .min(clients.try_into()?))
 }
 
-/// How many seconds clients go on before they are counted. Each has a session of its own, which takes
-/// about 10 ms of a processor to load libraries and fill its caches: of 200, as long as a measurement.
+/// How many seconds clients go on before they are counted: one for each hundred, rounded. Each has a
+/// session of its own, which takes about 10 ms of a processor to load libraries and fill its caches;
+/// for 200, that is as long as a measurement.
 fn warm_up(clients: u32) -> u32 {
     (clients + 50) / 100
 }
 
-/// What answers that took so long come to, all in this time, each to so many claims.
+/// The rate and the latencies of answers that came within this time, each to so many claims.
 fn rate(within: Duration, claims: u64, latencies: &mut [Duration]) -> Result<Figures> {
     Ok(Figures::Rate {
         per_second: (latencies.len() as u64 * claims) as f64 / within.as_secs_f64(),
