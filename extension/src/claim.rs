@@ -172,7 +172,7 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         view.renew();
         if request.take(&mut view, &mut ledger, &mut outcomes) {
             // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
-            // competes with it. So only where somebody waits, or would: for a standby, too.
+            // competes with it. So only where somebody waits already, or would wait for a standby.
             if user_ids.len() == 1
                 || durability::waits_for_standbys()
                 || queue::is_awaited(tables.coupons_oid(), coupon.id)

@@ -24,10 +24,10 @@ const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APP
 /// How far the transaction at hand is.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
-    /// It has not claimed, or commits as PostgreSQL does.
+    /// It commits as PostgreSQL does.
     Ordinary,
     /// It is to release its locks early.
-    Claimed,
+    Early,
     /// It is committing without a flush; the flush is due when its locks are released. Holds the
     /// caller's `synchronous_commit`.
     FlushDue(i32),
@@ -55,12 +55,12 @@ pub fn init() {
     }
 }
 
-/// Lets the current transaction release its locks before it flushes, because it has claimed.
+/// Lets the current transaction, which has claimed, release its locks before it flushes.
 ///
 /// If the claim is rolled back to a savepoint the transaction still does so; that costs nothing.
 pub fn release_locks_early() {
     if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
-        STATE.set(State::Claimed);
+        STATE.set(State::Early);
     }
 }
 
@@ -101,7 +101,7 @@ pub fn wait_until_durable(xid: pg_sys::TransactionId) {
     }
 }
 
-/// Before the commit record is written: makes this commit asynchronous if the transaction claimed.
+/// Before the commit record is written: makes the commit asynchronous if it releases locks early.
 ///
 /// The variable is set past the settings' machinery, for the few steps between here and the flush,
 /// so that no rollback to a savepoint, no function with settings of its own and no `show` meets it.
@@ -117,7 +117,7 @@ unsafe extern "C-unwind" fn at_transaction_event(
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT => {
             // SAFETY: a backend-local variable; nothing else runs in this backend.
             unsafe {
-                if STATE.get() == State::Claimed
+                if STATE.get() == State::Early
                     && pg_sys::synchronous_commit > OFF
                     && pg_sys::synchronous_commit < REMOTE_APPLY
                 {
