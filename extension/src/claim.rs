@@ -10,9 +10,10 @@ use pgrx::prelude::*;
 
 use crate::access::{self, Text};
 use crate::outcome::{Outcome, SqlOutcome};
+use crate::queue::Turn;
 use crate::schema::Schema;
 use crate::store::{Coupon, Ledger, Tables, View};
-use crate::{args, durability, queue};
+use crate::{args, durability};
 
 /// The most users that one batch may name.
 const MAX_BATCH: usize = 10_000;
@@ -27,14 +28,14 @@ const MAX_BATCH: usize = 10_000;
 /// precedence: `not_found`, `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
 ///
 /// # Errors
-/// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in the queue; `40001` under
-/// repeatable read and serializable when the coupon changed after the snapshot; `40P01` on a
-/// deadlock; `25006` in a read-only transaction, unless the claim is refused.
+/// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or again at its
+/// head; `40001` under repeatable read and serializable when the coupon changed after the snapshot;
+/// `40P01` on a deadlock; `25006` in a read-only transaction, unless the claim is refused.
 ///
 /// # Locks
 /// A refusal: those of a `select`; if there was stock when it was asked for, it waited in the queue
-/// too, and has left it again. Else the coupon's queue lock and its row (`for no key update`), until
-/// the transaction ends.
+/// too, and has left it again. Else the coupon's turn, its place in line if it had to wait, and the
+/// coupon's row (`for no key update`), until the transaction ends.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn honcho_claim(
@@ -168,19 +169,16 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         access::require_writable(c"honcho_claim()");
         let mut ledger = Ledger::open(&tables);
         view.release();
-        queue::wait_for_turn(tables.coupons_oid(), coupon.id);
+        let turn = Turn::wait(&tables, coupon.id);
         view.renew();
         if request.take(&mut view, &mut ledger, &mut outcomes) {
             // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
             // competes with it. So only where somebody waits already, or would wait for a standby.
-            if user_ids.len() == 1
-                || durability::waits_for_standbys()
-                || queue::is_awaited(tables.coupons_oid(), coupon.id)
-            {
+            if user_ids.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
                 durability::release_locks_early();
             }
         } else {
-            queue::pass(tables.coupons_oid(), coupon.id);
+            turn.pass();
         }
     }
     outcomes

@@ -1,6 +1,6 @@
 //! Flash-sale coupons inside PostgreSQL: the SQL functions of the `honcho` extension.
 //!
-//! A claim's way: `claim` decides, `queue` makes claimers of one coupon wait in line, `store`
+//! A claim's way: `claim` decides, `queue` makes claimers of one coupon take turns, `store`
 //! reads and writes the two tables through `access`, `durability` lets claims share WAL flushes.
 
 mod access;

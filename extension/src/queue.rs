@@ -1,50 +1,106 @@
-//! The queue lock: claimers of one coupon wait in line, first in, first out.
+//! The queue: claimers of one coupon take turns.
+//!
+//! Two heavyweight locks make it. Who has the *turn* may change the stock. Who finds it taken gets in
+//! *line*, first in, first out; only the head of the line waits for the turn itself, and keeps its
+//! place until its transaction ends. So when a transaction that stood in line ends, the turn is free
+//! for as long as the next in line needs to wake up, and a claim that asks in that moment takes it
+//! instead of letting it lie: the longer the line, the more that brings, for then each wakes up slowly
+//! in caches and page tables that others have used since. Nobody is kept waiting by this for good,
+//! because the head of the line is always the next once it is awake.
+//!
+//! Heavyweight locks wake one waiter at a time, know deadlocks and timeouts, and go with the
+//! transaction; without them, all waiters would chase the versions of the coupon's row.
 
 use pgrx::pg_sys;
 
-/// Waits until it is this transaction's turn to change the stock of coupon `id`, and keeps the turn
-/// until the transaction (or the savepoint around it) ends.
-///
-/// A heavyweight lock wakes one waiter at a time; without it, all waiters chase the versions of the
-/// coupon's row. It is keyed by the coupons table and the coupon's id, so it can never meet one of
-/// the users' advisory locks, and shows in `pg_locks` as an `object` lock of that table. A lock's key
-/// has room for 48 bits of the id: two coupons whose ids differ only above share a line, no more.
-///
-/// # Errors
-/// `55P03` after `lock_timeout`, `57014` on a cancel, `40P01` on a deadlock.
-pub fn wait_for_turn(coupons: pg_sys::Oid, id: i64) {
-    let (low, high) = key(id);
-    // SAFETY: takes plain values; an error leaves through pgrx's guard.
-    unsafe { pg_sys::LockDatabaseObject(coupons, low, high, EXCLUSIVE) };
+use crate::store::Tables;
+
+/// This transaction's turn to change the stock of a coupon, until it (or the savepoint around it)
+/// ends.
+pub struct Turn {
+    turn: Lock,
+    /// The place in line, if the turn was waited for.
+    line: Option<Lock>,
 }
 
-/// Gives back the turn that was waited for last, with nothing changed. A turn that this transaction
-/// had before remains its own.
-pub fn pass(coupons: pg_sys::Oid, id: i64) {
-    let (low, high) = key(id);
-    // SAFETY: as above.
-    unsafe { pg_sys::UnlockDatabaseObject(coupons, low, high, EXCLUSIVE) };
-}
+impl Turn {
+    /// Takes the turn for the coupon with this `id`; waits for it if it is taken.
+    ///
+    /// The locks show in `pg_locks` as `object` locks of the coupons table (the turn) and of the
+    /// claims table (the line), so they can never meet one of the users' advisory locks. A lock's key
+    /// has room for 48 bits of the id: two coupons whose ids differ only above share a queue, no more.
+    ///
+    /// # Errors
+    /// `55P03` after `lock_timeout`, which counts for either lock; `57014` on a cancel, `40P01` on a
+    /// deadlock.
+    pub fn wait(tables: &Tables, id: i64) -> Turn {
+        let turn = Lock::new(pg_sys::DEFAULT_LOCKMETHOD, tables.coupons_oid(), id);
+        let line = (!turn.try_acquire()).then(|| {
+            // A transaction's end releases the locks of this method last: were the place in line gone
+            // before the turn, the next one would wake up only to sleep again.
+            let line = Lock::new(pg_sys::USER_LOCKMETHOD, tables.claims_oid(), id);
+            line.acquire();
+            turn.acquire();
+            line
+        });
+        // What others have changed in the catalogs meanwhile.
+        // SAFETY: reads shared invalidation messages; nothing is held that they could invalidate.
+        unsafe { pg_sys::AcceptInvalidationMessages() };
+        Turn { turn, line }
+    }
 
-/// Whether somebody waits for the turn, which this transaction has.
-pub fn is_awaited(coupons: pg_sys::Oid, id: i64) -> bool {
-    let (low, high) = key(id);
-    // SAFETY: the tag is the one that `LockDatabaseObject` made of the same values.
-    unsafe {
-        let turn = pg_sys::LOCKTAG {
-            locktag_field1: pg_sys::MyDatabaseId.to_u32(),
-            locktag_field2: coupons.to_u32(),
-            locktag_field3: low.to_u32(),
-            locktag_field4: high,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
-        };
-        pg_sys::LockHasWaiters(&turn, EXCLUSIVE, false)
+    /// Gives back the turn, with nothing changed. A turn that this transaction had before remains its
+    /// own.
+    pub fn pass(self) {
+        self.turn.release();
+        if let Some(line) = self.line {
+            line.release();
+        }
+    }
+
+    /// Whether somebody waits for the turn.
+    pub fn is_awaited(&self) -> bool {
+        self.turn.has_waiters() || self.line.as_ref().is_some_and(Lock::has_waiters)
     }
 }
 
-const EXCLUSIVE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+/// A heavyweight lock in exclusive mode.
+struct Lock(pg_sys::LOCKTAG);
 
-fn key(id: i64) -> (pg_sys::Oid, u16) {
-    (pg_sys::Oid::from(id as u32), (id >> 32) as u16)
+impl Lock {
+    const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+
+    fn new(method: u32, class: pg_sys::Oid, id: i64) -> Lock {
+        Lock(pg_sys::LOCKTAG {
+            // SAFETY: set once, when the session connects to its database.
+            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
+            locktag_field2: class.to_u32(),
+            locktag_field3: id as u32,
+            locktag_field4: (id >> 32) as u16,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
+            locktag_lockmethodid: method as u8,
+        })
+    }
+
+    fn acquire(&self) {
+        // SAFETY: the tag is valid; an error leaves through pgrx's guard.
+        unsafe { pg_sys::LockAcquire(&self.0, Self::MODE, false, false) };
+    }
+
+    fn try_acquire(&self) -> bool {
+        // SAFETY: as above.
+        let result = unsafe { pg_sys::LockAcquire(&self.0, Self::MODE, false, true) };
+        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
+    }
+
+    fn release(&self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::LockRelease(&self.0, Self::MODE, false) };
+    }
+
+    /// Whether somebody waits for the lock, which this transaction has.
+    fn has_waiters(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { pg_sys::LockHasWaiters(&self.0, Self::MODE, false) }
+    }
 }

@@ -95,6 +95,11 @@ impl Tables {
     pub fn coupons_oid(&self) -> pg_sys::Oid {
         self.coupons.oid()
     }
+
+    /// The OID of the claims table.
+    pub fn claims_oid(&self) -> pg_sys::Oid {
+        self.claims.oid()
+    }
 }
 
 /// What the tables hold for one snapshot: under read committed the newest when the view was made or

@@ -384,29 +384,53 @@ async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 100).await?;
     let watcher = database.connect().await?;
-    for awaited in [true, false] {
+    watcher
+        .batch_execute(
+            "create function stop() returns trigger language plpgsql
+                 as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+             create trigger stop before insert on claims
+                 for each row when (new.user_id like '%, stopped') execute function stop();",
+        )
+        .await?;
+    for (awaited, stood_in_line) in [(true, true), (false, true), (true, false)] {
         machine.delay_flushes(Duration::ZERO)?;
-        let holder = hold(&database, "PROMO").await?;
+        let user = format!("of a batch, awaited: {awaited}, stood in line: {stood_in_line}");
+        let mut users = [user.clone(), format!("{user}, too")];
+        // The batch waits for its turn, or has it at once and is stopped in the middle.
+        let holder;
+        let go;
+        if stood_in_line {
+            holder = hold(&database, "PROMO").await?;
+            go = "rollback";
+        } else {
+            holder = database.connect().await?;
+            holder.execute("select pg_advisory_lock(1)", &[]).await?;
+            users[1] += ", stopped";
+            go = "select pg_advisory_unlock(1)";
+        }
         let client = database.connect().await?;
-        let user = format!("of a batch, awaited: {awaited}");
-        let users = [user.clone(), format!("{user}, too")];
         let batch = tokio::spawn(async move {
             let sql = "select count(*) from honcho_claim_batch('PROMO', $1)";
             client.execute(sql, &[&users.as_slice()]).await
         });
-        until_queued(&watcher, 1).await?;
+        eventually("the batch to wait", async || {
+            let waiting = "select count(*) from pg_locks
+                            where not granted and locktype in ('object', 'advisory')";
+            let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
+            Ok((waiting == 1).then_some(()))
+        })
+        .await?;
         let mut next = None;
         if awaited {
             let client = database.connect().await?;
-            next = Some(tokio::spawn(
-                async move { claim(&client, "the next").await },
-            ));
-            until_queued(&watcher, 2).await?;
+            let user = format!("after {user}");
+            next = Some(tokio::spawn(async move { claim(&client, &user).await }));
+            until_queued(&watcher, 1 + i64::from(stood_in_line)).await?;
         }
         let delay = 4 * SLOW;
         machine.delay_flushes(delay)?;
         let start = Instant::now();
-        holder.batch_execute("rollback").await?;
+        holder.batch_execute(go).await?;
         eventually("the batch to be seen", async || {
             Ok(claimed(&watcher).await?.contains(&user).then_some(()))
         })

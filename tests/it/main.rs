@@ -23,6 +23,7 @@ mod logs;
 mod metrics;
 mod outages;
 mod power_loss;
+mod queue;
 mod rate_limit;
 mod reading;
 mod rights;
