@@ -2,10 +2,10 @@
 //!
 //! Two heavyweight locks make it. Who has the *turn* may change the stock. Who finds it taken gets in
 //! *line*, first in, first out; only the head of the line waits for the turn itself, and keeps its
-//! place until its transaction ends. So when a transaction that stood in line ends, the turn is free
-//! for as long as the next in line needs to wake up, and a claim that asks in that moment takes it
-//! instead of letting it lie: the longer the line, the more that brings, for then each wakes up slowly
-//! in caches and page tables that others have used since. Nobody is kept waiting by this for good,
+//! place until its transaction ends or it passes. So when a transaction that stood in line ends, the
+//! turn is free for as long as the next in line needs to wake up, and a claim that asks in that moment
+//! takes it instead of letting it lie: the longer the line, the more that brings, for then each wakes
+//! up slowly, with caches that others have filled since. Nobody is kept waiting by this for good,
 //! because the head of the line is always the next once it is awake.
 //!
 //! Heavyweight locks wake one waiter at a time, know deadlocks and timeouts, and go with the
@@ -19,8 +19,9 @@ use crate::store::Tables;
 /// ends.
 pub struct Turn {
     turn: Lock,
-    /// The place in line, if the turn was waited for.
-    line: Option<Lock>,
+    line: Lock,
+    /// Whether the turn was waited for, in line.
+    lined_up: bool,
 }
 
 impl Turn {
@@ -35,32 +36,41 @@ impl Turn {
     /// deadlock.
     pub fn wait(tables: &Tables, id: i64) -> Turn {
         let turn = Lock::new(pg_sys::DEFAULT_LOCKMETHOD, tables.coupons_oid(), id);
-        let line = (!turn.try_acquire()).then(|| {
-            // A transaction's end releases the locks of this method last: were the place in line gone
-            // before the turn, the next one would wake up only to sleep again.
-            let line = Lock::new(pg_sys::USER_LOCKMETHOD, tables.claims_oid(), id);
+        // The end of a transaction releases the locks of this method last: were the place in line gone
+        // before the turn, the next one might wake up only to sleep again.
+        let line = Lock::new(pg_sys::USER_LOCKMETHOD, tables.claims_oid(), id);
+        let lined_up = !turn.try_acquire();
+        if lined_up {
             line.acquire();
             turn.acquire();
-            line
-        });
-        // What others have changed in the catalogs meanwhile.
-        // SAFETY: reads shared invalidation messages; nothing is held that they could invalidate.
+        }
+        // SAFETY: takes in what others have changed in the catalogs meanwhile; the definitions of what
+        // is open here are kept by their own locks.
         unsafe { pg_sys::AcceptInvalidationMessages() };
-        Turn { turn, line }
+        Turn {
+            turn,
+            line,
+            lined_up,
+        }
     }
 
     /// Gives back the turn, with nothing changed. A turn that this transaction had before remains its
     /// own.
     pub fn pass(self) {
         self.turn.release();
-        if let Some(line) = self.line {
-            line.release();
+        if self.lined_up {
+            self.line.release();
         }
     }
 
-    /// Whether somebody waits for the turn.
+    /// Whether somebody waits for the turn, or stands in line and is yet to wake up.
     pub fn is_awaited(&self) -> bool {
-        self.turn.has_waiters() || self.line.as_ref().is_some_and(Lock::has_waiters)
+        // Whose the line is does not matter: this transaction may have stood in it for an earlier claim.
+        self.turn.has_waiters() || !self.line.try_acquire() || {
+            let others = self.line.has_waiters();
+            self.line.release();
+            others
+        }
     }
 }
 

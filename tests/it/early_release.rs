@@ -384,14 +384,6 @@ async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 100).await?;
     let watcher = database.connect().await?;
-    watcher
-        .batch_execute(
-            "create function stop() returns trigger language plpgsql
-                 as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
-             create trigger stop before insert on claims
-                 for each row when (new.user_id like '%, stopped') execute function stop();",
-        )
-        .await?;
     for (awaited, stood_in_line) in [(true, true), (false, true), (true, false)] {
         machine.delay_flushes(Duration::ZERO)?;
         let user = format!("of a batch, awaited: {awaited}, stood in line: {stood_in_line}");
@@ -404,7 +396,15 @@ async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()
             go = "rollback";
         } else {
             holder = database.connect().await?;
-            holder.execute("select pg_advisory_lock(1)", &[]).await?;
+            holder
+                .batch_execute(
+                    "create function stop() returns trigger language plpgsql
+                         as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+                     create trigger stop before insert on claims
+                         for each row when (new.user_id like '%, stopped') execute function stop();
+                     select pg_advisory_lock(1);",
+                )
+                .await?;
             users[1] += ", stopped";
             go = "select pg_advisory_unlock(1)";
         }
@@ -442,6 +442,44 @@ async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()
             assert_eq!(next.await??, "claimed");
         }
     }
+    machine.delay_flushes(Duration::ZERO)?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_sees_who_came_since_its_transaction_stood_in_line() -> Result<()> {
+    let machine = Machine::start().await?;
+    let database = Database::create(&machine.cluster).await?;
+    database.create_coupon("PROMO", 100).await?;
+    let watcher = database.connect().await?;
+    let holder = hold(&database, "PROMO").await?;
+    let client = database.connect().await?;
+    let lined_up = tokio::spawn(async move {
+        let sql = "begin; select from honcho_claim_batch('PROMO', '{ann, bob}')";
+        client.batch_execute(sql).await.map(|()| client)
+    });
+    until_queued(&watcher, 1).await?;
+    holder.batch_execute("rollback").await?;
+    let client = lined_up.await??;
+    let next = database.connect().await?;
+    let next = tokio::spawn(async move { claim(&next, "the next").await });
+    until_queued(&watcher, 1).await?;
+
+    let delay = 4 * SLOW;
+    machine.delay_flushes(delay)?;
+    let start = Instant::now();
+    let batch = tokio::spawn(async move {
+        let sql = "select from honcho_claim_batch('PROMO', '{carl, dora}'); commit";
+        client.batch_execute(sql).await
+    });
+    eventually("the batch to be seen", async || {
+        let claimed = claimed(&watcher).await?;
+        Ok(claimed.iter().any(|user| user == "dora").then_some(()))
+    })
+    .await?;
+    assert!(start.elapsed() < delay, "seen after the flush");
+    batch.await??;
+    assert_eq!(next.await??, "claimed");
     machine.delay_flushes(Duration::ZERO)?;
     database.books().await
 }

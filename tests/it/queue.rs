@@ -43,10 +43,13 @@ async fn a_waiter_that_is_slow_to_wake_keeps_nobody_waiting() -> Result<()> {
     let (ann, outcome) = ann.await??;
     assert_eq!(outcome, "claimed");
     kill_process(session, Signal::STOP)?;
-    ann.batch_execute("commit").await?;
-    let eve = timeout(Duration::from_secs(10), claim(eve, "eve")).await;
+    let eve = timeout(Duration::from_secs(10), async {
+        ann.batch_execute("commit").await?;
+        claim(eve, "eve").await?
+    })
+    .await;
     kill_process(session, Signal::CONT)?;
-    assert_eq!(eve???.1, "claimed");
+    assert_eq!(eve??.1, "claimed");
     assert_eq!(bob.await??.1, "claimed");
     database.books().await
 }

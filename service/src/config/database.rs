@@ -30,7 +30,8 @@ pub(super) struct DatabaseSettings {
     /// How long a statement may take before the database breaks it off: 504
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = limit())]
     statement_timeout: Duration,
-    /// How long a claim may wait for a coupon that somebody else has locked: 503
+    /// How long a claim may wait for a coupon that somebody else has locked, in line and as long again
+    /// at its head: 503
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = limit())]
     lock_timeout: Duration,
 }
