@@ -28,8 +28,8 @@ const MAX_BATCH: usize = 10_000;
 /// precedence: `not_found`, `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
 ///
 /// # Errors
-/// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or as long again
-/// at its head; `40001` under repeatable read and serializable when the coupon changed after the snapshot;
+/// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or as long again at its
+/// head; `40001` under repeatable read and serializable when the coupon changed after the snapshot;
 /// `40P01` on a deadlock; `25006` in a read-only transaction, unless the claim is refused.
 ///
 /// # Locks

@@ -87,8 +87,9 @@ problem_type! {
 
 /// Claim a coupon
 ///
-/// Claims on one coupon that have to wait are served in the order in which they came. The answer comes when
-/// the claim is durable: whoever is told 200 keeps it. After `outcome_unknown`, claim again to learn the outcome.
+/// Claims on one coupon that have to wait are served in the order in which they came. The answer comes
+/// when the claim is durable: whoever is told 200 keeps it. After `outcome_unknown`, claim again to learn
+/// the outcome.
 #[utoipa::path(
     post,
     path = "/api/coupons/claim",
