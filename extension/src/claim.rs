@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 use crate::access::{self, Text};
 use crate::outcome::{Outcome, SqlOutcome};
 use crate::queue::Turn;
+use crate::rows::TableIterator;
 use crate::schema::Schema;
 use crate::store::{Coupon, Ledger, Tables, View};
 use crate::{args, durability};

@@ -6,6 +6,7 @@ use pgrx::spi::{self, SpiHeapTupleData};
 
 use crate::args::{self, MAX_PAGE};
 use crate::plan::{Plan, column};
+use crate::rows::TableIterator;
 
 type Claim = (i64, String, String, TimestampWithTimeZone);
 

@@ -7,6 +7,7 @@ use pgrx::spi::{self, SpiHeapTupleData};
 use crate::access;
 use crate::args::{self, MAX_PAGE};
 use crate::plan::{Plan, column};
+use crate::rows::TableIterator;
 
 type Coupon = (
     i64,

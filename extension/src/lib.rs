@@ -16,6 +16,7 @@ mod durability;
 mod outcome;
 mod plan;
 mod queue;
+mod rows;
 mod schema;
 mod store;
 mod verify;

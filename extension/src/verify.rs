@@ -5,6 +5,7 @@ use pgrx::spi;
 
 use crate::args;
 use crate::plan::{Plan, column};
+use crate::rows::TableIterator;
 
 /// Checks what must be true of each coupon, against the rows themselves.
 ///
