@@ -196,6 +196,8 @@ impl Row<'_> {
 pub struct Lookup<'t> {
     table: &'t Relation,
     scan: pg_sys::IndexScanDesc,
+    /// A key for each column of the index, to be given its value.
+    keys: [pg_sys::ScanKeyData; MAX_KEYS],
     slot: Slot,
 }
 
@@ -203,20 +205,36 @@ impl<'t> Lookup<'t> {
     /// Prepares look-ups of rows of `table` by all columns of `index`, under the active snapshot.
     pub fn new(table: &'t Relation, index: &Relation) -> Lookup<'t> {
         let slot = Slot::new(table);
-        // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan.
+        let mut keys = [pg_sys::ScanKeyData::default(); MAX_KEYS];
+        // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. The index's
+        // columns are texts, all with collation "C", which is what `ScanKeyInit` sets.
         let scan = unsafe {
-            let keys = i32::from((*(*index.0).rd_index).indnkeyatts);
+            let columns = (*(*index.0).rd_index).indnkeyatts;
+            for (i, key) in keys.iter_mut().take(columns as usize).enumerate() {
+                pg_sys::ScanKeyInit(
+                    key,
+                    i as pg_sys::AttrNumber + 1,
+                    pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                    pg_sys::Oid::from(pg_sys::F_TEXTEQ),
+                    Datum::null(),
+                );
+            }
             pg_sys::index_beginscan(
                 table.0,
                 index.0,
                 pg_sys::GetActiveSnapshot(),
                 #[cfg(feature = "pg18")]
                 ptr::null_mut(),
-                keys,
+                columns.into(),
                 0,
             )
         };
-        Lookup { table, scan, slot }
+        Lookup {
+            table,
+            scan,
+            keys,
+            slot,
+        }
     }
 
     /// Lets go of the row last found: a pinned page cannot be pruned.
@@ -238,26 +256,18 @@ impl<'t> Lookup<'t> {
     /// The row with these values in the columns with these attribute numbers, which are those of
     /// the index, in any order.
     pub fn find(&mut self, key: &[(usize, Text)]) -> Option<Row<'_>> {
-        let mut keys = [pg_sys::ScanKeyData::default(); MAX_KEYS];
-        // SAFETY: the index is open. Its columns are texts, all with collation "C", which is what
-        // `ScanKeyInit` sets, and the scan was begun for all of them.
+        // SAFETY: the index is open, and the scan was begun for all of its columns.
         let found = unsafe {
             let columns = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
             for (i, column) in columns.as_slice(key.len()).iter().enumerate() {
                 let Some((_, value)) = key.iter().find(|(of, _)| *of as i16 == *column) else {
                     error!("an index of a honcho table has column {column}");
                 };
-                pg_sys::ScanKeyInit(
-                    &mut keys[i],
-                    i as pg_sys::AttrNumber + 1,
-                    pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-                    pg_sys::Oid::from(pg_sys::F_TEXTEQ),
-                    value.0,
-                );
+                self.keys[i].sk_argument = value.0;
             }
             pg_sys::index_rescan(
                 self.scan,
-                keys.as_mut_ptr(),
+                self.keys.as_mut_ptr(),
                 key.len() as i32,
                 ptr::null_mut(),
                 0,
