@@ -29,8 +29,7 @@ where
     const TYPE_ORIGIN: TypeOrigin = iter::TableIterator::<'a, Row>::TYPE_ORIGIN;
     const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> =
         iter::TableIterator::<'a, Row>::ARGUMENT_SQL;
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-        iter::TableIterator::<'a, Row>::RETURN_SQL;
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> = iter::TableIterator::<'a, Row>::RETURN_SQL;
 }
 
 // SAFETY: keeps to PostgreSQL's protocol for functions that return a tuple store: one call, which leaves

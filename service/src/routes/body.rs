@@ -2,7 +2,7 @@
 //! content type is not looked at, and unknown fields are left alone. What the values mean is for
 //! the database to judge.
 
-use std::{error::Error as _, time::Duration};
+use std::{borrow::Cow, error::Error as _, time::Duration};
 
 use axum::{
     body::{Bytes, to_bytes},
@@ -63,9 +63,13 @@ pub(super) fn fields<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error>
         .map_err(|error| Error::Invalid(format!("the body is not valid JSON: {error}").into()))
 }
 
-/// A text that PostgreSQL can hold in a `varchar(255)`, and not empty.
-pub(super) fn text(name: &str, field: Field<'_>) -> Result<String, Error> {
-    let text: String = serde_json::from_str(present(name, field)?.get())
+/// A text that PostgreSQL can hold in a `varchar(255)`, and not empty; the body's own where nothing in
+/// it is escaped.
+pub(super) fn text<'a>(name: &str, field: Field<'a>) -> Result<Cow<'a, str>, Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+    let Text(text) = serde_json::from_str(present(name, field)?.get())
         .map_err(|_| Error::Invalid(format!("{name} must be a string of valid Unicode").into()))?;
     match fault(&text) {
         None => Ok(text),

@@ -42,13 +42,13 @@ pub(crate) struct Claim<'a> {
 
 /// The answer to a claim that was made.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Claimed {
-    #[schema(value_type = String, example = "coupon claimed")]
-    message: &'static str,
+pub(crate) struct Claimed<'a> {
+    #[schema(example = "coupon claimed")]
+    message: &'a str,
     #[schema(example = "user_12345")]
-    user_id: String,
+    user_id: &'a str,
     #[schema(example = "PROMO_SUPER")]
-    coupon_name: String,
+    coupon_name: &'a str,
 }
 
 /// A page of claims.
@@ -118,18 +118,19 @@ pub(crate) async fn claim(
     claimer: Claimer,
     State(lanes): State<Lanes>,
     Received(body): Received,
-) -> Result<Json<Claimed>, Failure> {
+) -> Result<Response, Failure> {
     let claim: Claim = body::fields(&body)?;
     let user_id = body::text("user_id", claim.user_id)?;
     let coupon_name = body::text("coupon_name", claim.coupon_name)?;
     claimer.claims_for(&user_id)?;
-    let refusal = match lanes.claim(user_id.clone(), &coupon_name).await? {
+    let refusal = match lanes.claim(user_id.to_string(), &coupon_name).await? {
         Outcome::Claimed => {
-            return Ok(Json(Claimed {
+            let claimed = Claimed {
                 message: "coupon claimed",
-                user_id,
-                coupon_name,
-            }));
+                user_id: &user_id,
+                coupon_name: &coupon_name,
+            };
+            return Ok(Json(claimed).into_response());
         }
         Outcome::AlreadyClaimed => Error::AlreadyClaimed,
         Outcome::SoldOut => Error::SoldOut,

@@ -47,11 +47,11 @@ pub(crate) struct NewCoupon<'a> {
 
 /// The answer to a coupon that was made.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Created {
-    #[schema(value_type = String, example = "coupon created")]
-    message: &'static str,
+pub(crate) struct Created<'a> {
+    #[schema(example = "coupon created")]
+    message: &'a str,
     #[schema(example = "PROMO_SUPER")]
-    name: String,
+    name: &'a str,
 }
 
 /// A page of coupons.
@@ -139,7 +139,7 @@ pub(crate) async fn create(
     let location = coupon_path(&name);
     let created = Created {
         message: "coupon created",
-        name,
+        name: &name,
     };
     Ok((StatusCode::CREATED, [(LOCATION, location)], Json(created)).into_response())
 }
