@@ -243,10 +243,11 @@ impl Request<'_> {
         };
 
         let refusal = coupon.refusal();
-        let mut claimers = Vec::new();
-        let mut named = HashSet::new();
         // This one was just found to have no claim.
         let first = outcomes.len();
+        let undecided = self.users.len() - first;
+        let mut claimers = Vec::with_capacity(undecided);
+        let mut named = HashSet::with_capacity(undecided);
         for i in first..self.users.len() {
             let (user_id, user) = (self.user_ids[i], self.users[i]);
             let outcome = if named.contains(user_id) {
