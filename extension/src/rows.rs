@@ -1,8 +1,8 @@
 //! What the functions return that return rows.
 //!
 //! pgrx's own `TableIterator` hands a row over at each call, and PostgreSQL sets the search path and the
-//! user of a `security definer` function anew for each call: half a microsecond for each claim of a
-//! batch. This one hands all rows over at once, in a tuple store.
+//! user of a `security definer` function anew for each call, which a batch would pay for each claim. This
+//! one hands all rows over at once, in a tuple store.
 
 use pgrx::callconv::RetAbi;
 use pgrx::pgrx_sql_entity_graph::metadata::{
