@@ -80,10 +80,11 @@ pub fn waits_for_standbys() -> bool {
 /// the synchronous standbys where there are any. Returns at once for the caller's own transaction and
 /// for any commit that is.
 ///
-/// Nobody keeps the LSN of a synchronous commit, so for that it returns at once, too: such a commit was
-/// flushed, and had waited for its standbys, before anybody saw it. If that wait was broken off, its
-/// work is visible without them, as PostgreSQL's warning says. To wait here for all that was flushed
-/// would close this gap, but then every refusal that rests on an old claim would stop with the standby.
+/// Nobody keeps the LSN of a synchronous commit, so nothing waits for that: it was flushed, and had
+/// waited for what its own `synchronous_commit` asked, before anybody saw it. Where that was less, or
+/// where its wait for the standbys was broken off, by a cancel or a crash, its work is visible without
+/// them. To wait here for all that was flushed would close this gap, but then every refusal that rests
+/// on an old claim would stop with the standby.
 pub fn wait_until_durable(xid: pg_sys::TransactionId) {
     // SAFETY: look-ups by an xid that a visible row carries, hence within the commit log.
     unsafe {

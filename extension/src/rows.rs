@@ -55,6 +55,7 @@ unsafe impl<Row: IntoHeapTuple> RetAbi for TableIterator<'_, Row> {
                     pg_sys::tuplestore_puttuple(store, row.into_heap_tuple(columns));
                 });
                 row_context.reset();
+                pgrx::check_for_interrupts!();
             }
             (*fcinfo).isnull = true;
         }

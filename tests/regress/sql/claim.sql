@@ -45,6 +45,7 @@ select * from honcho_claim_batch('BATCH', array['joe', 'ann']);
 select * from honcho_claim_batch('BATCH', '{}');
 select * from honcho_claim_batch('NONE', array['ann', 'bob']);
 select * from honcho_claim_batch('BATCH', array[['ann', 'bob'], ['joe', 'eve']]);
+select honcho_claim_batch('BATCH', array['eve', 'joe']);
 select user_id from honcho_list_claims('BATCH');
 select honcho_create_coupon('BIG', 9999);
 select outcome, count(*), min(ordinal), max(ordinal)
