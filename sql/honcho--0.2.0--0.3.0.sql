@@ -1,0 +1,1 @@
+\echo Use "alter extension honcho update" to load this file. \quit
