@@ -6,6 +6,7 @@
 //! PostgreSQL releases locks, pins and snapshots as the transaction aborts, so each `drop` does
 //! nothing while a panic (which is how pgrx carries an error) unwinds.
 
+use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -55,7 +56,7 @@ pub fn next_command() {
 ///
 /// # Errors
 /// `25006`, naming `command`.
-pub fn require_writable(command: &std::ffi::CStr) {
+pub fn require_writable(command: &CStr) {
     // SAFETY: a valid C string; an error leaves through pgrx's guard.
     unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
@@ -86,6 +87,12 @@ impl Relation {
                 triggers.iter().any(|trigger| !trigger.tgisinternal)
             })
         }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: the relation is open; its name is a C string in its entry of the relation cache.
+        unsafe { CStr::from_ptr((*(*self.0).rd_rel).relname.data.as_ptr()) }
     }
 
     /// Its OID.
@@ -175,19 +182,13 @@ impl Row<'_> {
         unsafe { direct_function_call::<bool>(pg_sys::byteaeq, &arguments) }.unwrap_or(false)
     }
 
-    /// The transaction that wrote this version; invalid once nobody can tell any more, which is long
-    /// after it was made durable.
+    /// The transaction that wrote this version, even if the version has been frozen since: freezing
+    /// keeps it. It is up to the caller to tell one that is long past from one of now.
     pub fn written_by(self) -> pg_sys::TransactionId {
         // SAFETY: the slot holds a heap row (`using heap`), so this copies nothing.
         unsafe {
             let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());
-            let header = (*tuple).t_data;
-            let frozen = pg_sys::HEAP_XMIN_FROZEN as u16;
-            if (*header).t_infomask & frozen == frozen {
-                pg_sys::InvalidTransactionId
-            } else {
-                (*header).t_choice.t_heap.t_xmin
-            }
+            (*(*tuple).t_data).t_choice.t_heap.t_xmin
         }
     }
 }

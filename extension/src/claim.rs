@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use pgrx::prelude::*;
 
 use crate::access::{self, Text};
+use crate::errors::{self, Context, Key};
 use crate::outcome::{Outcome, SqlOutcome};
 use crate::queue::Turn;
 use crate::rows::TableIterator;
@@ -96,8 +97,9 @@ fn honcho_claim_batch(
 /// The claim's id.
 ///
 /// # Errors
-/// Those of `honcho_claim`, and for a refusal: `23505` already claimed, `02000` no such coupon,
-/// `55000` sold out, not started, ended or paused.
+/// Those of `honcho_claim`, and for a refusal: `23505` already claimed, naming the key; `P0002` no such
+/// coupon; `UC001` sold out, `UC002` not started, `UC003` ended, `UC004` paused. The detail is the
+/// outcome's label.
 ///
 /// # Locks
 /// Those of `honcho_claim`.
@@ -111,31 +113,21 @@ fn honcho_claim_or_raise(
     let user_id = args::text("user_id", user_id);
     let coupon_name = args::text("coupon_name", coupon_name);
     let schema = Schema::of_call(fcinfo);
-    let (code, reason) = match claim_one(schema, user_id, coupon_name) {
-        Outcome::Claimed => return claim_id(schema, user_id, coupon_name),
-        Outcome::AlreadyClaimed => (
-            PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION,
-            "is already claimed by this user",
-        ),
-        Outcome::NotFound => (PgSqlErrorCode::ERRCODE_NO_DATA, "does not exist"),
-        Outcome::SoldOut => (
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "is sold out",
-        ),
-        Outcome::NotStarted => (
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "cannot be claimed yet",
-        ),
-        Outcome::Ended => (
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "can no longer be claimed",
-        ),
-        Outcome::Paused => (
-            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "is paused",
-        ),
+    let outcome = claim_one(schema, user_id, coupon_name);
+    let Some((sqlstate, phrase)) = outcome.refusal() else {
+        return claim_id(schema, user_id, coupon_name);
     };
-    ereport!(ERROR, code, format!("coupon \"{coupon_name}\" {reason}"));
+    let message = format!("coupon \"{coupon_name}\" {phrase}");
+    if outcome == Outcome::AlreadyClaimed {
+        let tables = Tables::open(schema);
+        let key = Key {
+            schema: &schema.name(),
+            table: c"claims",
+            constraint: tables.claims_key(),
+        };
+        errors::raise(sqlstate, message, outcome.label(), Some(key));
+    }
+    errors::raise(sqlstate, message, outcome.label(), None);
 }
 
 fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
@@ -151,6 +143,7 @@ fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
 
 /// Claims `coupon_name` for each of `user_ids`; the outcomes in their order.
 fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
+    let _context = Context::new(c"while claiming", coupon_name);
     let request = Request {
         coupon_name: Text::new(coupon_name),
         users: user_ids.iter().map(|user_id| Text::new(user_id)).collect(),
@@ -163,26 +156,47 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
     let Some(coupon) = view.coupon(request.coupon_name) else {
         return vec![Outcome::NotFound; user_ids.len()];
     };
-    let mut outcomes = Vec::with_capacity(user_ids.len());
-    request.refuse_leading(&mut view, &coupon, &mut outcomes);
-
-    if outcomes.len() < user_ids.len() {
-        access::require_writable(c"honcho_claim()");
-        let mut ledger = Ledger::open(&tables);
+    let mut decided = Decided {
+        outcomes: Vec::with_capacity(user_ids.len()),
+        rests_on: durability::NOTHING,
+    };
+    request.refuse_leading(&mut view, &coupon, &mut decided);
+    if decided.outcomes.len() == user_ids.len() {
         view.release();
+        durability::wait_until_durable(decided.rests_on);
+        return decided.outcomes;
+    }
+
+    access::require_writable(c"honcho_claim()");
+    let mut ledger = Ledger::open(&tables);
+    view.release();
+    loop {
+        // With neither turn nor snapshot: a standby that is away must hold up nobody else.
+        durability::wait_until_durable(decided.rests_on);
         let turn = Turn::wait(&tables, coupon.id);
         view.renew();
-        if request.take(&mut view, &mut ledger, &mut outcomes) {
-            // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
-            // competes with it. So only where somebody waits already, or would wait for a standby.
-            if user_ids.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
-                durability::release_locks_early();
+        match request.take(&mut view, &mut ledger, &mut decided) {
+            Taken::Some => {
+                // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer,
+                // which competes with it. So only where somebody waits already, or would wait for a
+                // standby.
+                if user_ids.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
+                    durability::release_locks_early();
+                }
+                return decided.outcomes;
             }
-        } else {
-            turn.pass();
+            Taken::None => {
+                turn.pass();
+                view.release();
+                durability::wait_until_durable(decided.rests_on);
+                return decided.outcomes;
+            }
+            Taken::NotYet => {
+                turn.pass();
+                view.release();
+            }
         }
     }
-    outcomes
 }
 
 /// Who wants what.
@@ -193,69 +207,105 @@ struct Request<'a> {
     users: Vec<Text>,
 }
 
+/// The outcomes so far, of the first users.
+struct Decided {
+    outcomes: Vec<Outcome>,
+    /// The position in the WAL up to which it must be durable before the refusals may be reported.
+    rests_on: pg_sys::XLogRecPtr,
+}
+
+impl Decided {
+    /// Notes that a refusal rests on the work of `writer`.
+    fn rest_on(&mut self, writer: pg_sys::TransactionId) {
+        self.rests_on = self.rests_on.max(durability::commit_position(writer));
+    }
+}
+
+/// The result of a turn.
+enum Taken {
+    /// Claims were written.
+    Some,
+    /// Every user is refused, and nothing is written.
+    None,
+    /// Some users may claim, and others are refused for what is not durable yet. Nothing is written: the
+    /// turn must be given back for the wait, and taken again after it.
+    NotYet,
+}
+
 impl Request<'_> {
     /// Decides the refusals at the head of the users that are undecided yet, up to the first who may
     /// claim.
-    ///
-    /// Whoever is refused here is told what others did: that must be durable first.
-    fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, outcomes: &mut Vec<Outcome>) {
+    fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, decided: &mut Decided) {
         let refusal = coupon.refusal();
         // The claims of a batch have one writer.
-        let mut durable = pg_sys::InvalidTransactionId;
-        for &user in &self.users[outcomes.len()..] {
+        let mut last = pg_sys::InvalidTransactionId;
+        for &user in &self.users {
             if let Some(writer) = view.claim_written_by(user, self.coupon_name) {
-                if writer != durable {
-                    durability::wait_until_durable(writer);
-                    durable = writer;
+                if writer != last {
+                    decided.rest_on(writer);
+                    last = writer;
                 }
-                outcomes.push(Outcome::AlreadyClaimed);
+                decided.outcomes.push(Outcome::AlreadyClaimed);
             } else if let Some(refusal) = refusal {
-                outcomes.push(refusal);
+                decided.outcomes.push(refusal);
             } else {
                 return;
             }
         }
         if refusal.is_some() {
-            durability::wait_until_durable(coupon.written_by);
+            decided.rest_on(coupon.written_by);
         }
     }
 
-    /// Decides the rest of the users, in their turn, and writes their claims; whether there are any.
-    fn take(
-        &self,
-        view: &mut View<'_>,
-        ledger: &mut Ledger<'_>,
-        outcomes: &mut Vec<Outcome>,
-    ) -> bool {
-        // What was seen before the wait may be long past: look again, and lock only if there is
+    /// Decides the rest of the users, in their turn, and writes their claims.
+    fn take(&self, view: &mut View<'_>, ledger: &mut Ledger<'_>, decided: &mut Decided) -> Taken {
+        let first = decided.outcomes.len();
+        let users = &self.users[first..];
+        // What was seen before the wait may be long past: look again, and lock the row only if there is
         // something to take.
-        let mut coupon = view.coupon(self.coupon_name);
-        if let Some(found) = &coupon {
-            self.refuse_leading(view, found, outcomes);
-            if outcomes.len() == self.users.len() {
-                return false;
-            }
-            coupon = view.lock_coupon(self.coupon_name);
-        }
-        let Some(coupon) = coupon else {
-            outcomes.resize(self.users.len(), Outcome::NotFound);
-            return false;
+        let Some(coupon) = view.coupon(self.coupon_name) else {
+            decided.outcomes.resize(self.users.len(), Outcome::NotFound);
+            return Taken::None;
         };
-
         let refusal = coupon.refusal();
-        // This one was just found to have no claim.
-        let first = outcomes.len();
-        let undecided = self.users.len() - first;
-        let mut claimers = Vec::with_capacity(undecided);
-        let mut named = HashSet::with_capacity(undecided);
-        for i in first..self.users.len() {
-            let (user_id, user) = (self.user_ids[i], self.users[i]);
-            let outcome = if named.contains(user_id) {
-                Outcome::AlreadyClaimed
-            } else if i > first
-                && let Some(writer) = view.claim_written_by(user, self.coupon_name)
-            {
-                durability::wait_until_durable(writer);
+        let mut last = pg_sys::InvalidTransactionId;
+        let refusals: Vec<Option<Outcome>> = users
+            .iter()
+            .map(|&user| {
+                let Some(writer) = view.claim_written_by(user, self.coupon_name) else {
+                    return refusal;
+                };
+                if writer != last {
+                    decided.rest_on(writer);
+                    last = writer;
+                }
+                Some(Outcome::AlreadyClaimed)
+            })
+            .collect();
+        if refusals.iter().all(Option::is_some) {
+            if refusal.is_some() {
+                decided.rest_on(coupon.written_by);
+            }
+            decided.outcomes.extend(refusals.into_iter().flatten());
+            return Taken::None;
+        }
+        if !durability::is_durable(decided.rests_on) {
+            return Taken::NotYet;
+        }
+
+        let Some(coupon) = view.lock_coupon(self.coupon_name) else {
+            decided.outcomes.resize(self.users.len(), Outcome::NotFound);
+            return Taken::None;
+        };
+        // Only a writer that bypasses the queue can have changed it.
+        let refusal = coupon.refusal();
+        let mut claimers = Vec::with_capacity(users.len());
+        let mut named = HashSet::with_capacity(users.len());
+        for (i, known) in refusals.into_iter().enumerate() {
+            let user_id = self.user_ids[first + i];
+            let outcome = if let Some(known) = known {
+                known
+            } else if named.contains(user_id) {
                 Outcome::AlreadyClaimed
             } else if let Some(refusal) = refusal {
                 refusal
@@ -263,16 +313,16 @@ impl Request<'_> {
                 Outcome::SoldOut
             } else {
                 named.insert(user_id);
-                claimers.push(user);
+                claimers.push(users[i]);
                 Outcome::Claimed
             };
-            outcomes.push(outcome);
+            decided.outcomes.push(outcome);
         }
         if claimers.is_empty() {
-            durability::wait_until_durable(coupon.written_by);
-        } else {
-            ledger.write(view, &coupon, self.coupon_name, &claimers);
+            decided.rest_on(coupon.written_by);
+            return Taken::None;
         }
-        !claimers.is_empty()
+        ledger.write(view, &coupon, self.coupon_name, &claimers);
+        Taken::Some
     }
 }

@@ -7,6 +7,7 @@ use pgrx::spi::{self, SpiHeapTupleData};
 use crate::args::{self, MAX_PAGE};
 use crate::plan::{Plan, column};
 use crate::rows::TableIterator;
+use crate::schema::Schema;
 
 type Claim = (i64, String, String, TimestampWithTimeZone);
 
@@ -21,11 +22,12 @@ type Claim = (i64, String, String, TimestampWithTimeZone);
 /// # Errors
 /// `22004`, `22023` for a bad argument.
 #[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn honcho_get_claim(
     user_id: Option<&str>,
     coupon_name: Option<&str>,
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<
     TableIterator<
         'static,
@@ -39,14 +41,16 @@ fn honcho_get_claim(
 > {
     thread_local!(static PLAN: Plan = const {
         Plan::new(
-            "select id, user_id::text, coupon_name::text, claimed_at
-             from claims where user_id = $1 and coupon_name = $2",
+            "select id, user_id::pg_catalog.text, coupon_name::pg_catalog.text, claimed_at
+             from {schema}.claims
+             where user_id operator(pg_catalog.=) $1 and coupon_name operator(pg_catalog.=) $2",
             &[PgBuiltInOids::TEXTOID, PgBuiltInOids::TEXTOID],
         )
     });
     let user_id = args::text("user_id", user_id);
     let coupon_name = args::text("coupon_name", coupon_name);
-    let rows = Plan::rows(&PLAN, &[user_id.into(), coupon_name.into()], claim)?;
+    let schema = Schema::of_call(fcinfo);
+    let rows = Plan::rows(&PLAN, schema, &[user_id.into(), coupon_name.into()], claim)?;
     Ok(TableIterator::new(rows))
 }
 
@@ -62,12 +66,13 @@ fn honcho_get_claim(
 /// # Errors
 /// `22004`, `22023` for a bad argument.
 #[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn honcho_list_claims(
     coupon_name: Option<&str>,
     after: default!(Option<i64>, 0),
     max: default!(Option<i32>, 1000),
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<
     TableIterator<
         'static,
@@ -81,16 +86,20 @@ fn honcho_list_claims(
 > {
     thread_local!(static PLAN: Plan = const {
         Plan::new(
-            "select id, user_id::text, coupon_name::text, claimed_at
-             from claims where coupon_name = $1 and id > $2 order by id limit $3",
+            "select id, user_id::pg_catalog.text, coupon_name::pg_catalog.text, claimed_at
+             from {schema}.claims
+             where coupon_name operator(pg_catalog.=) $1 and id operator(pg_catalog.>) $2
+             order by id limit $3",
             &[PgBuiltInOids::TEXTOID, PgBuiltInOids::INT8OID, PgBuiltInOids::INT4OID],
         )
     });
     let coupon_name = args::text("coupon_name", coupon_name);
+    let schema = Schema::of_call(fcinfo);
     let after = args::not_null("after", after);
     let max = args::int("max", max, 1..=MAX_PAGE);
     let rows = Plan::rows(
         &PLAN,
+        schema,
         &[coupon_name.into(), after.into(), max.into()],
         claim,
     )?;

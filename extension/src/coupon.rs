@@ -4,10 +4,14 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::spi::{self, SpiHeapTupleData};
 
-use crate::access;
+use crate::access::{self, Text};
 use crate::args::{self, MAX_PAGE};
+use crate::durability;
+use crate::errors::Context;
 use crate::plan::{Plan, column};
 use crate::rows::TableIterator;
+use crate::schema::Schema;
+use crate::store::{Tables, View};
 
 type Coupon = (
     i64,
@@ -35,12 +39,13 @@ type Coupon = (
 /// # Locks
 /// Waits for a concurrent transaction that creates the same name.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 fn honcho_create_coupon(
     name: Option<&str>,
     amount: Option<i32>,
     starts_at: default!(Option<TimestampWithTimeZone>, "null"),
     ends_at: default!(Option<TimestampWithTimeZone>, "null"),
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<bool> {
     let name = args::text("name", name);
     let amount = args::int("amount", amount, 1..=i32::MAX);
@@ -50,16 +55,42 @@ fn honcho_create_coupon(
         args::invalid("ends_at must lie after starts_at".into());
     }
     access::require_writable(c"honcho_create_coupon()");
-    Spi::connect_mut(|client| {
-        let created = client.update(
-            "insert into coupons (name, amount, remaining_amount, starts_at, ends_at)
+    thread_local!(static PLAN: Plan = const {
+        Plan::new(
+            "insert into {schema}.coupons (name, amount, remaining_amount, starts_at, ends_at)
              values ($1, $2, $2, $3, $4)
              on conflict (name) do nothing",
-            None,
-            &[name.into(), amount.into(), starts_at.into(), ends_at.into()],
-        )?;
-        Ok(created.len() == 1)
-    })
+            &[
+                PgBuiltInOids::TEXTOID,
+                PgBuiltInOids::INT4OID,
+                PgBuiltInOids::TIMESTAMPTZOID,
+                PgBuiltInOids::TIMESTAMPTZOID,
+            ],
+        )
+    });
+    let schema = Schema::of_call(fcinfo);
+    let _context = Context::new(c"while creating", name);
+    let arguments = [name.into(), amount.into(), starts_at.into(), ends_at.into()];
+    let created = Plan::write(&PLAN, schema, &arguments)? == 1;
+    if !created {
+        wait_until_taken(schema, name);
+    }
+    Ok(created)
+}
+
+/// Waits until it is durable that `name` is taken: a transaction that creates a coupon and claims it
+/// is seen before it is flushed.
+fn wait_until_taken(schema: Schema, name: &str) {
+    access::next_command();
+    let tables = Tables::open(schema);
+    let mut view = View::new(&tables);
+    let position = view
+        .coupon(Text::new(name))
+        .map_or(durability::NOTHING, |coupon| {
+            durability::commit_position(coupon.written_by)
+        });
+    view.release();
+    durability::wait_until_durable(position);
 }
 
 /// Reads one coupon.
@@ -73,10 +104,11 @@ fn honcho_create_coupon(
 /// # Errors
 /// `22004`, `22023` for a bad argument.
 #[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn honcho_get_coupon(
     name: Option<&str>,
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<
     TableIterator<
         'static,
@@ -94,13 +126,15 @@ fn honcho_get_coupon(
 > {
     thread_local!(static PLAN: Plan = const {
         Plan::new(
-            "select id, name::text, amount, remaining_amount, created_at, starts_at, ends_at, paused
-             from coupons where name = $1",
+            "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at,
+                    paused
+             from {schema}.coupons where name operator(pg_catalog.=) $1",
             &[PgBuiltInOids::TEXTOID],
         )
     });
     let name = args::text("name", name);
-    let rows = Plan::rows(&PLAN, &[name.into()], coupon)?;
+    let schema = Schema::of_call(fcinfo);
+    let rows = Plan::rows(&PLAN, schema, &[name.into()], coupon)?;
     Ok(TableIterator::new(rows))
 }
 
@@ -116,11 +150,12 @@ fn honcho_get_coupon(
 /// # Errors
 /// `22004`, `22023` for a bad argument.
 #[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn honcho_list_coupons(
     after: default!(Option<i64>, 0),
     max: default!(Option<i32>, 1000),
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<
     TableIterator<
         'static,
@@ -138,14 +173,16 @@ fn honcho_list_coupons(
 > {
     thread_local!(static PLAN: Plan = const {
         Plan::new(
-            "select id, name::text, amount, remaining_amount, created_at, starts_at, ends_at, paused
-             from coupons where id > $1 order by id limit $2",
+            "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at,
+                    paused
+             from {schema}.coupons where id operator(pg_catalog.>) $1 order by id limit $2",
             &[PgBuiltInOids::INT8OID, PgBuiltInOids::INT4OID],
         )
     });
     let after = args::not_null("after", after);
     let max = args::int("max", max, 1..=MAX_PAGE);
-    let rows = Plan::rows(&PLAN, &[after.into(), max.into()], coupon)?;
+    let schema = Schema::of_call(fcinfo);
+    let rows = Plan::rows(&PLAN, schema, &[after.into(), max.into()], coupon)?;
     Ok(TableIterator::new(rows))
 }
 

@@ -7,19 +7,31 @@
 //! WAL, so if it is durable, so are we.
 //!
 //! What changes is that others may see what a claim did a moment before it is durable. A refusal that
-//! rests on such a claim therefore waits for the flush too ([`wait_until_durable`]).
+//! rests on such a claim therefore waits for the flush too ([`commit_position`],
+//! [`wait_until_durable`]).
 
 use std::cell::Cell;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_guard, pg_sys};
+use pgrx::{
+    GucContext, GucFlags, GucRegistry, GucSetting, PgLogLevel, PgSqlErrorCode, ereport, pg_guard,
+    pg_sys,
+};
 
 static EARLY_LOCK_RELEASE: GucSetting<bool> = GucSetting::<bool>::new(true);
 
 const OFF: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_OFF as i32;
 const LOCAL_FLUSH: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH as i32;
+const REMOTE_WRITE: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_WRITE as i32;
 const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY as i32;
+
+/// The position in the WAL for which nothing waits.
+pub const NOTHING: pg_sys::XLogRecPtr = pg_sys::InvalidXLogRecPtr as pg_sys::XLogRecPtr;
+
+/// The place of PostgreSQL's `XactTruncationLock` among its named locks (lwlocknames.h), the same from
+/// 15 to 18.
+const XACT_TRUNCATION_LOCK: usize = 44;
 
 /// How far the transaction at hand is.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,6 +64,8 @@ pub fn init() {
     unsafe {
         pg_sys::RegisterXactCallback(Some(at_transaction_event), ptr::null_mut());
         pg_sys::RegisterResourceReleaseCallback(Some(at_resource_release), ptr::null_mut());
+        // A misspelt setting of ours is an error from here on, and a warning if it is set already.
+        pg_sys::MarkGUCPrefixReserved(c"honcho".as_ptr());
     }
 }
 
@@ -76,34 +90,133 @@ pub fn waits_for_standbys() -> bool {
     }
 }
 
-/// Waits until the commit of transaction `xid`, whose work was seen, is durable: flushed here, and on
-/// the synchronous standbys where there are any. Returns at once for the caller's own transaction and
-/// for any commit that is.
+/// The position in the WAL up to which it must be durable before the work of transaction `xid`, which
+/// was seen, may be reported; [`NOTHING`] if it may be reported at once: because it is the caller's own,
+/// because this is a standby, or because the commit was synchronous.
 ///
-/// Nobody keeps the LSN of a synchronous commit, so nothing waits for that: it was flushed, and had
-/// waited for what its own `synchronous_commit` asked, before anybody saw it. Where that was less, or
-/// where its wait for the standbys was broken off, by a cancel or a crash, its work is visible without
-/// them. To wait here for all that was flushed would close this gap, but then every refusal that rests
-/// on an old claim would stop with the standby.
-pub fn wait_until_durable(xid: pg_sys::TransactionId) {
-    // SAFETY: look-ups by an xid that a visible row carries, hence within the commit log.
+/// PostgreSQL does not keep the position of a synchronous commit: that was flushed, and had waited for
+/// what its own `synchronous_commit` asked, before anybody saw it. If that was less, or if its wait for
+/// the standbys was cut short, by a cancel or a crash, its work is visible without them. To wait for
+/// everything that was flushed would close this gap, but then every refusal that rests on an old claim
+/// would stop with the standby.
+pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
+    // SAFETY: the commit log is asked only for what it still has; the lock keeps it from being
+    // truncated meanwhile, and an error releases it.
     unsafe {
-        let normal = xid >= pg_sys::FirstNormalTransactionId;
-        if !normal
+        if xid < pg_sys::FirstNormalTransactionId
             || pg_sys::TransactionIdIsCurrentTransactionId(xid)
             || pg_sys::RecoveryInProgress()
         {
+            return NOTHING;
+        }
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        let oldest = &raw const (*pg_sys::ShmemVariableCache).oldestClogXid;
+        #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+        let oldest = &raw const (*pg_sys::TransamVariables).oldestClogXid;
+        // A row may be frozen before the commit that wrote it is durable: early lock release ends the
+        // transaction, as far as others can tell, before its flush. So a frozen row's writer counts
+        // too, unless it is from so long ago that the commit log has forgotten it.
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(XACT_TRUNCATION_LOCK)).lock;
+        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
+        let known = !precedes(xid, oldest.read()) && precedes(xid, next_transaction());
+        // The page's position would not do: the commit record lies behind the row's.
+        let position = if known {
+            pg_sys::TransactionIdGetCommitLSN(xid)
+        } else {
+            NOTHING
+        };
+        pg_sys::LWLockRelease(lock);
+        position
+    }
+}
+
+/// Whether transaction `a` is older than `b`, as PostgreSQL counts them: in a circle.
+fn precedes(a: pg_sys::TransactionId, b: pg_sys::TransactionId) -> bool {
+    (u32::from(a).wrapping_sub(u32::from(b)) as i32) < 0
+}
+
+/// The transaction id that is given out next.
+fn next_transaction() -> pg_sys::TransactionId {
+    // SAFETY: reads shared memory under a lock of its own.
+    let next = unsafe { pg_sys::ReadNextFullTransactionId() };
+    pg_sys::TransactionId::from(next.value as u32)
+}
+
+/// Whether everything up to `position` is flushed here, and on the synchronous standbys if this
+/// session's commits wait for them.
+pub fn is_durable(position: pg_sys::XLogRecPtr) -> bool {
+    // SAFETY: compares positions.
+    position == NOTHING || (unsafe { !pg_sys::XLogNeedsFlush(position) } && standbys_have(position))
+}
+
+/// Waits until everything up to `position` is durable, as a commit of this session would be.
+///
+/// Call it with no turn, pin or snapshot held: the standbys may be away.
+///
+/// # Errors
+/// `57014` if a cancel or a timeout cuts the wait for the standbys short. PostgreSQL answers with a
+/// warning there, for a commit is done whatever the standbys say. A refusal is not: it must not be
+/// reported, and nothing is lost with it.
+pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
+    if is_durable(position) {
+        return;
+    }
+    // SAFETY: `position` lies within what was written; the variables belong to this backend, and
+    // nothing leaves between where they are set and where they are put back.
+    let cut_short = unsafe {
+        pg_sys::XLogFlush(position);
+        if standbys_have(position) {
             return;
         }
-        // The page's LSN would not do: the commit record lies behind the row's.
-        let commit = pg_sys::TransactionIdGetCommitLSN(xid);
-        if pg_sys::XLogNeedsFlush(commit) {
-            pg_sys::XLogFlush(commit);
-        }
-        // As at a commit, this wait is not broken off but by a cancel, with a warning.
+        // So that what is pending afterwards came during the wait.
+        pgrx::check_for_interrupts!();
+        let reporting = (
+            pg_sys::client_min_messages,
+            pg_sys::log_min_messages,
+            pg_sys::whereToSendOutput,
+        );
+        // The warnings are about a commit.
+        pg_sys::client_min_messages = PgLogLevel::ERROR as i32;
+        pg_sys::log_min_messages = PgLogLevel::ERROR as i32;
         pg_sys::InterruptHoldoffCount += 1;
-        pg_sys::SyncRepWaitForLSN(commit, true);
+        pg_sys::SyncRepWaitForLSN(position, true);
         pg_sys::InterruptHoldoffCount -= 1;
+        (
+            pg_sys::client_min_messages,
+            pg_sys::log_min_messages,
+            pg_sys::whereToSendOutput,
+        ) = reporting;
+        // A wait that ends for want of standbys to wait for is no interruption.
+        pg_sys::InterruptPending != 0 && !standbys_have(position)
+    };
+    if cut_short {
+        // The session's end, if it is that.
+        pgrx::check_for_interrupts!();
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            "canceling statement while it waits for a synchronous standby",
+            "The refusal rests on a commit that the standby has not confirmed."
+        );
+    }
+}
+
+/// Whether the synchronous standbys have confirmed the WAL up to `position`, as far as this session's
+/// commits wait for that.
+fn standbys_have(position: pg_sys::XLogRecPtr) -> bool {
+    if !waits_for_standbys() {
+        return true;
+    }
+    // SAFETY: shared memory that is there for the life of the server. A torn or stale value of eight
+    // aligned bytes cannot be read, and a position only grows.
+    unsafe {
+        let mode = match pg_sys::synchronous_commit {
+            level if level == REMOTE_WRITE => pg_sys::SYNC_REP_WAIT_WRITE,
+            level if level == REMOTE_APPLY => pg_sys::SYNC_REP_WAIT_APPLY,
+            _ => pg_sys::SYNC_REP_WAIT_FLUSH,
+        };
+        let confirmed = &raw const (*pg_sys::WalSndCtl).lsn[mode as usize];
+        position <= confirmed.read_volatile()
     }
 }
 
@@ -175,9 +288,10 @@ unsafe extern "C" {
 }
 
 /// What this backend's flushes were like lately.
-#[derive(Clone, Copy)]
-struct Pace {
-    /// How long they took, waits for others' included: a moving average over about eight.
+#[derive(Clone, Copy, Default)]
+pub struct Pace {
+    /// How long they took, waits for others' included: a moving average over about eight, each counted
+    /// as [`Pace::SLOWEST`] at most.
     duration: Duration,
     /// Whether the last one took others' commits along.
     in_company: bool,
@@ -186,6 +300,10 @@ struct Pace {
 impl Pace {
     /// Flushes less costly than this are not worth waiting for.
     const SLOW: Duration = Duration::from_micros(800);
+
+    /// Flushes that take longer count as this: a disk that stalled for seconds says nothing of the next
+    /// flush, and all the server's commits wait behind one that is put off.
+    const SLOWEST: Duration = Duration::from_millis(8);
 
     /// Flushes the WAL up to `commit`.
     ///
@@ -201,16 +319,29 @@ impl Pace {
         // SAFETY: backend-local variables; nothing else runs in this backend.
         unsafe {
             let set = (CommitDelay, CommitSiblings);
-            if self.in_company && self.duration > Self::SLOW && set.0 == 0 {
-                CommitDelay = self.duration.as_micros() as i32 / 4;
+            if set.0 == 0
+                && let Some(delay) = self.delay()
+            {
+                CommitDelay = delay.as_micros() as i32;
                 CommitSiblings = 0;
             }
             pg_sys::XLogFlush(commit);
             (CommitDelay, CommitSiblings) = set;
-            Pace {
-                duration: (self.duration * 7 + start.elapsed()) / 8,
-                in_company: pg_sys::GetFlushRecPtr(ptr::null_mut()) > commit,
-            }
+            let in_company = pg_sys::GetFlushRecPtr(ptr::null_mut()) > commit;
+            self.after(start.elapsed(), in_company)
+        }
+    }
+
+    /// How long to put the next flush off, if that is worth it: 2 ms at most.
+    pub fn delay(self) -> Option<Duration> {
+        (self.in_company && self.duration > Self::SLOW).then(|| self.duration / 4)
+    }
+
+    /// The pace after one more flush, which took `duration`.
+    pub fn after(self, duration: Duration, in_company: bool) -> Pace {
+        Pace {
+            duration: (self.duration * 7 + duration.min(Self::SLOWEST)) / 8,
+            in_company,
         }
     }
 }

@@ -13,6 +13,7 @@ mod claim;
 mod claimed;
 mod coupon;
 mod durability;
+mod errors;
 mod outcome;
 mod plan;
 mod queue;
@@ -49,6 +50,12 @@ pgrx::extension_sql_file!(
 #[allow(non_snake_case)]
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // RUST_BACKTRACE in the server's environment would put a backtrace into the detail of each error,
+    // which clients see. RUST_LIB_BACKTRACE asks for that in particular, and has the last word.
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        // SAFETY: a backend has one thread.
+        unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+    }
     durability::init();
 }
 

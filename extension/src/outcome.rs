@@ -40,6 +40,23 @@ impl Outcome {
         }
     }
 
+    /// The SQLSTATE of the refusal as an error, and the rest of a sentence about the coupon; none for
+    /// `claimed`.
+    ///
+    /// Refusals that PostgreSQL has no code for have codes of their own, in a class that SQL leaves to
+    /// implementations, so that callers and drivers can tell them from each other and from faults.
+    pub fn refusal(self) -> Option<(&'static [u8; 5], &'static str)> {
+        match self {
+            Outcome::Claimed => None,
+            Outcome::AlreadyClaimed => Some((b"23505", "is already claimed by this user")),
+            Outcome::NotFound => Some((b"P0002", "does not exist")),
+            Outcome::SoldOut => Some((b"UC001", "is sold out")),
+            Outcome::NotStarted => Some((b"UC002", "cannot be claimed yet")),
+            Outcome::Ended => Some((b"UC003", "can no longer be claimed")),
+            Outcome::Paused => Some((b"UC004", "is paused")),
+        }
+    }
+
     /// The value as SQL knows it in `schema`.
     pub fn to_sql(self, schema: Schema) -> SqlOutcome {
         SqlOutcome(schema.enum_value(c"honcho_outcome", self.label()))

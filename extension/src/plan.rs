@@ -1,6 +1,12 @@
-//! Cached plans of the reading functions.
+//! Cached plans of the functions that are SQL.
+//!
+//! These functions run with their owner's rights, so their SQL resolves no name in a schema that others
+//! may write to: tables are named with the extension's schema, operators, functions and types with
+//! `pg_catalog`.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
+use std::ffi::CString;
+use std::rc::Rc;
 use std::thread::LocalKey;
 
 use pgrx::datum::DatumWithOid;
@@ -8,52 +14,89 @@ use pgrx::prelude::*;
 use pgrx::spi::{self, OwnedPreparedStatement, SpiHeapTupleData};
 use pgrx::{FromDatum, IntoDatum};
 
+use crate::schema::Schema;
+
 /// A static statement that is planned once per backend.
 pub struct Plan {
     sql: &'static str,
     arguments: &'static [PgBuiltInOids],
-    prepared: OnceCell<OwnedPreparedStatement>,
+    prepared: RefCell<Option<Prepared>>,
+}
+
+/// A statement as it was prepared while the extension's schema had this name.
+struct Prepared {
+    schema: CString,
+    statement: Rc<OwnedPreparedStatement>,
 }
 
 impl Plan {
-    /// The plan of `sql`, which takes `arguments` as `$1` and so on. It finds its tables by the
-    /// search path that its function pins.
+    /// The plan of `sql`, which takes `arguments` as `$1` and so on, and has `{schema}` where the name
+    /// of the extension's schema belongs.
     pub const fn new(sql: &'static str, arguments: &'static [PgBuiltInOids]) -> Plan {
         Plan {
             sql,
             arguments,
-            prepared: OnceCell::new(),
+            prepared: RefCell::new(None),
         }
     }
 
-    /// Runs it read-only and reads each of its rows.
+    /// Runs it read-only on the tables of `schema` and reads each of its rows.
     pub fn rows<R>(
         plan: &'static LocalKey<Plan>,
+        schema: Schema,
         arguments: &[DatumWithOid<'_>],
         mut read: impl FnMut(&SpiHeapTupleData<'_>) -> spi::Result<R>,
     ) -> spi::Result<Vec<R>> {
-        plan.with(|plan| {
-            Spi::connect(|client| {
-                let prepared = match plan.prepared.get() {
-                    Some(prepared) => prepared,
-                    None => {
-                        let oids: Vec<PgOid> = plan
-                            .arguments
-                            .iter()
-                            .map(|&oid| PgOid::from(oid.value()))
-                            .collect();
-                        let prepared = client.prepare(plan.sql, &oids)?.keep();
-                        plan.prepared.get_or_init(|| prepared)
-                    }
-                };
-                let found = client.select(prepared, None, arguments)?;
-                let mut rows = Vec::with_capacity(found.len());
-                for row in found {
-                    rows.push(read(&row)?);
-                }
-                Ok(rows)
-            })
+        Spi::connect(|client| {
+            let statement = plan.with(|plan| plan.statement(client, schema))?;
+            let found = client.select(&*statement, None, arguments)?;
+            let mut rows = Vec::with_capacity(found.len());
+            for row in found {
+                rows.push(read(&row)?);
+            }
+            Ok(rows)
         })
+    }
+
+    /// Runs it on the tables of `schema`; the number of rows that it wrote.
+    pub fn write(
+        plan: &'static LocalKey<Plan>,
+        schema: Schema,
+        arguments: &[DatumWithOid<'_>],
+    ) -> spi::Result<usize> {
+        Spi::connect_mut(|client| {
+            let statement = plan.with(|plan| plan.statement(client, schema))?;
+            Ok(client.update(&*statement, None, arguments)?.len())
+        })
+    }
+
+    /// The prepared statement. The schema may have been renamed since, and its old name may now belong
+    /// to another, so the statement is prepared anew when the name has changed.
+    fn statement(
+        &self,
+        client: &spi::SpiClient<'_>,
+        schema: Schema,
+    ) -> spi::Result<Rc<OwnedPreparedStatement>> {
+        let name = schema.name();
+        let mut prepared = self.prepared.borrow_mut();
+        if let Some(prepared) = &*prepared
+            && prepared.schema == name
+        {
+            return Ok(Rc::clone(&prepared.statement));
+        }
+        let types: Vec<PgOid> = self
+            .arguments
+            .iter()
+            .map(|&oid| PgOid::from(oid.value()))
+            .collect();
+        let quoted = spi::quote_identifier(name.to_string_lossy());
+        let sql = self.sql.replace("{schema}", &quoted);
+        let statement = Rc::new(client.prepare(sql.as_str(), &types)?.keep());
+        *prepared = Some(Prepared {
+            schema: name,
+            statement: Rc::clone(&statement),
+        });
+        Ok(statement)
     }
 }
 

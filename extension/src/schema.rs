@@ -15,16 +15,35 @@ impl Schema {
         Schema(unsafe { pg_sys::get_func_namespace((*(*fcinfo).flinfo).fn_oid) })
     }
 
+    /// Its name at present.
+    pub fn name(self) -> CString {
+        // SAFETY: a lookup in the system cache, which returns a string of its own or null.
+        unsafe {
+            let name = pg_sys::get_namespace_name(self.0);
+            if name.is_null() {
+                missing(c"its schema");
+            }
+            CStr::from_ptr(name).to_owned()
+        }
+    }
+
     /// The OID of the table, index or sequence called `name`.
     pub fn relation(self, name: &CStr) -> pg_sys::Oid {
         self.find_relation(name).unwrap_or_else(|| missing(name))
     }
 
-    /// The same for what has another name before the extension is updated.
-    pub fn renamed_relation(self, name: &CStr, before: &CStr) -> pg_sys::Oid {
-        self.find_relation(name)
-            .or_else(|| self.find_relation(before))
-            .unwrap_or_else(|| missing(name))
+    /// The OID of the index of `table` that has the first of these names that an index of it has. The
+    /// SQL of earlier releases has other names, and the name of a later one is free there for anybody
+    /// who may create in the schema.
+    pub fn index(self, table: pg_sys::Oid, names: &[&CStr]) -> pg_sys::Oid {
+        let of_table = |&oid: &pg_sys::Oid| {
+            // SAFETY: a lookup in the system cache; what is no index belongs to no table.
+            unsafe { pg_sys::IndexGetRelation(oid, true) == table }
+        };
+        names
+            .iter()
+            .find_map(|name| self.find_relation(name).filter(of_table))
+            .unwrap_or_else(|| missing(names[0]))
     }
 
     fn find_relation(self, name: &CStr) -> Option<pg_sys::Oid> {

@@ -3,6 +3,8 @@
 //! The claim goes through [`crate::access`] rather than through SQL: see there for why. Columns are
 //! found by the attribute numbers of sql/tables.sql.
 
+use std::ffi::CStr;
+
 use pgrx::pg_sys::{self, Datum};
 
 use crate::access::{self, Lookup, Relation, Row, Snapshot, Text, Writer};
@@ -27,7 +29,7 @@ pub struct Coupon {
     pub id: i64,
     /// How many are left to claim.
     pub remaining: i32,
-    /// The transaction that wrote this version, for [`crate::durability::wait_until_durable`].
+    /// The transaction that wrote this version.
     pub written_by: pg_sys::TransactionId,
     starts_at: Option<i64>,
     ends_at: Option<i64>,
@@ -78,17 +80,27 @@ pub struct Tables {
 impl Tables {
     /// Opens the tables of `schema` for reading; holds the locks of a `select`.
     pub fn open(schema: Schema) -> Tables {
+        let coupons = Relation::table(schema.relation(c"coupons"));
+        let claims = Relation::table(schema.relation(c"claims"));
+        let coupons_by_name = schema.index(coupons.oid(), &[c"coupons_name_key"]);
+        // The second name is that of 0.1.0.
+        let claims_keys = [
+            c"claims_coupon_name_user_id_key",
+            c"claims_user_id_coupon_name_key",
+        ];
+        let claims_by_user = schema.index(claims.oid(), &claims_keys);
         Tables {
             schema,
-            coupons: Relation::table(schema.relation(c"coupons")),
-            claims: Relation::table(schema.relation(c"claims")),
-            coupons_by_name: Relation::index(schema.relation(c"coupons_name_key")),
-            claims_by_user: Relation::index(schema.renamed_relation(
-                c"claims_coupon_name_user_id_key",
-                // 0.1.0
-                c"claims_user_id_coupon_name_key",
-            )),
+            coupons,
+            claims,
+            coupons_by_name: Relation::index(coupons_by_name),
+            claims_by_user: Relation::index(claims_by_user),
         }
+    }
+
+    /// The name of the key that lets a user claim a coupon once.
+    pub fn claims_key(&self) -> &CStr {
+        self.claims_by_user.name()
     }
 
     /// The OID of the coupons table.

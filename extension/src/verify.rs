@@ -6,6 +6,7 @@ use pgrx::spi;
 use crate::args;
 use crate::plan::{Plan, column};
 use crate::rows::TableIterator;
+use crate::schema::Schema;
 
 /// Checks what must be true of each coupon, against the rows themselves.
 ///
@@ -21,10 +22,11 @@ use crate::rows::TableIterator;
 /// # Errors
 /// `22023` for a bad argument.
 #[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, @extschema@, pg_temp)]
+#[search_path(pg_catalog, pg_temp)]
 #[allow(clippy::type_complexity)]
 fn honcho_verify(
     name: default!(Option<&str>, "null"),
+    fcinfo: pg_sys::FunctionCallInfo,
 ) -> spi::Result<
     TableIterator<
         'static,
@@ -41,28 +43,34 @@ fn honcho_verify(
     thread_local!(static PLAN: Plan = const {
         Plan::new(
             "with claimed as (
-                 select coupon_name, count(*) as claims, count(distinct user_id) as users
-                 from claims
-                 where $1 is null or coupon_name = $1
+                 select coupon_name, pg_catalog.count(*) as claims,
+                        pg_catalog.count(distinct user_id) as users
+                 from {schema}.claims
+                 where $1 is null or coupon_name operator(pg_catalog.=) $1
                  group by coupon_name
              ), book as (
                  select coalesce(c.name, claimed.coupon_name) as name, c.id is not null as known,
                         c.amount, c.remaining_amount,
                         coalesce(claims, 0) as claims, coalesce(users, 0) as users
-                 from coupons c
-                 full join claimed on claimed.coupon_name = c.name
-                 where $1 is null or coalesce(c.name, claimed.coupon_name) = $1
+                 from {schema}.coupons c
+                 full join claimed on claimed.coupon_name operator(pg_catalog.=) c.name
+                 where $1 is null
+                    or coalesce(c.name, claimed.coupon_name) operator(pg_catalog.=) $1
              )
-             select name::text, invariant, holds, detail
+             select name::pg_catalog.text, invariant, holds, detail
              from book, lateral (values
-                 (1, known, 'stock', amount = remaining_amount + claims,
-                  format('amount %s, remaining_amount %s, claims %s',
-                         amount, remaining_amount, claims)),
-                 (2, known, 'range', remaining_amount between 0 and amount,
-                  format('amount %s, remaining_amount %s', amount, remaining_amount)),
-                 (3, true, 'one_per_user', claims = users,
-                  format('claims %s, users %s', claims, users)),
-                 (4, not known, 'coupon_exists', false, format('claims %s', claims))
+                 (1, known, 'stock',
+                  amount operator(pg_catalog.=) (remaining_amount operator(pg_catalog.+) claims),
+                  pg_catalog.format('amount %s, remaining_amount %s, claims %s',
+                                    amount, remaining_amount, claims)),
+                 (2, known, 'range',
+                  remaining_amount operator(pg_catalog.>=) 0
+                      and remaining_amount operator(pg_catalog.<=) amount,
+                  pg_catalog.format('amount %s, remaining_amount %s', amount, remaining_amount)),
+                 (3, true, 'one_per_user', claims operator(pg_catalog.=) users,
+                  pg_catalog.format('claims %s, users %s', claims, users)),
+                 (4, not known, 'coupon_exists', false,
+                  pg_catalog.format('claims %s', claims))
              ) as checked (ordinal, applies, invariant, holds, detail)
              where applies
              order by name, ordinal",
@@ -70,7 +78,8 @@ fn honcho_verify(
         )
     });
     let name = name.map(|name| args::text("name", Some(name)));
-    let rows = Plan::rows(&PLAN, &[name.into()], |row| {
+    let schema = Schema::of_call(fcinfo);
+    let rows = Plan::rows(&PLAN, schema, &[name.into()], |row| {
         Ok((
             column(row, 1)?,
             column(row, 2)?,

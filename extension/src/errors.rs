@@ -1,0 +1,217 @@
+//! Errors that reach the caller whole.
+//!
+//! pgrx carries an error of PostgreSQL through Rust as a panic and raises it again at the end of our
+//! function, with its message, detail and hint, and with its SQLSTATE if PostgreSQL has a name for it. A
+//! trigger's own SQLSTATE, the names of constraint and table, and the context would be lost. A
+//! [`Context`] therefore listens where PostgreSQL itself asks for the context of an error: it keeps a
+//! copy of the error as it is raised, and completes it as it is raised again.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+use pgrx::pg_sys::{self, ErrorData};
+use pgrx::{PgLogLevel, PgSqlErrorCode, ereport};
+
+/// While it lives, errors and log messages say what is being done to which coupon, and errors from
+/// below keep all of their fields.
+pub struct Context(*mut Frame);
+
+/// A [`Context`] as PostgreSQL calls it.
+///
+/// It lies in PostgreSQL's memory, not on the stack: an error is raised again when the stack is already
+/// unwound. PostgreSQL forgets it then, and frees it with the memory of the call.
+struct Frame {
+    callback: pg_sys::ErrorContextCallback,
+    memory: pg_sys::MemoryContext,
+    doing: Option<(&'static CStr, *const c_char, c_int)>,
+    /// The error that was raised last, or that is about to be.
+    kept: *mut ErrorData,
+}
+
+impl Context {
+    /// `doing` is what is done to the coupon, as in "while claiming".
+    pub fn new(doing: &'static CStr, coupon_name: &str) -> Context {
+        let name = coupon_name.as_ptr().cast();
+        Context::push(Some((doing, name, coupon_name.len() as c_int)))
+    }
+
+    fn push(doing: Option<(&'static CStr, *const c_char, c_int)>) -> Context {
+        // SAFETY: what `palloc` returns has room for a frame. PostgreSQL calls each callback of this
+        // list with its argument; `drop` takes it off again, or the error handler does.
+        unsafe {
+            let frame = pg_sys::palloc(size_of::<Frame>()).cast::<Frame>();
+            frame.write(Frame {
+                callback: pg_sys::ErrorContextCallback {
+                    previous: pg_sys::error_context_stack,
+                    callback: Some(complete),
+                    arg: frame.cast(),
+                },
+                memory: pg_sys::CurrentMemoryContext,
+                doing,
+                kept: ptr::null_mut(),
+            });
+            pg_sys::error_context_stack = &raw mut (*frame).callback;
+            Context(frame)
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: pushed by `push`; all that was pushed later has been taken off earlier.
+            unsafe {
+                pg_sys::error_context_stack = (*self.0).callback.previous;
+                if !(*self.0).kept.is_null() {
+                    pg_sys::FreeErrorData((*self.0).kept);
+                }
+                pg_sys::pfree(self.0.cast());
+            }
+        }
+    }
+}
+
+/// Raises an error with a SQLSTATE that PostgreSQL need not know, about a row of `table` if it is one
+/// about its key `constraint`.
+pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<'_>>) -> ! {
+    let context = Context::push(None);
+    // SAFETY: the frame was just made. The copies are of the context that the frame is in.
+    unsafe {
+        let error = pg_sys::palloc0(size_of::<ErrorData>()).cast::<ErrorData>();
+        (*error).elevel = PgLogLevel::ERROR as c_int;
+        (*error).sqlerrcode = encode(sqlstate);
+        (*error).message = copy(&message);
+        if let Some(key) = key {
+            (*error).schema_name = pg_sys::pstrdup(key.schema.as_ptr());
+            (*error).table_name = pg_sys::pstrdup(key.table.as_ptr());
+            (*error).constraint_name = pg_sys::pstrdup(key.constraint.as_ptr());
+        }
+        (*context.0).kept = error;
+    }
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_RAISE_EXCEPTION,
+        message,
+        detail.to_owned()
+    );
+}
+
+/// The key that an error is about.
+pub struct Key<'a> {
+    /// The schema of the table.
+    pub schema: &'a CStr,
+    /// The table.
+    pub table: &'a CStr,
+    /// The constraint.
+    pub constraint: &'a CStr,
+}
+
+/// A SQLSTATE as PostgreSQL keeps it: six bits a character.
+fn encode(sqlstate: &[u8; 5]) -> c_int {
+    sqlstate.iter().rev().fold(0, |code, &character| {
+        code << 6 | c_int::from(character - b'0') & 0x3f
+    })
+}
+
+/// A copy of `text` in the current memory context.
+fn copy(text: &str) -> *mut c_char {
+    // SAFETY: `pnstrdup` copies so many bytes and ends them with a zero.
+    unsafe { pg_sys::pnstrdup(text.as_ptr().cast(), text.len()) }
+}
+
+/// What a callback may call without pgrx's guards, which do not belong inside the raising of an error.
+mod raw {
+    use std::ffi::{c_char, c_int};
+
+    use pgrx::pg_sys::ErrorData;
+
+    unsafe extern "C" {
+        pub fn CopyErrorData() -> *mut ErrorData;
+        pub fn FreeErrorData(error: *mut ErrorData);
+        pub fn errcode(sqlstate: c_int) -> c_int;
+        pub fn err_generic_string(field: c_int, text: *const c_char) -> c_int;
+        pub fn errdetail_log(format: *const c_char, ...) -> c_int;
+        pub fn errcontext_msg(format: *const c_char, ...) -> c_int;
+        pub fn internalerrquery(query: *const c_char) -> c_int;
+        pub fn internalerrposition(position: c_int) -> c_int;
+    }
+}
+
+/// Called by PostgreSQL for each error and message that is raised while the frame is on its list, from
+/// the innermost frame to the outermost.
+///
+/// # Safety
+/// `frame` is a [`Frame`] on the list. Nothing here panics or raises an error, short of the end of
+/// memory, for which PostgreSQL is prepared here.
+unsafe extern "C-unwind" fn complete(frame: *mut c_void) {
+    // SAFETY: as above; PostgreSQL has an error at hand, to which the calls add.
+    unsafe {
+        let frame = &mut *frame.cast::<Frame>();
+        let error_memory = pg_sys::CurrentMemoryContext;
+        pg_sys::CurrentMemoryContext = frame.memory;
+        let error = raw::CopyErrorData();
+        pg_sys::CurrentMemoryContext = error_memory;
+        if (*error).elevel < PgLogLevel::ERROR as c_int {
+            raw::FreeErrorData(error);
+        } else if is_again(error, frame.kept) {
+            restore(&*frame.kept);
+            raw::FreeErrorData(error);
+        } else {
+            if !frame.kept.is_null() {
+                raw::FreeErrorData(frame.kept);
+            }
+            frame.kept = error;
+        }
+        if let Some((doing, name, length)) = frame.doing {
+            raw::errcontext_msg(c"%s coupon \"%.*s\"".as_ptr(), doing.as_ptr(), length, name);
+        }
+    }
+}
+
+/// Whether `error` is `kept`, raised again by pgrx: it has the same message and no context yet.
+///
+/// # Safety
+/// `error` is valid, `kept` valid or null.
+unsafe fn is_again(error: *const ErrorData, kept: *const ErrorData) -> bool {
+    // SAFETY: as above; texts are C strings or null.
+    unsafe {
+        !kept.is_null()
+            && (*error).context.is_null()
+            && !(*error).message.is_null()
+            && !(*kept).message.is_null()
+            && CStr::from_ptr((*error).message) == CStr::from_ptr((*kept).message)
+    }
+}
+
+/// Gives the error at hand what `kept` has and pgrx does not carry.
+///
+/// # Safety
+/// PostgreSQL has an error at hand.
+unsafe fn restore(kept: &ErrorData) {
+    let names = [
+        (pg_sys::PG_DIAG_SCHEMA_NAME, kept.schema_name),
+        (pg_sys::PG_DIAG_TABLE_NAME, kept.table_name),
+        (pg_sys::PG_DIAG_COLUMN_NAME, kept.column_name),
+        (pg_sys::PG_DIAG_DATATYPE_NAME, kept.datatype_name),
+        (pg_sys::PG_DIAG_CONSTRAINT_NAME, kept.constraint_name),
+    ];
+    // SAFETY: as above; each call copies its text.
+    unsafe {
+        raw::errcode(kept.sqlerrcode);
+        for (field, name) in names {
+            if !name.is_null() {
+                raw::err_generic_string(field as c_int, name);
+            }
+        }
+        if !kept.detail_log.is_null() {
+            raw::errdetail_log(c"%s".as_ptr(), kept.detail_log);
+        }
+        if !kept.internalquery.is_null() {
+            raw::internalerrquery(kept.internalquery);
+            raw::internalerrposition(kept.internalpos);
+        }
+        if !kept.context.is_null() {
+            raw::errcontext_msg(c"%s".as_ptr(), kept.context);
+        }
+    }
+}
