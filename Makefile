@@ -63,7 +63,7 @@ test-docker: ## the images and docker-compose.yml, for real
 	@scripts/setup docker
 	@scripts/test docker
 
-lint: ## released SQL, rustfmt, clippy, rustdoc, shellcheck, dependencies, alert rules; warnings denied
+lint: build ## released SQL, rustfmt, clippy, rustdoc, shellcheck, pgspot, dependencies, alert rules; warnings denied
 	@scripts/setup lint
 	@scripts/lint
 

@@ -5,6 +5,9 @@
 mod tests {
     use pgrx::prelude::*;
 
+    use std::time::Duration;
+
+    use crate::durability::Pace;
     use crate::outcome::Outcome;
 
     const ALL: [Outcome; 7] = [
@@ -51,6 +54,30 @@ mod tests {
     fn assert_books() {
         let broken = Spi::get_one::<i64>("select count(*) from honcho_verify() where not holds");
         assert_eq!(broken, Ok(Some(0)));
+    }
+
+    /// All commits of the server wait behind a flush that is put off.
+    #[pg_test]
+    fn one_stall_of_the_disk_puts_no_flush_off_for_long() {
+        let most = Duration::from_millis(2);
+        let mut pace = Pace::default();
+        for flush in [Duration::from_secs(20), Duration::MAX] {
+            for _ in 0..20 {
+                pace = pace.after(flush, true);
+                assert!(pace.delay().expect("a delay") <= most);
+            }
+        }
+        // A disk that is merely slow is worth a wait; an idle server's or a fast disk's flush is not.
+        for _ in 0..50 {
+            pace = pace.after(Duration::from_millis(2), true);
+        }
+        let delay = pace.delay().expect("a delay");
+        assert!(delay > most / 5 && delay <= most / 4);
+        assert_eq!(pace.after(Duration::from_millis(2), false).delay(), None);
+        for _ in 0..50 {
+            pace = pace.after(Duration::from_micros(100), true);
+        }
+        assert_eq!(pace.delay(), None);
     }
 
     #[pg_test]

@@ -4,7 +4,7 @@ use anyhow::Result;
 use tokio_postgres::{Client, error::SqlState};
 
 /// A call of every function of the extension.
-const CALLS: [&str; 9] = [
+pub const CALLS: [&str; 9] = [
     "select honcho_create_coupon('NEW', 5)",
     "select honcho_claim('user', 'PROMO')",
     "select honcho_claim_batch('PROMO', array['one', 'two'])",

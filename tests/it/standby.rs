@@ -223,6 +223,156 @@ async fn a_wait_for_the_standby_that_is_broken_off_leaves_the_claim() -> Result<
     pair.database.books().await
 }
 
+/// A session whose statements end after this long.
+async fn impatient(database: &Database, milliseconds: u32) -> Result<Client> {
+    let client = database.connect().await?;
+    client
+        .batch_execute(&format!("set statement_timeout = {milliseconds}"))
+        .await?;
+    Ok(client)
+}
+
+#[tokio::test]
+async fn a_refusal_whose_wait_for_the_standby_is_cut_short_is_an_error() -> Result<()> {
+    let pair = Pair::start(1).await?;
+    let deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(1).await?;
+
+    // Bob is sold out; ann has claimed already, and nothing is left besides: two rows, by one writer.
+    for user in ["bob", "ann"] {
+        let client = impatient(&pair.database, 300).await?;
+        let told = claim(&client, user).await.unwrap_err();
+        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+        // The session goes on, and another statement may wait again.
+        let told = claim(&client, user).await.unwrap_err();
+        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+    }
+    // A cancel and the end of the session do the same.
+    let waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'
+                                                      and query like '%honcho_claim%'
+                    order by backend_start desc limit 1";
+    for (interruption, code) in [
+        ("pg_cancel_backend", SqlState::QUERY_CANCELED),
+        ("pg_terminate_backend", SqlState::ADMIN_SHUTDOWN),
+    ] {
+        let bob = claim_with(&pair.database, "on", "bob").await?;
+        pair.until_waiting(2).await?;
+        let session: i32 = pair.client.query_one(waiting, &[]).await?.get(0);
+        let interrupt = format!("select {interruption}($1)");
+        pair.client.execute(&interrupt, &[&session]).await?;
+        let told = bob.await?.1.unwrap_err();
+        assert_eq!(told.code(), Some(&code), "{interruption}");
+    }
+
+    drop(deaf);
+    assert_eq!(ann.await?.1?, "claimed");
+    let bob = claim_with(&pair.database, "on", "bob").await?;
+    assert_eq!(bob.await?.1?, "sold_out");
+    pair.database.books().await
+}
+
+/// The claim's writer and the stock's are two transactions here: there is one wait, for the later one.
+#[tokio::test]
+async fn one_timeout_ends_the_whole_wait_of_a_refusal() -> Result<()> {
+    let pair = Pair::start(2).await?;
+    let deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(1).await?;
+    let bob = claim_with(&pair.database, "on", "bob").await?;
+    pair.until_waiting(2).await?;
+    let client = impatient(&pair.database, 300).await?;
+    for sql in [
+        "select honcho_claim('ann', 'PROMO')",
+        "select from honcho_claim_batch('PROMO', '{ann, bob, carl}')",
+        "select honcho_claim_or_raise('ann', 'PROMO')",
+    ] {
+        let told = timeout(PATIENCE, client.batch_execute(sql)).await?;
+        let told = told.unwrap_err();
+        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{sql}");
+    }
+    drop(deaf);
+    for claim in [ann, bob] {
+        assert_eq!(claim.await?.1?, "claimed");
+    }
+    pair.database.books().await
+}
+
+/// A batch in which some are refused, for what the standby does not have, and others may claim.
+#[tokio::test]
+async fn a_refusal_waits_for_the_standby_without_turn_row_snapshot_or_pin() -> Result<()> {
+    let pair = Pair::start(100).await?;
+    let deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(1).await?;
+    let client = pair.database.connect().await?;
+    let batch = tokio::spawn(async move {
+        let sql = "select outcome::text from honcho_claim_batch('PROMO', '{ann, bob, ann, carl}')";
+        let rows = client.query(sql, &[]).await?;
+        Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
+    });
+    pair.until_waiting(2).await?;
+    // The same with the refused user behind one who may claim, so that it shows in the turn.
+    let client = pair.database.connect().await?;
+    let reversed = tokio::spawn(async move {
+        let sql = "select outcome::text from honcho_claim_batch('PROMO', '{dora, ann}')";
+        let rows = client.query(sql, &[]).await?;
+        Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
+    });
+    pair.until_waiting(3).await?;
+    let held = "select count(*) from pg_locks
+                 where locktype = 'object'
+                   and database = (select oid from pg_database where datname = current_database())";
+    assert_eq!(pair.client.query_one(held, &[]).await?.get::<_, i64>(0), 0);
+    let snapshots = "select count(*) from pg_stat_activity
+                      where wait_event = 'SyncRep' and backend_xmin is not null
+                        and query like '%batch%'";
+    let snapshots: i64 = pair.client.query_one(snapshots, &[]).await?.get(0);
+    assert_eq!(snapshots, 0);
+    // Neither turn nor row: a claim that does not wait for the standby goes by.
+    let eve = claim_with(&pair.database, "local", "eve").await?;
+    assert_eq!(timeout(PATIENCE, eve).await??.1?, "claimed");
+    // Nothing is pinned: this waits for a cleanup lock on each page.
+    timeout(
+        PATIENCE,
+        pair.client
+            .batch_execute("set synchronous_commit = local; vacuum freeze coupons, claims"),
+    )
+    .await??;
+
+    drop(deaf);
+    assert_eq!(ann.await?.1?, "claimed");
+    let first = batch.await??;
+    assert_eq!(
+        first,
+        ["already_claimed", "claimed", "already_claimed", "claimed"]
+    );
+    assert_eq!(reversed.await??, ["claimed", "already_claimed"]);
+    pair.database.books().await
+}
+
+/// Freezing a row does not make the commit that wrote it any more durable.
+#[tokio::test]
+async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_standby() -> Result<()> {
+    let pair = Pair::start(1).await?;
+    let deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(1).await?;
+    pair.client
+        .batch_execute(
+            "set synchronous_commit = local; vacuum freeze coupons; vacuum freeze claims",
+        )
+        .await?;
+    for user in ["ann", "bob"] {
+        let client = impatient(&pair.database, 300).await?;
+        let told = claim(&client, user).await.unwrap_err();
+        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+    }
+    drop(deaf);
+    assert_eq!(ann.await?.1?, "claimed");
+    pair.database.books().await
+}
+
 #[tokio::test]
 async fn no_told_claim_is_lost_with_the_primary() -> Result<()> {
     const CLIENTS: i64 = 16;

@@ -30,6 +30,11 @@ impl Database {
         .await
     }
 
+    /// The same without the extension, which the test creates in its own way.
+    pub async fn create_empty(cluster: &Cluster) -> Result<Self> {
+        Self::create_with(cluster, "").await
+    }
+
     async fn create_with(cluster: &Cluster, create_extension: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
