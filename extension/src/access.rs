@@ -199,6 +199,8 @@ pub struct Lookup<'t> {
     scan: pg_sys::IndexScanDesc,
     /// A key for each column of the index, to be given its value.
     keys: [pg_sys::ScanKeyData; MAX_KEYS],
+    /// Whether the scan has keys to search for.
+    begun: bool,
     slot: Slot,
 }
 
@@ -234,12 +236,16 @@ impl<'t> Lookup<'t> {
             table,
             scan,
             keys,
+            begun: false,
             slot,
         }
     }
 
-    /// Lets go of the row last found: a pinned page cannot be pruned.
+    /// Lets go of the row last found, if any: a pinned page cannot be pruned.
     pub fn release(&mut self) {
+        if !self.begun {
+            return;
+        }
         // SAFETY: the slot and the scan are ours; without new keys a rescan keeps the old ones.
         unsafe {
             pg_sys::ExecClearTuple(self.slot.0);
@@ -257,6 +263,7 @@ impl<'t> Lookup<'t> {
     /// The row with these values in the columns with these attribute numbers, which are those of
     /// the index, in any order.
     pub fn find(&mut self, key: &[(usize, Text)]) -> Option<Row<'_>> {
+        self.begun = true;
         // SAFETY: the index is open, and the scan was begun for all of its columns.
         let found = unsafe {
             let columns = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;

@@ -159,20 +159,20 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
     let mut decided = Decided {
         outcomes: Vec::with_capacity(user_ids.len()),
         rests_on: durability::NOTHING,
+        waited_for: durability::NOTHING,
     };
     request.refuse_leading(&mut view, &coupon, &mut decided);
     if decided.outcomes.len() == user_ids.len() {
         view.release();
-        durability::wait_until_durable(decided.rests_on);
-        return decided.outcomes;
+        return decided.reported();
     }
 
     access::require_writable(c"honcho_claim()");
     let mut ledger = Ledger::open(&tables);
     view.release();
     loop {
-        // With neither turn nor snapshot: a standby that is away must hold up nobody else.
-        durability::wait_until_durable(decided.rests_on);
+        // With neither turn nor snapshot: a standby that is away must hold up no other session.
+        decided.wait();
         let turn = Turn::wait(&tables, coupon.id);
         view.renew();
         match request.take(&mut view, &mut ledger, &mut decided) {
@@ -188,8 +188,7 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
             Taken::None => {
                 turn.pass();
                 view.release();
-                durability::wait_until_durable(decided.rests_on);
-                return decided.outcomes;
+                return decided.reported();
             }
             Taken::NotYet => {
                 turn.pass();
@@ -212,12 +211,32 @@ struct Decided {
     outcomes: Vec<Outcome>,
     /// The position in the WAL up to which it must be durable before the refusals may be reported.
     rests_on: pg_sys::XLogRecPtr,
+    /// The position that the wait has reached. It may end early, when the server no longer has
+    /// synchronous standbys and this session has yet to learn of it.
+    waited_for: pg_sys::XLogRecPtr,
 }
 
 impl Decided {
     /// Notes that a refusal rests on the work of `writer`.
     fn rest_on(&mut self, writer: pg_sys::TransactionId) {
         self.rests_on = self.rests_on.max(durability::commit_position(writer));
+    }
+
+    /// Whether the refusals may be reported without a wait.
+    fn is_durable(&self) -> bool {
+        self.rests_on <= self.waited_for || durability::is_durable(self.rests_on)
+    }
+
+    /// Waits until the refusals may be reported.
+    fn wait(&mut self) {
+        durability::wait_until_durable(self.rests_on);
+        self.waited_for = self.rests_on;
+    }
+
+    /// The outcomes, once they may be reported.
+    fn reported(mut self) -> Vec<Outcome> {
+        self.wait();
+        self.outcomes
     }
 }
 
@@ -289,7 +308,7 @@ impl Request<'_> {
             decided.outcomes.extend(refusals.into_iter().flatten());
             return Taken::None;
         }
-        if !durability::is_durable(decided.rests_on) {
+        if !decided.is_durable() {
             return Taken::NotYet;
         }
 

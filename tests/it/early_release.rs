@@ -544,15 +544,18 @@ async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_flush() -> Result<()
             let client = database.connect().await?;
             told.spawn(async move { (user, claim(&client, user).await.ok()) });
         }
-        eventually("both to wait for the flush, or one to be told", async || {
-            let waiting = "select count(*) from pg_stat_activity
+        eventually(
+            "both to wait for the flush, or one to be told",
+            async || {
+                let waiting = "select count(*) from pg_stat_activity
                             where backend_type = 'client backend' and query like '%honcho_claim%'
                               and wait_event in ('WALWrite', 'WALSync', 'WalSync')
                               and pid <> pg_backend_pid()";
-            let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
-            // Ann's claim waits as well.
-            Ok((waiting == 3 || told.try_join_next().is_some()).then_some(waiting))
-        })
+                let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
+                // Ann's claim waits as well.
+                Ok((waiting == 3 || told.try_join_next().is_some()).then_some(waiting))
+            },
+        )
         .await
         .and_then(|waiting| {
             ensure!(waiting == 3, "{freeze}: told before it was durable");
@@ -582,9 +585,7 @@ async fn a_name_is_taken_only_when_that_is_durable() -> Result<()> {
         creator.query(sql, &[]).await
     });
     eventually("the coupon to be seen", async || {
-        Ok(watcher
-            .query_opt("select from coupons", &[])
-            .await?)
+        Ok(watcher.query_opt("select from coupons", &[]).await?)
     })
     .await?;
     let other = database.connect().await?;
@@ -593,19 +594,26 @@ async fn a_name_is_taken_only_when_that_is_durable() -> Result<()> {
             .query_one("select honcho_create_coupon('PROMO', 9)", &[])
             .await
     });
-    eventually("the other to wait for the flush, or to be told", async || {
-        let waiting = "select count(*) from pg_stat_activity
+    eventually(
+        "the other to wait for the flush, or to be told",
+        async || {
+            let waiting = "select count(*) from pg_stat_activity
                         where backend_type = 'client backend' and query like '%create_coupon%'
                           and wait_event in ('WALWrite', 'WALSync', 'WalSync')
                           and pid <> pg_backend_pid()";
-        let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
-        Ok((waiting == 2 || other.is_finished()).then_some(()))
-    })
+            let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
+            Ok((waiting == 2 || other.is_finished()).then_some(()))
+        },
+    )
     .await?;
     assert!(!other.is_finished(), "told before it was durable");
     machine.lose_power()?;
     assert!(created.await?.is_err() && other.await?.is_err());
-    let coupons = database.connect().await?.query("select from coupons", &[]).await?;
+    let coupons = database
+        .connect()
+        .await?
+        .query("select from coupons", &[])
+        .await?;
     assert!(coupons.is_empty());
     Ok(())
 }

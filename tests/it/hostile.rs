@@ -86,9 +86,7 @@ async fn plant(client: &Client, schema: &str) -> Result<()> {
             arguments => format!(", {arguments}"),
         };
         client
-            .batch_execute(&returned(&format!(
-                "step_{i}(int8{more}) returns int8"
-            )))
+            .batch_execute(&returned(&format!("step_{i}(int8{more}) returns int8")))
             .await?;
         client
             .batch_execute(&format!(
@@ -196,10 +194,8 @@ impl Field {
             .owner
             .query("select distinct who, what from loot.trapped", &[])
             .await?;
-        let trapped: Vec<(String, String)> = trapped
-            .iter()
-            .map(|row| (row.get(0), row.get(1)))
-            .collect();
+        let trapped: Vec<(String, String)> =
+            trapped.iter().map(|row| (row.get(0), row.get(1))).collect();
         ensure!(trapped.is_empty(), "{trapped:?}");
         Ok(())
     }
@@ -361,7 +357,11 @@ async fn a_renamed_schema_breaks_no_function_and_its_old_name_leads_nowhere() ->
     assert_eq!(session.query(call, &[]).await?.len(), 1);
     for call in &CALLS[4..] {
         session
-            .batch_execute(&call.replace("honcho_", "store.honcho_").replace("'NEW'", "'NEWER'"))
+            .batch_execute(
+                &call
+                    .replace("honcho_", "store.honcho_")
+                    .replace("'NEW'", "'NEWER'"),
+            )
             .await?;
     }
     field.grant("store").await?;
