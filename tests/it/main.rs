@@ -21,6 +21,7 @@ mod kills;
 mod lanes;
 mod listing;
 mod logs;
+mod messages;
 mod metrics;
 mod outages;
 mod power_loss;
