@@ -16,3 +16,5 @@ comment on function @extschema@.honcho_list_claims(text, bigint, integer) is
     'A page of a coupon''s claims in claim order: up to max of those with an id above after';
 comment on function @extschema@.honcho_verify(text) is
     'Checks the books of one coupon, or of all: one row per coupon and invariant';
+comment on function @extschema@.honcho_keep_claimed() is
+    'Trigger function: coupons that have claims are neither deleted nor renamed';

@@ -11,5 +11,6 @@ revoke all on function
     @extschema@.honcho_list_coupons(bigint, integer),
     @extschema@.honcho_get_claim(text, text),
     @extschema@.honcho_list_claims(text, bigint, integer),
-    @extschema@.honcho_verify(text)
+    @extschema@.honcho_verify(text),
+    @extschema@.honcho_keep_claimed()
 from public;

@@ -61,6 +61,18 @@ pub fn require_writable(command: &CStr) {
     unsafe { pg_sys::PreventCommandIfReadOnly(command.as_ptr()) };
 }
 
+/// Refuses what a trigger has made of a claim.
+///
+/// # Errors
+/// `09000`, with `message`.
+pub fn refuse_triggers_change(message: &'static str) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+        message
+    );
+}
+
 /// An open table or index; its lock is held until the transaction ends.
 pub struct Relation(pg_sys::Relation);
 
@@ -77,14 +89,16 @@ impl Relation {
         Relation(unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
     }
 
-    /// Whether it has triggers that are not PostgreSQL's own.
-    fn has_user_triggers(&self) -> bool {
+    /// Returns true if it has triggers besides PostgreSQL's own and those that call the function `ours`.
+    pub fn has_user_triggers(&self, ours: Option<pg_sys::Oid>) -> bool {
         // SAFETY: the relation is open; its triggers are an array of `numtriggers`.
         unsafe {
             (*self.0).trigdesc.as_ref().is_some_and(|description| {
                 let count = description.numtriggers as usize;
                 let triggers = std::slice::from_raw_parts(description.triggers, count);
-                triggers.iter().any(|trigger| !trigger.tgisinternal)
+                triggers
+                    .iter()
+                    .any(|trigger| !trigger.tgisinternal && Some(trigger.tgfoid) != ours)
             })
         }
     }
@@ -119,6 +133,13 @@ impl Snapshot {
     pub fn push() -> Snapshot {
         // SAFETY: we are in a transaction; `drop` pops what is pushed here.
         unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        Snapshot(())
+    }
+
+    /// Makes a snapshot of this moment the active one, at every isolation level.
+    pub fn push_latest() -> Snapshot {
+        // SAFETY: as above.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetLatestSnapshot()) };
         Snapshot(())
     }
 }
@@ -193,11 +214,11 @@ impl Row<'_> {
     }
 }
 
-/// Look-ups in one unique index.
+/// Look-ups in one index.
 pub struct Lookup<'t> {
     table: &'t Relation,
     scan: pg_sys::IndexScanDesc,
-    /// A key for each column of the index, to be given its value.
+    /// A key for each column of the index that is looked up, to be given its value.
     keys: [pg_sys::ScanKeyData; MAX_KEYS],
     /// Whether the scan has keys to search for.
     begun: bool,
@@ -207,13 +228,20 @@ pub struct Lookup<'t> {
 impl<'t> Lookup<'t> {
     /// Prepares look-ups of rows of `table` by all columns of `index`, under the active snapshot.
     pub fn new(table: &'t Relation, index: &Relation) -> Lookup<'t> {
+        // SAFETY: the index is open.
+        let columns = unsafe { (*(*index.0).rd_index).indnkeyatts };
+        Lookup::by_first(columns as usize, table, index)
+    }
+
+    /// Prepares look-ups of rows of `table` by the first `columns` of `index`, under the active
+    /// snapshot; with none of them, any row is found.
+    pub fn by_first(columns: usize, table: &'t Relation, index: &Relation) -> Lookup<'t> {
         let slot = Slot::new(table);
         let mut keys = [pg_sys::ScanKeyData::default(); MAX_KEYS];
         // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. The index's
         // columns are texts, all with collation "C", which is what `ScanKeyInit` sets.
         let scan = unsafe {
-            let columns = (*(*index.0).rd_index).indnkeyatts;
-            for (i, key) in keys.iter_mut().take(columns as usize).enumerate() {
+            for (i, key) in keys.iter_mut().take(columns).enumerate() {
                 pg_sys::ScanKeyInit(
                     key,
                     i as pg_sys::AttrNumber + 1,
@@ -228,7 +256,7 @@ impl<'t> Lookup<'t> {
                 pg_sys::GetActiveSnapshot(),
                 #[cfg(feature = "pg18")]
                 ptr::null_mut(),
-                columns.into(),
+                columns as i32,
                 0,
             )
         };
@@ -260,11 +288,11 @@ impl<'t> Lookup<'t> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// The row with these values in the columns with these attribute numbers, which are those of
-    /// the index, in any order.
+    /// A row with these values in the columns with these attribute numbers, which are those that were
+    /// prepared for, in any order.
     pub fn find(&mut self, key: &[(usize, Text)]) -> Option<Row<'_>> {
         self.begun = true;
-        // SAFETY: the index is open, and the scan was begun for all of its columns.
+        // SAFETY: the index is open, and the scan was begun for as many columns.
         let found = unsafe {
             let columns = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
             for (i, column) in columns.as_slice(key.len()).iter().enumerate() {
@@ -364,31 +392,9 @@ pub struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    /// Prepares to insert into `table` rows that refer to rows of `locked_parent` which this
-    /// transaction has locked. Their foreign key holds by that lock, so its trigger is left out: it
-    /// would look the parent up again for each row, at several times the cost of the insert. Not so
-    /// where users' triggers could change either row.
-    pub fn for_insert(table: &'t Relation, locked_parent: &Relation) -> Writer<'t> {
-        let parent = locked_parent.oid();
-        let parent_has_triggers = locked_parent.has_user_triggers();
-        Writer::new(table, |trigger| {
-            !parent_has_triggers
-                && trigger.tgfoid == pg_sys::Oid::from(pg_sys::F_RI_FKEY_CHECK_INS)
-                && trigger.tgconstrrelid == parent
-        })
-    }
-
-    /// Prepares to update columns of `table` that no foreign key refers to; the triggers that would
-    /// find this out again for each row are left out.
-    pub fn for_update(table: &'t Relation) -> Writer<'t> {
-        Writer::new(table, |trigger| {
-            // SAFETY: compares an OID with those of the built-in triggers.
-            let kind = unsafe { pg_sys::RI_FKey_trigger_type(trigger.tgfoid) };
-            kind == pg_sys::RI_TRIGGER_PK as i32
-        })
-    }
-
-    fn new(table: &'t Relation, redundant: impl Fn(&pg_sys::Trigger) -> bool) -> Writer<'t> {
+    /// Prepares to write to `table`. Its triggers fire, but not those that call the function `ours`
+    /// unless users' triggers may have changed what it looks at.
+    pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>) -> Writer<'t> {
         let slot = Slot::new(table);
         // SAFETY: the table stays open while the writer lives; what is made here is freed by `drop`,
         // or with the transaction's memory after an error.
@@ -397,8 +403,10 @@ impl<'t> Writer<'t> {
             let estate = pg_sys::CreateExecutorState();
             let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
-            if !table.has_user_triggers() {
-                leave_out(&mut *target, redundant);
+            if let Some(ours) = ours
+                && !table.has_user_triggers(Some(ours))
+            {
+                leave_out(&mut *target, ours);
             }
             #[cfg(not(feature = "pg18"))]
             crate::checks::attach(&mut *target);
@@ -425,7 +433,8 @@ impl<'t> Writer<'t> {
     /// Inserts a row with these values by attribute number; the other columns are null.
     ///
     /// # Errors
-    /// `23505`, `23514`, `23502` if a constraint is violated; whatever a trigger raises.
+    /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; whatever a trigger
+    /// raises.
     pub fn insert(&mut self, values: &[(usize, Datum)]) {
         let slot = self.slot.0;
         // SAFETY: attribute numbers are checked against the descriptor that sized the arrays.
@@ -445,6 +454,31 @@ impl<'t> Writer<'t> {
             pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
         }
         self.require_written();
+        if self.slot.columns() > values.len() {
+            self.require_domains();
+        }
+    }
+
+    /// Checks the nulls that were written against their domains. SQL checks a value as it makes it, and
+    /// nothing made these.
+    ///
+    /// # Errors
+    /// `23502`, `23514`.
+    fn require_domains(&self) {
+        // SAFETY: the slot holds a row with so many columns; a null needs no value. The type of a
+        // dropped column is none, which is no domain.
+        unsafe {
+            let slot = self.slot.0;
+            pg_sys::slot_getallattrs(slot);
+            let table = (*(*self.target).ri_RelationDesc).rd_id;
+            for i in (0..self.slot.columns()).filter(|&i| *(*slot).tts_isnull.add(i)) {
+                let domain = pg_sys::get_atttype(table, i as pg_sys::AttrNumber + 1);
+                if pg_sys::get_typtype(domain) as u8 == pg_sys::TYPTYPE_DOMAIN {
+                    let (cache, memory) = (ptr::null_mut(), ptr::null_mut());
+                    pg_sys::domain_check(Datum::null(), true, domain, cache, memory);
+                }
+            }
+        }
     }
 
     /// Sets one column of `row`, which this transaction has locked.
@@ -479,6 +513,11 @@ impl<'t> Writer<'t> {
         self.require_written();
     }
 
+    /// The row last written, as triggers left it.
+    pub fn written(&self) -> Row<'_> {
+        Row(&self.slot)
+    }
+
     /// Fails if a trigger kept the row in the slot from being written.
     ///
     /// # Errors
@@ -487,11 +526,7 @@ impl<'t> Writer<'t> {
         // SAFETY: a row that is written has its place; one that is only put into the slot has none.
         let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*self.slot.0).tts_tid) };
         if !written {
-            ereport!(
-                ERROR,
-                PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
-                "a trigger suppressed a write of the claim"
-            );
+            refuse_triggers_change("a trigger suppressed a write of the claim");
         }
     }
 
@@ -517,14 +552,12 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Takes the `redundant` triggers out of the target's own copy of its table's triggers.
+/// Takes the triggers that call `function` out of the target's own copy of its table's triggers. Left
+/// with none, it does not fetch the row that was there before, either.
 ///
 /// # Safety
 /// `target` is initialised and has fired nothing yet.
-unsafe fn leave_out(
-    target: &mut pg_sys::ResultRelInfo,
-    redundant: impl Fn(&pg_sys::Trigger) -> bool,
-) {
+unsafe fn leave_out(target: &mut pg_sys::ResultRelInfo, function: pg_sys::Oid) {
     // SAFETY: InitResultRelInfo copied the descriptor, with an array of `numtriggers`.
     unsafe {
         let Some(description) = target.ri_TrigDesc.as_mut() else {
@@ -534,7 +567,7 @@ unsafe fn leave_out(
             std::slice::from_raw_parts_mut(description.triggers, description.numtriggers as usize);
         let mut kept = 0;
         for i in 0..triggers.len() {
-            if !redundant(&triggers[i]) {
+            if triggers[i].tgfoid != function {
                 triggers.swap(kept, i);
                 kept += 1;
             }

@@ -70,6 +70,8 @@ fn honcho_claim_batch(
     user_ids: Option<Array<'_, &str>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> TableIterator<'static, (name!(ordinal, i32), name!(outcome, SqlOutcome))> {
+    // First: the elements of an array are not checked to be valid strings.
+    let schema = Schema::of_call(fcinfo);
     let coupon_name = args::text("coupon_name", coupon_name);
     let user_ids = args::not_null("user_ids", user_ids);
     if user_ids.len() > MAX_BATCH {
@@ -86,7 +88,6 @@ fn honcho_claim_batch(
             other => args::text(&format!("user_ids[{}]", i + 1), other),
         })
         .collect();
-    let schema = Schema::of_call(fcinfo);
     let outcomes = claim(schema, &user_ids, coupon_name);
     TableIterator::new((1..).zip(Outcome::all_to_sql(outcomes, schema)))
 }

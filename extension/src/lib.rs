@@ -17,6 +17,7 @@ mod errors;
 mod outcome;
 mod plan;
 mod queue;
+mod reference;
 mod rows;
 mod schema;
 mod store;
@@ -37,8 +38,14 @@ pgrx::extension_sql_file!(
         coupon::honcho_create_coupon,
         coupon::honcho_get_coupon,
         coupon::honcho_list_coupons,
+        reference::honcho_keep_claimed,
         verify::honcho_verify,
     ],
+);
+pgrx::extension_sql_file!(
+    "../../sql/triggers.sql",
+    name = "triggers",
+    requires = ["tables", reference::honcho_keep_claimed]
 );
 pgrx::extension_sql_file!(
     "../../sql/comments.sql",

@@ -12,7 +12,25 @@ impl Schema {
     /// The schema of the function that is being called.
     pub fn of_call(fcinfo: pg_sys::FunctionCallInfo) -> Schema {
         // SAFETY: PostgreSQL hands every function a valid fcinfo with its flinfo.
-        Schema(unsafe { pg_sys::get_func_namespace((*(*fcinfo).flinfo).fn_oid) })
+        Schema::of_function(unsafe { (*(*fcinfo).flinfo).fn_oid })
+    }
+
+    /// The schema of the extension's function with this OID.
+    ///
+    /// # Errors
+    /// `0A000` unless the database's encoding is UTF8, which Rust's strings are: PostgreSQL would hand
+    /// over others that are none. `create extension` refuses there, but earlier releases did not.
+    pub fn of_function(function: pg_sys::Oid) -> Schema {
+        // SAFETY: returns a setting of the database.
+        if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8 as i32 {
+            ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+                "honcho works only in databases with the encoding UTF8"
+            );
+        }
+        // SAFETY: a lookup in the system cache.
+        Schema(unsafe { pg_sys::get_func_namespace(function) })
     }
 
     /// Its name at present.
@@ -44,6 +62,23 @@ impl Schema {
             .iter()
             .find_map(|name| self.find_relation(name).filter(of_table))
             .unwrap_or_else(|| missing(names[0]))
+    }
+
+    /// The OID of the function called `name` that takes no arguments; none before the extension is
+    /// updated to a version that has it.
+    pub fn function(self, name: &CStr) -> Option<pg_sys::Oid> {
+        // SAFETY: a lookup in the system cache by valid arguments.
+        let oid = unsafe {
+            pg_sys::GetSysCacheOid(
+                pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+                pg_sys::Anum_pg_proc_oid as pg_sys::AttrNumber,
+                pg_sys::Datum::from(name.as_ptr()),
+                pg_sys::Datum::from(pg_sys::buildoidvector(std::ptr::null(), 0)),
+                pg_sys::Datum::from(self.0),
+                pg_sys::Datum::null(),
+            )
+        };
+        (oid != pg_sys::InvalidOid).then_some(oid)
     }
 
     fn find_relation(self, name: &CStr) -> Option<pg_sys::Oid> {

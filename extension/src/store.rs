@@ -4,7 +4,11 @@
 //! found by the attribute numbers of sql/tables.sql.
 
 use std::ffi::CStr;
+use std::num::NonZeroUsize;
 
+use pgrx::AllocatedByPostgres;
+use pgrx::datum::TryFromDatumError;
+use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::pg_sys::{self, Datum};
 
 use crate::access::{self, Lookup, Relation, Row, Snapshot, Text, Writer};
@@ -13,6 +17,7 @@ use crate::schema::Schema;
 
 const ID: usize = 1;
 const NAME: usize = 2;
+const AMOUNT: usize = 3;
 const REMAINING_AMOUNT: usize = 4;
 const STARTS_AT: usize = 6;
 const ENDS_AT: usize = 7;
@@ -27,6 +32,8 @@ const CLAIM_CLAIMED_AT: usize = 4;
 pub struct Coupon {
     /// Its identity.
     pub id: i64,
+    /// How many were issued.
+    pub amount: i32,
     /// How many are left to claim.
     pub remaining: i32,
     /// The transaction that wrote this version.
@@ -40,6 +47,7 @@ impl Coupon {
     fn read(row: Row<'_>) -> Coupon {
         Coupon {
             id: row.get(ID).map_or(0, |id| id.value() as i64),
+            amount: row.get(AMOUNT).map_or(0, |amount| amount.value() as i32),
             remaining: row
                 .get(REMAINING_AMOUNT)
                 .map_or(0, |remaining| remaining.value() as i32),
@@ -48,6 +56,11 @@ impl Coupon {
             ends_at: row.get(ENDS_AT).map(|ends_at| ends_at.value() as i64),
             paused: row.get(PAUSED).is_some_and(|paused| paused.value() != 0),
         }
+    }
+
+    /// How many are given.
+    fn given(&self) -> i32 {
+        self.amount.wrapping_sub(self.remaining)
     }
 
     /// Why a user who holds none is refused now, if so.
@@ -184,21 +197,55 @@ impl<'t> View<'t> {
     }
 }
 
+/// The name of the coupon in `row`, as a trigger gets it; none if the row is none of `coupons`.
+pub fn coupon_name(
+    row: &PgHeapTuple<'_, AllocatedByPostgres>,
+) -> Result<Option<String>, TryFromDatumError> {
+    NonZeroUsize::new(NAME).map_or(Ok(None), |attribute| row.get_by_index(attribute))
+}
+
+/// Returns true if there is a claim on the coupon called `name`, or on any coupon if there is no name.
+/// It sees all that is committed and all that this transaction has written, at every isolation level.
+pub fn is_claimed(schema: Schema, name: Option<&str>) -> bool {
+    access::next_command();
+    let tables = Tables::open(schema);
+    let _snapshot = Snapshot::push_latest();
+    let name = name.map(Text::new);
+    let mut claims = Lookup::by_first(
+        usize::from(name.is_some()),
+        &tables.claims,
+        &tables.claims_by_user,
+    );
+    match name {
+        Some(name) => claims.find(&[(CLAIM_COUPON_NAME, name)]),
+        None => claims.find(&[]),
+    }
+    .is_some()
+}
+
 /// Both tables, open for writing: made before the wait in the queue, so that those behind do not wait
 /// for it.
 pub struct Ledger<'t> {
+    tables: &'t Tables,
     coupons: Writer<'t>,
     claims: Writer<'t>,
     claim_ids: pg_sys::Oid,
+    /// Users' triggers may change what is written.
+    has_user_triggers: bool,
 }
 
 impl<'t> Ledger<'t> {
     /// Locks both tables as an `insert` or `update` does.
     pub fn open(tables: &'t Tables) -> Ledger<'t> {
+        // A claim neither deletes nor renames a coupon.
+        let ours = tables.schema.function(c"honcho_keep_claimed");
         Ledger {
-            coupons: Writer::for_update(&tables.coupons),
-            claims: Writer::for_insert(&tables.claims, &tables.coupons),
+            coupons: Writer::new(&tables.coupons, ours),
+            claims: Writer::new(&tables.claims, None),
             claim_ids: tables.schema.relation(c"claims_id_seq"),
+            has_user_triggers: tables.coupons.has_user_triggers(ours)
+                || tables.claims.has_user_triggers(None),
+            tables,
         }
     }
 
@@ -207,7 +254,8 @@ impl<'t> Ledger<'t> {
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated, which nothing but a write that
-    /// bypassed the queue can bring about; whatever a trigger raises.
+    /// bypassed the queue can bring about; whatever a trigger raises; `09000` if a trigger has changed
+    /// what is written so that it is no claim.
     pub fn write(
         &mut self,
         view: &View<'_>,
@@ -219,6 +267,13 @@ impl<'t> Ledger<'t> {
         self.coupons.begin();
         self.coupons
             .update(view.coupons.found(), REMAINING_AMOUNT, Datum::from(left));
+        if self.has_user_triggers {
+            // A trigger may restock in passing: what counts is how many are given.
+            let given = coupon.given() + user_ids.len() as i32;
+            if Coupon::read(self.coupons.written()).given() != given {
+                access::refuse_triggers_change("a trigger on coupons left the stock as it was");
+            }
+        }
         self.coupons.end();
 
         let claimed_at = access::now();
@@ -233,5 +288,26 @@ impl<'t> Ledger<'t> {
         }
         self.claims.end();
         access::next_command();
+        if self.has_user_triggers {
+            self.require_written(coupon_name, user_ids);
+        }
+    }
+
+    /// Fails unless the coupon and the claims are there.
+    ///
+    /// # Errors
+    /// `09000`.
+    fn require_written(&self, coupon_name: Text, user_ids: &[Text]) {
+        let mut view = View::new(self.tables);
+        if view.coupon(coupon_name).is_none() {
+            access::refuse_triggers_change("a trigger removed or renamed the coupon of the claim");
+        }
+        for &user_id in user_ids {
+            if view.claim(user_id, coupon_name).is_none() {
+                access::refuse_triggers_change(
+                    "a trigger removed the claim or changed its user or coupon",
+                );
+            }
+        }
     }
 }

@@ -16,8 +16,9 @@ use crate::schema::Schema;
 /// # Returns
 /// One row per coupon and invariant, coupons by name: whether it holds, and the figures.
 /// `stock`: amount = remaining_amount + claims. `range`: 0 <= remaining_amount <= amount.
-/// `one_per_user`: no user holds the coupon twice. A claim whose coupon is gone is reported as the
-/// invariant `coupon_exists`, and only then.
+/// `one_per_user`: no user holds the coupon twice. Two more are reported only if they do not hold.
+/// `ids`: the sequences are past the ids of the coupon and its claims, so that they give none again.
+/// `coupon_exists`: the coupon of the claims is there.
 ///
 /// # Errors
 /// `22023` for a bad argument.
@@ -44,21 +45,28 @@ fn honcho_verify(
         Plan::new(
             "with claimed as (
                  select coupon_name, pg_catalog.count(*) as claims,
-                        pg_catalog.count(distinct user_id) as users
+                        pg_catalog.count(distinct user_id) as users, pg_catalog.max(id) as last
                  from {schema}.claims
                  where $1 is null or coupon_name operator(pg_catalog.=) $1
                  group by coupon_name
              ), book as (
                  select coalesce(c.name, claimed.coupon_name) as name, c.id is not null as known,
                         c.amount, c.remaining_amount,
-                        coalesce(claims, 0) as claims, coalesce(users, 0) as users
+                        coalesce(claims, 0) as claims, coalesce(users, 0) as users,
+                        c.id, coalesce(last, 0) as last
                  from {schema}.coupons c
                  full join claimed on claimed.coupon_name operator(pg_catalog.=) c.name
                  where $1 is null
                     or coalesce(c.name, claimed.coupon_name) operator(pg_catalog.=) $1
+             ), given as (
+                 select case when c.is_called then c.last_value
+                             else c.last_value operator(pg_catalog.-) 1 end as coupon_ids,
+                        case when l.is_called then l.last_value
+                             else l.last_value operator(pg_catalog.-) 1 end as claim_ids
+                 from {schema}.coupons_id_seq c, {schema}.claims_id_seq l
              )
              select name::pg_catalog.text, invariant, holds, detail
-             from book, lateral (values
+             from book, given, lateral (values
                  (1, known, 'stock',
                   amount operator(pg_catalog.=) (remaining_amount operator(pg_catalog.+) claims),
                   pg_catalog.format('amount %s, remaining_amount %s, claims %s',
@@ -69,7 +77,11 @@ fn honcho_verify(
                   pg_catalog.format('amount %s, remaining_amount %s', amount, remaining_amount)),
                  (3, true, 'one_per_user', claims operator(pg_catalog.=) users,
                   pg_catalog.format('claims %s, users %s', claims, users)),
-                 (4, not known, 'coupon_exists', false,
+                 (4, id operator(pg_catalog.>) coupon_ids or last operator(pg_catalog.>) claim_ids,
+                  'ids', false,
+                  pg_catalog.format('id %s of %s given, last claim id %s of %s given',
+                                    id, coupon_ids, last, claim_ids)),
+                 (5, not known, 'coupon_exists', false,
                   pg_catalog.format('claims %s', claims))
              ) as checked (ordinal, applies, invariant, holds, detail)
              where applies

@@ -15,6 +15,11 @@ where conrelid in ('coupons'::regclass, 'claims'::regclass)
   and contype <> 'n'
 order by 1, 2;
 
+select pg_get_triggerdef(oid), obj_description(oid, 'pg_trigger')
+from pg_trigger
+where tgrelid in ('coupons'::regclass, 'claims'::regclass)
+order by tgname;
+
 select enum_range(null::honcho_outcome);
 
 -- Every table, column, function and type says what it is.

@@ -47,7 +47,39 @@ create trigger suppress before update on coupons for each row execute function s
 select honcho_claim('kim', 'PROMO');
 drop trigger suppress on coupons;
 
--- The foreign key is checked again where a trigger may have changed what it rests on.
+-- One that writes what was there before, too, for it returns the old row.
+create function keep_old() returns trigger language plpgsql as 'begin return old; end';
+create trigger keep_old before update on coupons for each row execute function keep_old();
+select honcho_claim('kim', 'PROMO');
+drop trigger keep_old on coupons;
+-- It may restock in passing.
+create function restock() returns trigger language plpgsql as $$
+begin
+    if new.remaining_amount = 1 then
+        new.amount := new.amount + 1;
+        new.remaining_amount := new.remaining_amount + 1;
+    end if;
+    return new;
+end $$;
+create trigger restock before update on coupons for each row execute function restock();
+begin;
+select honcho_claim('kim', 'PROMO');
+select amount, remaining_amount from coupons;
+rollback;
+drop trigger restock on coupons;
+-- One that makes another claim of it takes it back.
+create function rename() returns trigger language plpgsql as
+    $$ begin new.user_id := 'someone else'; return new; end $$;
+create trigger rename before insert on claims for each row execute function rename();
+select honcho_claim('kim', 'PROMO');
+select * from honcho_claim_batch('PROMO', array['kim', 'someone else']);
+drop trigger rename on claims;
+create function undo() returns trigger language plpgsql as
+    $$ begin delete from public.claims where id = new.id; return null; end $$;
+create trigger undo after insert on claims for each row execute function undo();
+select honcho_claim('kim', 'PROMO');
+drop trigger undo on claims;
+-- So does one that takes the claim's coupon away.
 create function move() returns trigger language plpgsql as
     $$ begin new.coupon_name := 'NOWHERE'; return new; end $$;
 create trigger move before insert on claims for each row execute function move();
@@ -60,6 +92,48 @@ create trigger remove after update on coupons for each row when (new.remaining_a
     execute function remove();
 select honcho_claim('kim', 'LAST');
 drop trigger remove on coupons;
+create function remove_coupon() returns trigger language plpgsql as
+    $$ begin delete from public.coupons where name = new.coupon_name; return null; end $$;
+
+create function rename_coupon() returns trigger language plpgsql as
+    $$ begin new.name := 'RENAMED'; return new; end $$;
+create trigger rename_coupon before update on coupons for each row execute function rename_coupon();
+select honcho_claim('kim', 'LAST');
+select honcho_claim('kim', 'PROMO');
+drop trigger rename_coupon on coupons;
+create trigger remove after insert on claims for each row execute function remove_coupon();
+select honcho_claim('kim', 'LAST');
+drop trigger remove on claims;
+
+-- Foreign keys of the users' own hold, to whatever column and from whatever.
+alter table claims add column base text generated always as (nullif(split_part(user_id, ':', 2), '')) stored;
+alter table claims add constraint base_exists foreign key (base) references coupons (name);
+select honcho_claim('u:GHOST', 'PROMO');
+begin;
+select honcho_claim('u:PROMO', 'PROMO');
+rollback;
+alter table claims drop column base;
+alter table coupons add unique (id, remaining_amount);
+create table child (id bigint, rem int,
+    foreign key (id, rem) references coupons (id, remaining_amount) on update cascade);
+insert into child select id, remaining_amount from coupons where name = 'LAST';
+begin;
+select honcho_claim('kim', 'LAST');
+select rem from child;
+rollback;
+drop table child;
+
+-- A column that a claim leaves null has its say as well.
+create domain required as text default 'x' constraint not_null not null;
+alter table claims add column note required;
+select honcho_claim('kim', 'LAST');
+create function note() returns trigger language plpgsql as $$ begin new.note := 'y'; return new; end $$;
+create trigger note before insert on claims for each row execute function note();
+begin;
+select honcho_claim('kim', 'LAST');
+rollback;
+drop trigger note on claims;
+alter table claims drop column note;
 
 -- Checks of the users' own hold, whatever they call and however often they fail.
 create function is_welcome(user_id text) returns boolean language sql as
@@ -90,4 +164,6 @@ select * from honcho_verify() where not holds;
 
 drop extension honcho cascade;
 drop table log;
-drop function log_row, refuse, suppress, move, remove, is_welcome;
+drop domain required;
+drop function log_row, refuse, suppress, keep_old, restock, rename, undo, move, remove, remove_coupon, rename_coupon,
+    note, is_welcome;
