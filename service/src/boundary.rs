@@ -22,6 +22,7 @@ use opentelemetry::trace::{FutureExt, TraceId};
 
 use self::streamed::Streamed;
 use crate::{
+    admission::PROBES,
     problem::{self, Failure},
     serve::Peer,
     telemetry::{
@@ -34,9 +35,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The route of requests for which there is none.
 const UNMATCHED: &str = "unmatched";
-
-/// What machines ask every few seconds, whose lines would only hide the others.
-const QUIET: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// By what a request is found again in the log.
 #[derive(Clone, Copy, Debug)]
@@ -114,7 +112,8 @@ impl Crossing {
                 )
             };
         }
-        if QUIET.contains(&route) {
+        // Their lines would only hide the others.
+        if PROBES.contains(&route) {
             log_at!(debug);
         } else {
             log_at!(info);

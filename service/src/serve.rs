@@ -144,8 +144,8 @@ pub fn make_room(connections: usize, database_connections: usize) {
 /// Serves `router` on `listener` until `stop` completes, then finishes the requests under way.
 ///
 /// This is what `axum::serve` does, with bounds, and with settings that it hides: no part of an answer
-/// waits for the one before to be acknowledged, head and body leave in one write, and the system takes
-/// little ahead.
+/// waits for the one before to be acknowledged, and the system takes little ahead. Head and body leave in
+/// one write, without being copied together.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -223,7 +223,7 @@ fn answer(
     });
     let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
-        .writev(false)
+        .writev(true)
         .serve_connection(TokioIo::new(stream), service);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
