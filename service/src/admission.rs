@@ -1,4 +1,4 @@
-//! Admission: what a request to the API must pass before its route.
+//! Admission: what a request must pass before its route.
 //!
 //! In this order: there is room for it, its address may ask again, its caller is known, the caller may
 //! ask again. Then the route has so long to answer.
@@ -21,9 +21,11 @@ use crate::{
     serve::Peer,
 };
 
-/// What lies under this path needs admission. Health, metrics and documentation do not: they must answer
-/// when nothing else does.
+/// What lies under this path needs a token, where there are tokens.
 const API: &str = "/api/";
+
+/// What machines ask every few seconds. It needs no admission: it must answer when nothing else does.
+pub(crate) const PROBES: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// What the log says of a route that took too long.
 const LATE: &str = "the request took too long";
@@ -107,17 +109,13 @@ impl Door {
     /// # Errors
     /// Why it is turned away.
     pub fn admit(&self, request: &mut Request) -> Result<Admission, Refusal> {
-        if !request.uri().path().starts_with(API) {
+        if PROBES.contains(&request.uri().path()) {
             return Ok(Admission {
                 place: None,
                 usage: None,
             });
         }
-        let Inner {
-            access,
-            bounds,
-            room,
-        } = &*self.0;
+        let Inner { bounds, room, .. } = &*self.0;
         let Ok(held) = Arc::clone(room).try_acquire_owned() else {
             return Err(Refusal {
                 error: Error::TooManyRequests,
@@ -125,7 +123,7 @@ impl Door {
             });
         };
         let (caller, usage) = match &bounds.rate_limit {
-            None => (access.identify(request.headers()), None),
+            None => (self.identify(request), None),
             Some(rate_limit) => {
                 let (caller, usage) = self.count(rate_limit, request);
                 (caller, Some((self.clone(), usage)))
@@ -153,18 +151,26 @@ impl Door {
         })
     }
 
+    fn identify(&self, request: &Request) -> Result<Option<Caller>, Error> {
+        if request.uri().path().starts_with(API) {
+            self.0.access.identify(request.headers())
+        } else {
+            Ok(None)
+        }
+    }
+
     /// Counts a request for its caller, who is told to wait where there were too many.
     fn count(
         &self,
         rate_limit: &RateLimit,
         request: &Request,
     ) -> (Result<Option<Caller>, Error>, Usage) {
-        let Inner { access, bounds, .. } = &*self.0;
+        let bounds = &self.0.bounds;
         let peer = request.extensions().get::<Peer>();
         let address = peer.map(|peer| bounds.proxies.client(peer.address.ip(), request.headers()));
         let by_address = || address.map_or(Key::Unknown, Key::address);
         let (caller, usage) = if rate_limit.is_by_token() {
-            let caller = access.identify(request.headers());
+            let caller = self.identify(request);
             // Who shows no token is told apart by address: guessing is limited, too.
             let key = match &caller {
                 Ok(Some(caller)) => Key::Caller(caller.identity.clone()),
@@ -178,7 +184,7 @@ impl Door {
             if usage.wait().is_some() {
                 (Ok(None), usage)
             } else {
-                (access.identify(request.headers()), usage)
+                (self.identify(request), usage)
             }
         };
         match usage.wait() {

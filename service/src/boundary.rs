@@ -1,6 +1,8 @@
 //! The boundary: what every request passes on its way in and out. It gives it an id and a trace,
 //! writes out its error, and counts and logs it.
 
+mod streamed;
+
 use std::{
     hash::{BuildHasher, RandomState},
     net::IpAddr,
@@ -11,14 +13,16 @@ use std::{
 };
 
 use axum::{
-    body::HttpBody,
+    body::{Body, HttpBody},
     extract::{MatchedPath, Request},
     http::{HeaderName, HeaderValue, Method},
     response::Response,
 };
 use opentelemetry::trace::{FutureExt, TraceId};
 
+use self::streamed::Streamed;
 use crate::{
+    admission::PROBES,
     problem::{self, Failure},
     serve::Peer,
     telemetry::{
@@ -31,9 +35,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The route of requests for which there is none.
 const UNMATCHED: &str = "unmatched";
-
-/// What machines ask every few seconds, whose lines would only hide the others.
-const QUIET: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// By what a request is found again in the log.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +95,7 @@ impl Crossing {
         let status = response.status();
         let route = route(self.path.as_ref());
         let took = self.underway.finish(route, &self.method, status);
+        let bytes = response.body().size_hint().exact();
         macro_rules! log_at {
             ($level:ident) => {
                 tracing::$level!(
@@ -103,19 +105,32 @@ impl Crossing {
                     route,
                     status = status.as_u16(),
                     duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                    bytes = response.body().size_hint().exact(),
+                    bytes,
                     request_id,
                     trace_id = trace_id.map(display),
                     client = self.client.map(display),
                 )
             };
         }
-        if QUIET.contains(&route) {
+        // Their lines would only hide the others.
+        if PROBES.contains(&route) {
             log_at!(debug);
         } else {
             log_at!(info);
         }
         self.trace.finish(status, request_id);
+        if bytes.is_none() && self.method != Method::HEAD {
+            response = response.map(|body| {
+                Body::new(Streamed {
+                    body,
+                    request_id: self.id.clone(),
+                    trace_id,
+                    client: self.client,
+                    bytes: 0,
+                    has_ended: false,
+                })
+            });
+        }
         response.headers_mut().insert(REQUEST_ID, self.id);
         response
     }

@@ -5,6 +5,7 @@
 //! extension may live in any schema.
 
 mod connections;
+mod places;
 mod reading;
 
 use std::{str::FromStr, sync::Arc, time::Instant};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 
-use self::connections::Connections;
+use self::connections::{Argument, Connections};
 pub use self::reading::{Coupon, Reading};
 use crate::{config, error::Error};
 
@@ -156,7 +157,10 @@ impl Database {
     pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
         let rows = self
             .0
-            .write("select honcho_create_coupon($1, $2)", &[&name, &amount])
+            .create(
+                "select honcho_create_coupon($1, $2)",
+                vec![Box::new(name.to_owned()), Box::new(amount)],
+            )
             .await?;
         let row = rows
             .first()
@@ -187,10 +191,17 @@ impl Database {
             .collect()
     }
 
-    /// `honcho_get_coupon` and `honcho_list_claims` in one snapshot; none when there is no such
-    /// coupon. The list is read while the caller takes it, in constant memory; the connection is
-    /// given back at its end or when the caller drops it.
-    pub async fn read_coupon(&self, name: &str) -> Result<Option<Reading>, Error> {
+    /// `honcho_get_coupon` and `honcho_list_claims`: a coupon, its first claimants, and those that follow,
+    /// to be read page by page, if there are any; none when there is no such coupon. All are as of one
+    /// moment.
+    ///
+    /// # Errors
+    /// [`Error::TooManyLists`] if the list is long and too many such lists are being read; else those of
+    /// the database.
+    pub async fn read_coupon(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Coupon, Vec<String>, Option<Reading>)>, Error> {
         reading::begin(&self.0, name).await
     }
 
@@ -206,7 +217,10 @@ impl Database {
             utc!("ends_at"),
             ", paused from honcho_list_coupons($1, $2)"
         );
-        let rows = self.0.query(sql, &[&after, &max]).await?;
+        let rows = self
+            .0
+            .read(sql, vec![Box::new(after), Box::new(max)])
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(CouponRow {
@@ -238,7 +252,9 @@ impl Database {
               left join honcho_list_claims($1, $2, $3) as claim on true
              order by claim.id"
         );
-        let rows = self.0.query(sql, &[&coupon_name, &after, &max]).await?;
+        let coupon_name = Box::new(coupon_name.to_owned());
+        let arguments: Vec<Argument> = vec![coupon_name, Box::new(after), Box::new(max)];
+        let rows = self.0.read(sql, arguments).await?;
         of_a_coupon(&rows)
     }
 
@@ -254,7 +270,9 @@ impl Database {
             utc!("claimed_at"),
             " from honcho_get_coupon($2) left join honcho_get_claim($1, $2) as claim on true"
         );
-        let rows = self.0.query(sql, &[&user_id, &coupon_name]).await?;
+        let user_id = Box::new(user_id.to_owned());
+        let arguments: Vec<Argument> = vec![user_id, Box::new(coupon_name.to_owned())];
+        let rows = self.0.read(sql, arguments).await?;
         of_a_coupon(&rows)
     }
 }

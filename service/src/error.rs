@@ -92,6 +92,9 @@ pub enum Error {
     /// So many requests are under way already that another is turned away.
     #[error("too many requests at once")]
     TooManyRequests,
+    /// So many long lists are being read already that another is turned away.
+    #[error("too many long lists at once")]
+    TooManyLists,
     /// So many connections are open already that another is turned away.
     #[error("too many connections")]
     TooManyConnections,
@@ -178,6 +181,7 @@ impl Error {
             | Self::Overloaded
             | Self::NotReady(_)
             | Self::TooManyRequests
+            | Self::TooManyLists
             | Self::TooManyConnections
             | Self::RateLimited(_) => {}
         }

@@ -20,6 +20,7 @@ use futures_util::FutureExt;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
@@ -31,11 +32,16 @@ use tower_service::Service;
 use tracing::{debug, error, warn};
 
 use self::activity::{Activity, Alarm, Watched};
-use crate::{error::Error, problem};
+use crate::{error::Error, problem, telemetry::metrics::metrics};
 
 /// How long to wait before the next connection is taken where taking one failed: most likely files
 /// have run out, and will for a moment.
 const BREATH: Duration = Duration::from_millis(100);
+
+/// How much of an answer the system takes ahead of what it can send to the client. Without a limit it
+/// takes megabytes, and more only when a third of them has left: a client that is slow but not idle would
+/// seem to take in nothing meanwhile, and one that takes in nothing would cost all that memory.
+const AHEAD: u32 = 128 * 1024;
 
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,14 +143,19 @@ pub fn make_room(connections: usize, database_connections: usize) {
 
 /// Serves `router` on `listener` until `stop` completes, then finishes the requests under way.
 ///
-/// This is what `axum::serve` does, with bounds, and with two settings that it hides: no part of an
-/// answer waits for the one before to be acknowledged, and head and body leave in one write.
+/// This is what `axum::serve` does, with bounds, and with settings that it hides: no part of an answer
+/// waits for the one before to be acknowledged, and the system takes little ahead. Head and body leave in
+/// one write, without being copied together.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
     stop: impl Future<Output = ()>,
 ) {
+    // The connections inherit it.
+    if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(AHEAD) {
+        warn!("no TCP_NOTSENT_LOWAT: {error}");
+    }
     let connections = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(
         limits.connections.min(Semaphore::MAX_PERMITS),
@@ -212,7 +223,7 @@ fn answer(
     });
     let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
-        .writev(false)
+        .writev(true)
         .serve_connection(TokioIo::new(stream), service);
     let connection = connections.watch(connection);
     tokio::spawn(async move {
@@ -223,7 +234,7 @@ fn answer(
         let mut is_set = false;
         let ended = poll_fn(|context| {
             if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                return Poll::Ready(Some(ended));
+                return Poll::Ready(Ok(ended));
             }
             loop {
                 let due = activity.due();
@@ -241,10 +252,10 @@ fn answer(
                 // Tokio's budget for the task must not keep the alarm from being told.
                 ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
                 match activity.ring() {
-                    Alarm::CutOff => return Poll::Ready(None),
+                    cut @ (Alarm::Silent | Alarm::TakesNothing) => return Poll::Ready(Err(cut)),
                     Alarm::Answer => {
                         if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                            return Poll::Ready(Some(ended));
+                            return Poll::Ready(Ok(ended));
                         }
                     }
                     Alarm::Early => {}
@@ -258,9 +269,14 @@ fn answer(
         })
         .await;
         match ended {
-            Some(Ok(())) => {}
-            Some(Err(error)) => debug!("a connection broke: {error}"),
-            None => debug!("{address} was too slow and is cut off"),
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("a connection broke: {error}"),
+            Err(Alarm::TakesNothing) => {
+                metrics().connection_cut_off();
+                let waited = limits.write_timeout;
+                warn!("{address} took in nothing of an answer for {waited:?} and is cut off");
+            }
+            Err(_) => debug!("{address} has said nothing for too long and is cut off"),
         }
     });
 }

@@ -353,9 +353,17 @@ async fn beyond_so_many_requests_the_next_is_shed_at_once() -> Result<()> {
             asked.elapsed()
         );
     }
-    // What is no business of the API's is answered all the same.
-    let page = api.request(Method::GET, "/openapi.json").send().await?;
-    assert_eq!(page.status(), 200);
+    // The documentation has the same bound. Whether the service works is told all the same.
+    for (path, status) in [
+        ("/openapi.json", 503),
+        ("/docs/", 503),
+        ("/health/live", 200),
+        ("/health/ready", 200),
+        ("/metrics", 200),
+    ] {
+        let page = api.request(Method::GET, path).send().await?;
+        assert_eq!(page.status(), status, "{path}");
+    }
     held.commit().await?;
     while let Some(claim) = claims.join_next().await {
         assert_eq!(claim??.status, 200);

@@ -14,6 +14,7 @@ use crate::{
     api::Api,
     connection::Connection,
     held::{Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued},
+    metrics::Scrape,
 };
 
 #[tokio::test]
@@ -405,6 +406,37 @@ async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
     }
     let made = claimed(&jam.client).await?;
     assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
+    database.books().await
+}
+
+#[tokio::test]
+async fn one_claim_that_is_refused_costs_its_batch_few_calls() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql
+                 as $$ begin raise 'not this one'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (new.user_id = 'crowd 40') execute function refuse();",
+        )
+        .await?;
+    let mut jam = Jam::new(&database, 64, &[]).await?;
+    let calls = async || -> Result<f64> {
+        let scrape = Scrape::of(&jam.api.service).await?;
+        Ok(scrape.value("honcho_lane_batch_duration_seconds_count"))
+    };
+    let before = calls().await?;
+    jam.release().await?;
+    assert_eq!((&mut jam.first).await??, "200");
+    for (n, claim) in jam.crowd.drain(..).enumerate() {
+        let expected = if n == 40 { "500 internal" } else { "200" };
+        assert_eq!(claim.await??, expected, "crowd {n}");
+    }
+    // The first one's, the crowd's, and two for each time that it is halved: 64, 32, ... 2.
+    assert_eq!(calls().await? - before, 1.0 + 1.0 + 2.0 * 6.0);
     database.books().await
 }
 

@@ -16,6 +16,7 @@ mod flash_sale;
 mod health;
 mod held;
 mod hostile;
+mod hostile_reads;
 mod jwt;
 mod kills;
 mod lanes;

@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// What one scrape gave.
-struct Scrape(String);
+pub struct Scrape(String);
 
 impl Scrape {
-    async fn of(service: &Service) -> Result<Self> {
+    pub async fn of(service: &Service) -> Result<Self> {
         Self::at(&service.url("/metrics")).await
     }
 
@@ -33,7 +33,7 @@ impl Scrape {
     }
 
     /// The value of a series: its name with its labels as they stand.
-    fn value(&self, series: &str) -> f64 {
+    pub fn value(&self, series: &str) -> f64 {
         self.0
             .lines()
             .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))

@@ -220,3 +220,23 @@ async fn the_description_is_not_sent_to_those_who_have_it() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn gzip_is_sent_only_to_clients_that_take_it() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    let path = "/docs/swagger-ui.css";
+    let plain = api.request(Method::GET, path).send().await?;
+    assert!(plain.headers().get("content-encoding").is_none());
+    assert_eq!(plain.headers()["vary"], "accept-encoding");
+    let plain_tag = plain.headers()["etag"].clone();
+    assert!(plain.text().await?.contains(".swagger-ui"));
+
+    let request = api.request(Method::GET, path);
+    let gzipped = request.header("accept-encoding", "br, gzip").send().await?;
+    assert_eq!(gzipped.headers()["content-encoding"], "gzip");
+    assert_eq!(gzipped.headers()["vary"], "accept-encoding");
+    assert_ne!(gzipped.headers()["etag"], plain_tag);
+    assert_eq!(gzipped.bytes().await?[..2], [0x1f, 0x8b]);
+    Ok(())
+}

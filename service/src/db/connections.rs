@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
+use super::places::Places;
 use crate::{
     config::{self, Sessions},
     error::Error,
@@ -28,16 +29,29 @@ const CONNECTION_WAIT: Duration = Duration::from_secs(5);
 /// up, and the connection with it: this is only reached when the server or the way to it hangs.
 const ANSWER_SLACK: Duration = Duration::from_secs(1);
 
+/// The most long lists that are read at a time. Each holds some pages in memory for as long as its client
+/// takes to receive them.
+const LONG_LISTS: usize = 100;
+
+/// An argument of a call that may outlive its caller.
+pub(super) type Argument = Box<dyn ToSql + Send + Sync>;
+
 /// All connections for calls.
 #[derive(Debug)]
 pub(super) struct Connections {
-    pub pool: Pool,
+    pool: Pool,
     /// Where a call goes on that has met a coupon which somebody holds, so that it takes no connection
     /// from the others: half as many more, whose sessions wait for as long as they may.
     patient: Pool,
-    /// Half of the connections: lists, which may be read slowly, leave the rest to claims.
-    readers: Arc<Semaphore>,
-    pub waits: Waits,
+    /// Half of the connections: what reads leaves the rest to claims.
+    readers: Places,
+    /// Half of those again: the pages of long lists leave the rest to short reads.
+    lists: Places,
+    /// The long lists that may be read at a time.
+    long_lists: Arc<Semaphore>,
+    /// A quarter of the connections: a name that an open transaction has taken holds up what creates it.
+    creators: Places,
+    waits: Waits,
     /// When the database was last found on another server than before: older connections lead to one
     /// that has nothing to say any more.
     moved: watch::Sender<std::time::Instant>,
@@ -45,16 +59,16 @@ pub(super) struct Connections {
 
 /// How long a call of the database may take, its one repetition included: the sum of these.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Waits {
-    /// For a connection.
-    pub connection: Duration,
+struct Waits {
+    /// For a place, and for a connection.
+    connection: Duration,
     /// For the answer on it.
-    pub answer: Duration,
+    answer: Duration,
 }
 
 impl Waits {
     /// When a call that begins now is given up.
-    pub fn deadline(self) -> Instant {
+    fn deadline(self) -> Instant {
         Instant::now() + self.connection + self.answer
     }
 }
@@ -66,7 +80,10 @@ impl Connections {
         Ok(Self {
             pool: pool(brisk, config.pool_size)?,
             patient: pool(patient, config.pool_size.div_ceil(2))?,
-            readers: Arc::new(Semaphore::new(config.pool_size.div_ceil(2))),
+            readers: Places::new("read", config.pool_size.div_ceil(2)),
+            lists: Places::new("list", config.pool_size.div_ceil(4)),
+            long_lists: Arc::new(Semaphore::new(LONG_LISTS)),
+            creators: Places::new("create", config.pool_size.div_ceil(4)),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(brisk.patience()),
                 answer: config.statement_timeout + ANSWER_SLACK,
@@ -107,7 +124,7 @@ impl Connections {
     }
 
     /// A connection of this pool, by this time.
-    pub async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
+    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
         let asked = Instant::now();
         let by = by.min(asked + self.waits.connection);
         let got = timeout_at(by, pool.get()).await;
@@ -119,16 +136,75 @@ impl Connections {
         }
     }
 
-    /// Calls a function that reads.
-    pub async fn query(
-        &self,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
+    /// Calls a function that reads, in a place of its own, to the end even if the caller is dropped.
+    pub async fn read(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
     ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let answer = self.query_once(&self.pool, sql, arguments, deadline).await;
+        let place = self.readers.take(deadline - self.waits.answer).await?;
+        let connections = Arc::clone(self);
+        let call = async move { connections.query(sql, &arguments, deadline).await };
+        place.keep_for(call).await
+    }
+
+    /// The same for a page of a long list: such pages wait for each other, and other reads wait for few
+    /// of them.
+    pub async fn read_page(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let by = deadline - self.waits.answer;
+        let among_lists = self.lists.take(by).await?;
+        let place = self.readers.take(by).await?;
+        let connections = Arc::clone(self);
+        let call = async move {
+            let answer = connections.query(sql, &arguments, deadline).await;
+            drop(among_lists);
+            answer
+        };
+        place.keep_for(call).await
+    }
+
+    /// A place among the long lists.
+    ///
+    /// # Errors
+    /// [`Error::TooManyLists`] if there is none.
+    pub fn long_list(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let place = Arc::clone(&self.long_lists).try_acquire_owned();
+        place.map_err(|_| Error::TooManyLists)
+    }
+
+    /// Calls a function that creates something, in a place of its own, to the end even if the caller is
+    /// dropped.
+    pub async fn create(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let place = self.creators.take(deadline - self.waits.answer).await?;
+        let connections = Arc::clone(self);
+        let call = async move {
+            let arguments = borrowed(&arguments);
+            connections.write_by(deadline, sql, &arguments).await
+        };
+        place.keep_for(call).await
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        arguments: &[Argument],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let arguments = borrowed(arguments);
+        let answer = self.query_once(&self.pool, sql, &arguments, deadline).await;
         match self.second_attempt(&answer) {
-            Some(pool) => self.query_once(pool, sql, arguments, deadline).await,
+            Some(pool) => self.query_once(pool, sql, &arguments, deadline).await,
             None => answer,
         }
     }
@@ -140,9 +216,7 @@ impl Connections {
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
-        let by = deadline.min(Instant::now() + self.waits.connection);
-        let _place = self.reader(by).await?;
-        let client = self.connection(pool, by).await?;
+        let client = self.connection(pool, deadline).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
@@ -158,22 +232,25 @@ impl Connections {
         }
     }
 
-    /// A reader's place among the connections, by this time.
-    pub async fn reader(&self, by: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        timeout_at(by, Arc::clone(&self.readers).acquire_owned())
-            .await
-            .map_err(|_| Error::Unavailable(anyhow!("too many lists are being read")))?
-            .map_err(|closed| Error::Internal(closed.into()))
-    }
-
     /// Calls a function that writes. What surely changed nothing is repeated once where that
     /// may help; what may have been carried out never is.
+    ///
+    /// The caller must not be dropped before the answer: its connection would go to others while the
+    /// database is still busy on it. Lanes wait for it in tasks of their own.
     pub async fn write(
         &self,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
-        let deadline = self.waits.deadline();
+        self.write_by(self.waits.deadline(), sql, arguments).await
+    }
+
+    async fn write_by(
+        &self,
+        deadline: Instant,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
         let answer = self.write_once(&self.pool, sql, arguments, deadline).await;
         match self.second_attempt(&answer) {
             Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
@@ -182,7 +259,7 @@ impl Connections {
     }
 
     /// Where to repeat what surely changed nothing, if that may help.
-    pub fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
+    fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
         let pool = match first {
             Err(Error::Locked(_)) => &self.patient,
             Err(error) if error.may_be_repeated() => &self.pool,
@@ -257,7 +334,14 @@ fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
     Ok(pool)
 }
 
+fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
+    arguments
+        .iter()
+        .map(|argument| &**argument as &(dyn ToSql + Sync))
+        .collect()
+}
+
 /// Drops a connection that is stuck in a question, instead of giving it to the next request.
-pub(super) fn discard(client: Object) {
+fn discard(client: Object) {
     drop(Object::take(client));
 }

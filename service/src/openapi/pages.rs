@@ -2,10 +2,14 @@
 //! elsewhere.
 
 use std::{
+    borrow::Cow,
+    collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    io::{self, Read},
+    sync::{Arc, OnceLock},
 };
 
+use anyhow::anyhow;
 use axum::{
     Router,
     body::Bytes,
@@ -13,37 +17,46 @@ use axum::{
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{
-            CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG,
-            IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
+            ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY,
+            CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY, X_CONTENT_TYPE_OPTIONS,
         },
     },
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
+use flate2::read::GzDecoder;
 use utoipa_swagger_ui::Config;
 
 use crate::error::Error;
 
 const JSON: &str = "application/json";
 
-/// The routes of the description. Open to everybody: they tell nothing about coupons.
+/// The files of Swagger UI that the page loads.
+const FILES: [&str; 8] = [
+    "index.html",
+    "index.css",
+    "swagger-ui.css",
+    "swagger-ui-bundle.js",
+    "swagger-ui-standalone-preset.js",
+    "swagger-initializer.js",
+    "favicon-16x16.png",
+    "favicon-32x32.png",
+];
+
+/// The routes of the description. They need no token: they tell nothing about coupons.
+///
+/// # Errors
+/// Where the description cannot be written, or a file of Swagger UI is missing or broken.
 pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
     document: &utoipa::openapi::OpenApi,
-) -> Result<Router<S>, serde_json::Error> {
-    let document = Page::new(JSON, document.to_pretty_json()?.into_bytes().into(), false);
-    let ui = Arc::new(
-        Config::from("/openapi.json")
-            .validator_url("none")
-            .display_request_duration(true)
-            .persist_authorization(true),
-    );
+) -> anyhow::Result<Router<S>> {
+    let document = document.to_pretty_json()?.into_bytes().into();
+    let document = Page::new(JSON, document, false);
+    let files = Arc::new(files()?);
     let file = move |headers: HeaderMap, path: Option<Path<String>>| async move {
-        let path = path.map_or_else(|| "index.html".to_owned(), |Path(path)| path);
-        let file = utoipa_swagger_ui::serve(&path, ui)
-            .map_err(|error| Error::Internal(anyhow::anyhow!("{error}")))?
-            .ok_or(Error::RouteNotFound)?;
-        let bytes = file.bytes.into_owned().into();
-        Ok::<_, Error>(Page::new(&file.content_type, bytes, file.gzpipped).answer(&headers))
+        let path = path.as_ref().map_or("index.html", |Path(path)| path);
+        let page = files.get(path).ok_or(Error::RouteNotFound)?;
+        page.answer(&headers)
     };
     Ok(Router::new()
         .route(
@@ -55,17 +68,89 @@ pub(crate) fn pages<S: Clone + Send + Sync + 'static>(
         .route("/docs/{*file}", get(file)))
 }
 
-/// Something that changes only with the program.
+/// The pages under `/docs`, by the rest of their paths.
+fn files() -> anyhow::Result<HashMap<&'static str, Page>> {
+    let ui = Arc::new(
+        Config::from("/openapi.json")
+            .validator_url("none")
+            .display_request_duration(true)
+            .persist_authorization(true),
+    );
+    FILES
+        .into_iter()
+        .map(|path| {
+            let file = utoipa_swagger_ui::serve(path, Arc::clone(&ui))
+                .map_err(|error| anyhow!("{path}: {error}"))?
+                .ok_or_else(|| anyhow!("Swagger UI has no {path}"))?;
+            let bytes = match file.bytes {
+                Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+                Cow::Owned(bytes) => bytes.into(),
+            };
+            Ok((path, Page::new(&file.content_type, bytes, file.gzpipped)))
+        })
+        .collect()
+}
+
+/// Something that changes only with the program. An answer with it copies none of its bytes.
 #[derive(Clone)]
 struct Page {
+    stored: Form,
+    /// What is stored gzipped, without that; made when a client first asks for it.
+    unzipped: OnceLock<Form>,
+}
+
+/// A page in one encoding.
+#[derive(Clone)]
+struct Form {
     headers: HeaderMap,
     bytes: Bytes,
 }
 
 impl Page {
-    fn new(content_type: &str, bytes: Bytes, gzipped: bool) -> Self {
-        let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
+    fn new(content_type: &str, bytes: Bytes, is_gzipped: bool) -> Self {
+        let mut stored = Form::new(content_type, bytes);
+        if is_gzipped {
+            let headers = &mut stored.headers;
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        }
+        Self {
+            stored,
+            unzipped: OnceLock::new(),
+        }
+    }
+
+    fn answer(&self, asked: &HeaderMap) -> Result<Response, Error> {
+        let is_plain = !self.stored.headers.contains_key(CONTENT_ENCODING);
+        let Form { headers, bytes } = if is_plain || takes_gzip(asked) {
+            &self.stored
+        } else {
+            self.unzipped()
+                .map_err(|error| Error::Internal(error.into()))?
+        };
+        let known = asked.get(IF_NONE_MATCH).map(HeaderValue::as_bytes);
+        if known.is_some() && known == headers.get(ETAG).map(HeaderValue::as_bytes) {
+            return Ok((StatusCode::NOT_MODIFIED, headers.clone()).into_response());
+        }
+        Ok((headers.clone(), bytes.clone()).into_response())
+    }
+
+    fn unzipped(&self) -> io::Result<&Form> {
+        if let Some(form) = self.unzipped.get() {
+            return Ok(form);
+        }
+        let mut bytes = Vec::new();
+        GzDecoder::new(&*self.stored.bytes).read_to_end(&mut bytes)?;
+        let bytes = Bytes::from(bytes);
+        let mut headers = self.stored.headers.clone();
+        headers.remove(CONTENT_ENCODING);
+        headers.insert(ETAG, tag(&bytes));
+        Ok(self.unzipped.get_or_init(|| Form { headers, bytes }))
+    }
+}
+
+impl Form {
+    fn new(content_type: &str, bytes: Bytes) -> Self {
         let mut headers = HeaderMap::new();
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::from_str(value) {
@@ -73,7 +158,6 @@ impl Page {
             }
         };
         set(CONTENT_TYPE, content_type);
-        set(ETAG, &format!("\"{:016x}\"", hasher.finish()));
         // To be kept, and asked for again each time: another version may have been installed.
         set(CACHE_CONTROL, "no-cache");
         set(X_CONTENT_TYPE_OPTIONS, "nosniff");
@@ -83,17 +167,67 @@ impl Page {
             "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
              frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
         );
-        if gzipped {
-            set(CONTENT_ENCODING, "gzip");
-        }
+        headers.insert(ETAG, tag(&bytes));
         Self { headers, bytes }
     }
+}
 
-    fn answer(&self, asked: &HeaderMap) -> Response {
-        let known = asked.get(IF_NONE_MATCH).map(HeaderValue::as_bytes);
-        if known.is_some() && known == self.headers.get(ETAG).map(HeaderValue::as_bytes) {
-            return (StatusCode::NOT_MODIFIED, self.headers.clone()).into_response();
+/// The `ETag` of these bytes.
+fn tag(bytes: &Bytes) -> HeaderValue {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    HeaderValue::from_str(&format!("\"{:016x}\"", hasher.finish()))
+        .unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+/// Tells if `Accept-Encoding` allows gzip: by its name or by `*`, unless with the weight 0.
+fn takes_gzip(asked: &HeaderMap) -> bool {
+    let values = asked.get_all(ACCEPT_ENCODING).into_iter();
+    let codings = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let mut by_any = false;
+    for coding in codings {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        let weight = weight.trim().trim_start_matches(['q', 'Q']).trim_start();
+        let is_allowed = weight.strip_prefix('=').is_none_or(|weight| {
+            weight
+                .trim()
+                .parse::<f32>()
+                .is_ok_and(|weight| weight > 0.0)
+        });
+        match name.trim() {
+            name if name.eq_ignore_ascii_case("gzip") => return is_allowed,
+            "*" => by_any = is_allowed,
+            _ => {}
         }
-        (self.headers.clone(), self.bytes.clone()).into_response()
+    }
+    by_any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_sent_to_those_who_take_it() {
+        for (accepted, expected) in [
+            (None, false),
+            (Some(""), false),
+            (Some("identity"), false),
+            (Some("gzip"), true),
+            (Some("GZIP;q=0.1"), true),
+            (Some("deflate, br;q=1.0, gzip ; q = 0.8"), true),
+            (Some("gzip;q=0"), false),
+            (Some("*;q=0.5, gzip;q=0.000"), false),
+            (Some("br, *"), true),
+            (Some("*;q=0"), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(accepted) = accepted {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(accepted));
+            }
+            assert_eq!(takes_gzip(&headers), expected, "{accepted:?}");
+        }
     }
 }

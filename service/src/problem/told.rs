@@ -175,6 +175,12 @@ pub(crate) fn told(error: &Error) -> Told {
             "Overloaded",
             "too many requests are under way; nothing was changed"
         ),
+        Error::TooManyLists => told!(
+            SERVICE_UNAVAILABLE,
+            "overloaded",
+            "Overloaded",
+            "too many long lists are being read: list the coupon's claims page by page"
+        ),
         Error::TooManyConnections => told!(
             SERVICE_UNAVAILABLE,
             "overloaded",
@@ -242,6 +248,7 @@ mod tests {
             (Error::Overloaded, "503 overloaded"),
             (Error::NotReady("the service is stopping"), "503 not_ready"),
             (Error::TooManyRequests, "503 overloaded"),
+            (Error::TooManyLists, "503 overloaded"),
             (Error::TooManyConnections, "503 overloaded"),
             (
                 Error::RateLimited(Duration::from_secs(1)),

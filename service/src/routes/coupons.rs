@@ -15,7 +15,6 @@ use axum::{
 };
 use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
@@ -98,7 +97,7 @@ problem_type! {
 
 problem_type! {
     /// How reading a coupon can fail.
-    ShowProblems: Error::CouponNotFound
+    ShowProblems: Error::CouponNotFound, Error::TooManyLists
 }
 
 /// Create a coupon
@@ -173,7 +172,7 @@ pub(crate) async fn list(
 
 /// Show a coupon and who has it
 ///
-/// The list is complete, however long, and from one snapshot; it is streamed. For a part of it, list the
+/// The list is complete, however long, and as of one moment; it is streamed. For a part of it, list the
 /// coupon's claims.
 #[utoipa::path(
     get,
@@ -216,59 +215,53 @@ async fn show_named(database: &Database, name: &str) -> Result<Response, Error> 
     if body::fault(name).is_some() {
         return Err(Error::CouponNotFound);
     }
-    let mut reading = database
+    let (coupon, users, rest) = database
         .read_coupon(name)
         .await?
         .ok_or(Error::CouponNotFound)?;
-    // The first page belongs to the first chunk: until it is there, an error still has a status,
-    // and most lists end with it.
-    let first = first_chunk(&mut reading).await?;
-    let body = if reading.is_complete() {
-        Body::from(first)
-    } else {
-        let rest = stream::try_unfold(reading, next_chunk);
-        Body::from_stream(stream::once(ready(Ok(first))).chain(rest))
-    };
-    Ok((NO_STORE, [(CONTENT_TYPE, "application/json")], body).into_response())
-}
-
-async fn first_chunk(reading: &mut Reading) -> Result<Bytes, Error> {
-    let coupon = &reading.coupon;
-    let mut chunk = format!(
+    let mut first = format!(
         r#"{{"name":{},"amount":{},"remaining_amount":{},"claimed_by":["#,
         json(&coupon.name)?,
         coupon.amount,
         coupon.remaining_amount
     );
-    for (position, user) in reading.next_page().await?.iter().flatten().enumerate() {
+    for (position, user) in users.iter().enumerate() {
         if position > 0 {
-            chunk.push(',');
+            first.push(',');
         }
-        chunk.push_str(&json(user)?);
+        first.push_str(&json(user)?);
     }
-    Ok(ended(chunk, reading))
+    let body = match rest {
+        // Most lists are short: the answer is whole, and has a length.
+        None => Body::from(first + LIST_END),
+        Some(reading) => {
+            let rest = stream::try_unfold(Some(reading), next_chunk);
+            Body::from_stream(stream::once(ready(Ok(first.into()))).chain(rest))
+        }
+    };
+    Ok((NO_STORE, [(CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-async fn next_chunk(mut reading: Reading) -> Result<Option<(Bytes, Reading)>, Error> {
-    // The status is out: breaking the body off is all that is left to tell the client.
-    let page = reading
-        .next_page()
-        .await
-        .inspect_err(|error| warn!("a list broke off: {error}"))?;
-    let Some(users) = page else { return Ok(None) };
-    let mut chunk = String::new();
-    for user in &users {
-        chunk.push(',');
-        chunk.push_str(&json(user)?);
-    }
-    Ok(Some((ended(chunk, &reading), reading)))
-}
+/// Ends the list and the coupon.
+const LIST_END: &str = "]}";
 
-fn ended(mut chunk: String, reading: &Reading) -> Bytes {
-    if reading.is_complete() {
-        chunk.push_str("]}");
+/// The next piece of a list that has begun, if there is one. The status is out: to break the body off is
+/// all that is left to tell the client of an error.
+async fn next_chunk(reading: Option<Reading>) -> Result<Option<(Bytes, Option<Reading>)>, Error> {
+    let Some(mut reading) = reading else {
+        return Ok(None);
+    };
+    match reading.next_page().await? {
+        None => Ok(Some((Bytes::from_static(LIST_END.as_bytes()), None))),
+        Some(users) => {
+            let mut chunk = String::new();
+            for user in &users {
+                chunk.push(',');
+                chunk.push_str(&json(user)?);
+            }
+            Ok(Some((chunk.into(), Some(reading))))
+        }
     }
-    chunk.into()
 }
 
 fn json(text: &str) -> Result<String, Error> {

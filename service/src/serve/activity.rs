@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io,
+    io::{self, IoSlice},
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -52,8 +52,10 @@ pub(super) struct Activity {
 pub(super) enum Alarm {
     /// Nothing: its time is not over.
     Early,
-    /// Close it: the client is too slow.
-    CutOff,
+    /// Close it: the client has nothing more to say, or is too slow to say it.
+    Silent,
+    /// Close it: the client takes in nothing of an answer.
+    TakesNothing,
     /// Poll it: its request need not wait any longer.
     Answer,
 }
@@ -94,8 +96,11 @@ impl Activity {
     /// The alarm rings.
     pub fn ring(&self) -> Alarm {
         let now = self.after(Duration::ZERO);
-        if self.receive.load(Relaxed).min(self.send.load(Relaxed)) <= now {
-            return Alarm::CutOff;
+        if self.send.load(Relaxed) <= now {
+            return Alarm::TakesNothing;
+        }
+        if self.receive.load(Relaxed) <= now {
+            return Alarm::Silent;
         }
         if self.answer.load(Relaxed) <= now {
             self.rang.store(now, Relaxed);
@@ -141,6 +146,13 @@ impl Activity {
         }
     }
 
+    fn wrote(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(_) => self.sent(),
+            Poll::Pending => self.stuck(),
+        }
+    }
+
     fn sent(&self) {
         self.send.store(NEVER, Relaxed);
         if self.idle.load(Relaxed) {
@@ -152,6 +164,10 @@ impl Activity {
         if self.send.load(Relaxed) == NEVER {
             self.send
                 .store(self.after(self.limits.write_timeout), Relaxed);
+        }
+        // An answer is under way: that the client says nothing is not idleness.
+        if self.idle.load(Relaxed) {
+            self.receive.store(NEVER, Relaxed);
         }
     }
 
@@ -200,11 +216,22 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        match written {
-            Poll::Ready(_) => self.activity.sent(),
-            Poll::Pending => self.activity.stuck(),
-        }
+        self.activity.wrote(&written);
         written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        self.activity.wrote(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

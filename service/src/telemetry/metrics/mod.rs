@@ -46,12 +46,16 @@ pub fn metrics() -> &'static Metrics {
 pub struct Metrics {
     registry: Registry,
     requests: Requests,
+    broken_off: Counter,
+    cut_off: Counter,
     claims: Claims,
     batch_size: Histogram,
     batch_duration: Histogram,
     lane_wait: Histogram,
     pool_wait: Histogram,
     pool_timeouts: Counter,
+    place_waits: Family<PlaceLabels, Histogram, fn() -> Histogram>,
+    place_timeouts: Family<PlaceLabels, Counter>,
     retries: Counter,
     database_errors: Family<ErrorLabels, Counter>,
     gauges: Gauges,
@@ -74,6 +78,28 @@ struct PoolLabels {
     pool: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct PlaceLabels {
+    kind: &'static str,
+}
+
+/// The metrics of the places of one kind of call.
+#[derive(Debug)]
+pub(crate) struct PlaceMetrics {
+    wait: Histogram,
+    timeouts: Counter,
+}
+
+impl PlaceMetrics {
+    /// Records a wait for a place, and whether it was in vain.
+    pub(crate) fn waited(&self, waited: Duration, timed_out: bool) {
+        self.wait.observe(waited.as_secs_f64());
+        if timed_out {
+            self.timeouts.inc();
+        }
+    }
+}
+
 impl Metrics {
     fn new() -> Self {
         let mut registry = Registry::default();
@@ -90,6 +116,16 @@ impl Metrics {
         honcho.register_collector(Box::new(process::LogCollector));
         Self {
             requests: Requests::new(honcho),
+            broken_off: counter(
+                honcho,
+                "http_answers_broken_off",
+                "Long lists that broke off, after their status had gone out",
+            ),
+            cut_off: counter(
+                honcho,
+                "connections_cut_off",
+                "Connections closed because the client took in nothing of an answer for too long",
+            ),
             claims: Claims::new(honcho),
             batch_size: histogram(
                 honcho,
@@ -124,6 +160,8 @@ impl Metrics {
                 "pool_timeouts",
                 "Times that no connection was to be had in time",
             ),
+            place_waits: place_waits(honcho),
+            place_timeouts: place_timeouts(honcho),
             retries: counter(
                 honcho,
                 "database_retries",
@@ -138,6 +176,16 @@ impl Metrics {
     /// Counts a request as under way until what this returns is finished or dropped.
     pub(crate) fn begin(&self) -> Underway<'_> {
         self.requests.begin()
+    }
+
+    /// Counts an answer that ended before its end, after its status had gone out.
+    pub(crate) fn answer_broken_off(&self) {
+        self.broken_off.inc();
+    }
+
+    /// Counts a connection that was closed because its client took in nothing of an answer.
+    pub(crate) fn connection_cut_off(&self) {
+        self.cut_off.inc();
     }
 
     /// Counts a claim by what became of it.
@@ -183,6 +231,15 @@ impl Metrics {
         self.pool_wait.observe(waited.as_secs_f64());
         if timed_out {
             self.pool_timeouts.inc();
+        }
+    }
+
+    /// The metrics of the places of one kind of call.
+    pub(crate) fn places(&self, kind: &'static str) -> PlaceMetrics {
+        let labels = PlaceLabels { kind };
+        PlaceMetrics {
+            wait: self.place_waits.get_or_create_owned(&labels),
+            timeouts: self.place_timeouts.get_or_create_owned(&labels),
         }
     }
 
@@ -271,6 +328,28 @@ fn errors(registry: &mut Registry) -> Family<ErrorLabels, Counter> {
         drop(errors.get_or_create(&ErrorLabels { class }));
     }
     errors
+}
+
+fn place_waits(registry: &mut Registry) -> Family<PlaceLabels, Histogram, fn() -> Histogram> {
+    let waits: Family<_, _, fn() -> Histogram> =
+        Family::new_with_constructor(|| Histogram::new(SECONDS));
+    registry.register_with_unit(
+        "place_wait",
+        "Time until a call had its place among the connections to the database",
+        Unit::Seconds,
+        waits.clone(),
+    );
+    waits
+}
+
+fn place_timeouts(registry: &mut Registry) -> Family<PlaceLabels, Counter> {
+    let timeouts = Family::default();
+    registry.register(
+        "place_timeouts",
+        "Times that a call had no place in time",
+        timeouts.clone(),
+    );
+    timeouts
 }
 
 fn pool_gauge(registry: &mut Registry, name: &str, help: &str) -> Family<PoolLabels, Gauge> {
