@@ -12,6 +12,7 @@ use std::{str::FromStr, sync::Arc, time::Instant};
 use anyhow::anyhow;
 use deadpool_postgres::Status as PoolStatus;
 use serde::Serialize;
+use time::OffsetDateTime;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 
@@ -152,11 +153,19 @@ impl Database {
         self.0.status()
     }
 
-    /// `honcho_create_coupon`: false when the name is taken.
-    pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
+    /// `honcho_create_coupon`: false when the name is taken. Without `starts_at` the coupon can be claimed at
+    /// once, without `ends_at` for ever.
+    pub async fn create_coupon(
+        &self,
+        name: &str,
+        amount: i32,
+        starts_at: Option<OffsetDateTime>,
+        ends_at: Option<OffsetDateTime>,
+    ) -> Result<bool, Error> {
+        let sql = "select honcho_create_coupon($1, $2, $3, $4)";
         let rows = self
             .0
-            .write("select honcho_create_coupon($1, $2)", &[&name, &amount])
+            .write(sql, &[&name, &amount, &starts_at, &ends_at])
             .await?;
         let row = rows
             .first()
