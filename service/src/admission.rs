@@ -176,11 +176,11 @@ impl Door {
                 Ok(Some(caller)) => Key::Caller(caller.identity.clone()),
                 Ok(None) | Err(_) => by_address(),
             };
-            (caller, rate_limit.count(key))
+            (caller, rate_limit.count(&key))
         } else {
             // Before the token is looked at, for that costs more than a request should that is too
             // many.
-            let usage = rate_limit.count(by_address());
+            let usage = rate_limit.count(&by_address());
             if usage.wait().is_some() {
                 (Ok(None), usage)
             } else {

@@ -13,6 +13,7 @@ use std::{str::FromStr, sync::Arc, time::Instant};
 use anyhow::anyhow;
 use deadpool_postgres::Status as PoolStatus;
 use serde::Serialize;
+use time::OffsetDateTime;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 
@@ -153,13 +154,26 @@ impl Database {
         self.0.status()
     }
 
-    /// `honcho_create_coupon`: false when the name is taken.
-    pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<bool, Error> {
+    /// `honcho_create_coupon`: false when the name is taken. Without `starts_at` the coupon can be claimed at
+    /// once, without `ends_at` for ever.
+    pub async fn create_coupon(
+        &self,
+        name: &str,
+        amount: i32,
+        starts_at: Option<OffsetDateTime>,
+        ends_at: Option<OffsetDateTime>,
+    ) -> Result<bool, Error> {
+        let sql = "select honcho_create_coupon($1, $2, $3, $4)";
         let rows = self
             .0
             .create(
-                "select honcho_create_coupon($1, $2)",
-                vec![Box::new(name.to_owned()), Box::new(amount)],
+                sql,
+                vec![
+                    Box::new(name.to_owned()),
+                    Box::new(amount),
+                    Box::new(starts_at),
+                    Box::new(ends_at),
+                ],
             )
             .await?;
         let row = rows

@@ -2,11 +2,12 @@
 //! (draft-ietf-httpapi-ratelimit-headers).
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
     str::FromStr,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,8 @@ use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::StateInformationMiddleware,
-    state::keyed::DefaultKeyedStateStore,
+    nanos::Nanos,
+    state::{StateStore, keyed::ShrinkableKeyedStateStore},
 };
 
 use crate::{access::Identity, problem::whole_seconds};
@@ -23,7 +25,7 @@ use crate::{access::Identity, problem::whole_seconds};
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The most callers whose usage is kept apart: about 10 MB. Beyond, they share [`SHARED`] buckets.
+/// The most callers whose usage is kept apart: about 10 MB. Others share [`SHARED`] buckets.
 const MOST_CALLERS: usize = 100_000;
 
 /// The buckets for those whom there is no room to keep apart.
@@ -95,8 +97,6 @@ pub(crate) enum Key {
     Caller(Identity),
     /// Whoever comes without an address.
     Unknown,
-    /// One of the buckets that many share.
-    Shared(u64),
 }
 
 impl Key {
@@ -112,8 +112,86 @@ impl Key {
     }
 }
 
-type Buckets =
-    RateLimiter<Key, DefaultKeyedStateStore<Key>, DefaultClock, StateInformationMiddleware>;
+type Buckets = RateLimiter<Key, Store, DefaultClock, StateInformationMiddleware>;
+
+/// The buckets, each as the moment at which it will be full again. A caller that has one of its own keeps it,
+/// however many others come; those that find no room for another share.
+///
+/// The crate's own store has no bound, and cannot tell whether it has a key.
+#[derive(Debug)]
+struct Store {
+    /// The most callers that have a bucket of their own.
+    most: usize,
+    hasher: RandomState,
+    buckets: Mutex<StoredBuckets>,
+}
+
+#[derive(Debug, Default)]
+struct StoredBuckets {
+    own: HashMap<Key, Nanos>,
+    shared: HashMap<u64, Nanos>,
+}
+
+impl Store {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            hasher: RandomState::new(),
+            buckets: Mutex::default(),
+        }
+    }
+
+    /// The buckets; each is one number, so a thread that panicked has left them whole.
+    fn lock(&self) -> MutexGuard<'_, StoredBuckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StateStore for Store {
+    type Key = Key;
+
+    fn measure_and_replace<T, F, E>(&self, key: &Key, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut buckets = self.lock();
+        let StoredBuckets { own, shared } = &mut *buckets;
+        if let Some(bucket) = own.get_mut(key) {
+            let (outcome, next) = measure(Some(*bucket))?;
+            *bucket = next;
+            return Ok(outcome);
+        }
+        if own.len() < self.most {
+            let (outcome, next) = measure(None)?;
+            own.insert(key.clone(), next);
+            return Ok(outcome);
+        }
+        let place = self.hasher.hash_one(key) % SHARED;
+        let (outcome, next) = measure(shared.get(&place).copied())?;
+        shared.insert(place, next);
+        Ok(outcome)
+    }
+}
+
+impl ShrinkableKeyedStateStore<Key> for Store {
+    fn retain_recent(&self, drop_below: Nanos) {
+        let mut buckets = self.lock();
+        buckets.own.retain(|_, full| *full > drop_below);
+        buckets.shared.retain(|_, full| *full > drop_below);
+    }
+
+    fn shrink_to_fit(&self) {
+        self.lock().own.shrink_to_fit();
+    }
+
+    fn len(&self) -> usize {
+        self.lock().own.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// A rate limit and how far each caller has used it.
 #[derive(Debug)]
@@ -124,7 +202,6 @@ pub struct RateLimit {
     buckets: Buckets,
     most: usize,
     swept: Mutex<Instant>,
-    hasher: RandomState,
 }
 
 /// How a request stands.
@@ -163,10 +240,9 @@ impl RateLimit {
             by,
             policy: HeaderValue::try_from(policy)
                 .unwrap_or_else(|_| HeaderValue::from_static(r#""default""#)),
-            buckets: RateLimiter::keyed(quota).with_middleware(),
+            buckets: RateLimiter::new(quota, Store::new(most), DefaultClock::default()),
             most,
             swept: Mutex::new(Instant::now()),
-            hasher: RandomState::new(),
         }
     }
 
@@ -176,13 +252,11 @@ impl RateLimit {
     }
 
     /// Counts a request.
-    pub(crate) fn count(&self, key: Key) -> Usage {
-        let key = if self.has_room() {
-            key
-        } else {
-            Key::Shared(self.hasher.hash_one(&key) % SHARED)
-        };
-        match self.buckets.check_key(&key) {
+    pub(crate) fn count(&self, key: &Key) -> Usage {
+        if self.buckets.len() >= self.most {
+            self.sweep();
+        }
+        match self.buckets.check_key(key) {
             Ok(state) => Usage {
                 left: state.remaining_burst_capacity(),
                 wait: None,
@@ -194,12 +268,9 @@ impl RateLimit {
         }
     }
 
-    /// Whether another caller can be kept apart.
-    fn has_room(&self) -> bool {
-        if self.buckets.len() < self.most {
-            return true;
-        }
-        // Whoever sweeps already does it for all.
+    /// Forgets callers whose bucket is full, unless that was done a moment ago.
+    fn sweep(&self) {
+        // A thread that sweeps already does it for all.
         if let Ok(mut swept) = self.swept.try_lock()
             && swept.elapsed() >= SWEEP
         {
@@ -207,7 +278,6 @@ impl RateLimit {
             self.buckets.shrink_to_fit();
             *swept = Instant::now();
         }
-        self.buckets.len() < self.most
     }
 
     /// Tells the caller how it stands.
@@ -262,14 +332,14 @@ mod tests {
     #[test]
     fn each_caller_has_its_own_limit() {
         let limit = RateLimit::new("2/h".parse().unwrap(), By::Address);
-        assert_eq!(limit.count(address(1)).left, 1);
-        assert_eq!(limit.count(address(1)).left, 0);
-        let refused = limit.count(address(1));
+        assert_eq!(limit.count(&address(1)).left, 1);
+        assert_eq!(limit.count(&address(1)).left, 0);
+        let refused = limit.count(&address(1));
         assert!(
             refused.wait().unwrap() > Duration::from_secs(1700),
             "{refused:?}"
         );
-        assert!(limit.count(address(2)).wait().is_none());
+        assert!(limit.count(&address(2)).wait().is_none());
         let mut headers = HeaderMap::new();
         limit.tell(&refused, &mut headers);
         assert_eq!(headers["ratelimit-policy"], r#""default";q=2;w=3600"#);
@@ -288,14 +358,27 @@ mod tests {
         let limit = RateLimit::for_callers("1/h".parse().unwrap(), By::Address, 1000);
         let mut refused = 0;
         for n in 0..50_000 {
-            refused += u32::from(limit.count(address(n)).wait().is_some());
+            refused += u32::from(limit.count(&address(n)).wait().is_some());
         }
-        assert!(
-            limit.buckets.len() <= 1000 + SHARED as usize,
-            "{}",
-            limit.buckets.len()
-        );
+        assert_eq!(limit.buckets.len(), 1000);
         // The first thousand have a bucket each; all others share, and find theirs empty.
         assert!(refused >= 49_000 - SHARED as u32, "{refused}");
+    }
+
+    #[test]
+    fn a_caller_that_is_known_keeps_its_limit_in_a_flood_of_others() {
+        let limit = RateLimit::for_callers("10/h".parse().unwrap(), By::Address, 1000);
+        for left in [9, 8] {
+            assert_eq!(limit.count(&address(1)).left, left);
+        }
+        for n in 2..50_000 {
+            limit.count(&address(n));
+        }
+        let known = limit.count(&address(1));
+        assert_eq!((known.left, known.wait()), (7, None));
+        // Newcomers share what others have used up.
+        let newcomers = 100_000..101_000;
+        let refused = newcomers.filter(|n| limit.count(&address(*n)).wait().is_some());
+        assert!(refused.count() > 500);
     }
 }

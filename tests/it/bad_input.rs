@@ -101,18 +101,13 @@ fn cases() -> Vec<Case> {
             r#"{"amount":NaN,"user_id":NaN}"#,
             "{\"name\":\"a",
         ] {
-            case(&Method::POST, path, body.as_bytes(), bad, "not valid JSON");
+            // To the other route, its field is an unknown one.
+            case(&Method::POST, path, body.as_bytes(), bad, "the body ");
         }
         let nested = "[".repeat(30_000);
         case(&Method::POST, path, nested.as_bytes(), bad, "JSON object");
         let nested = format!(r#"{{"name":{nested}"#);
-        case(
-            &Method::POST,
-            path,
-            nested.as_bytes(),
-            bad,
-            "not valid JSON",
-        );
+        case(&Method::POST, path, nested.as_bytes(), bad, "the body ");
         case(
             &Method::POST,
             path,
@@ -168,7 +163,7 @@ fn cases() -> Vec<Case> {
         CREATE,
         br#"{"name":"NEW","Amount":5}"#,
         bad,
-        "amount is required",
+        "`Amount`",
     );
     case(
         &Method::POST,
@@ -178,6 +173,69 @@ fn cases() -> Vec<Case> {
         "name is required",
     );
     case(&Method::POST, CREATE, b"{}", bad, "name is required");
+
+    // Fields that a request does not know, and what its moments may not be.
+    for (body, detail) in [
+        (
+            r#"{"name":"NEW","amount":5,"start_at":"2999-01-01T00:00:00Z"}"#,
+            "`start_at`",
+        ),
+        (r#"{"name":"NEW","amount":5,"amout":5}"#, "`amout`"),
+        (r#"{"name":"NEW","amount":5,"Ends_at":null}"#, "`Ends_at`"),
+        (r#"{"name":"NEW","amount":5,"paused":true}"#, "`paused`"),
+        (r#"{"name":"NEW","amount":5,"":1}"#, "unknown field ``"),
+        (
+            r#"{"name":"NEW","amount":5,"starts_at":null,"starts_at":null}"#,
+            "`starts_at`",
+        ),
+        (r#"{"name":".","amount":5}"#, "name must not be . or .."),
+        (r#"{"name":"..","amount":5}"#, "name must not be . or .."),
+        (
+            r#"{"name":"\u002e.","amount":5}"#,
+            "name must not be . or ..",
+        ),
+        (
+            r#"{"name":"NEW","amount":5,"starts_at":"2999-01-01T12:00:00Z","ends_at":"2999-01-01T13:00:00+01:00"}"#,
+            "ends_at must be after starts_at",
+        ),
+        (
+            r#"{"name":"NEW","amount":5,"starts_at":"2999-01-01T12:00:00Z","ends_at":"2999-01-01T11:59:59Z"}"#,
+            "ends_at must be after starts_at",
+        ),
+    ] {
+        case(&Method::POST, CREATE, body.as_bytes(), bad, detail);
+    }
+    case(
+        &Method::POST,
+        CLAIM,
+        br#"{"user_id":"user","coupon_name":"PROMO","amount":2}"#,
+        bad,
+        "`amount`",
+    );
+    for moment in [
+        r#""2026-11-27""#,
+        r#""2026-11-27T12:00:00""#,
+        r#""2026-11-27 12:00:00+00""#,
+        r#""2026-11-27T12:00:60Z""#,
+        r#""2016-12-31T23:59:60Z""#,
+        r#""infinity""#,
+        r#""-infinity""#,
+        r#""now""#,
+        r#""""#,
+        "1795780800",
+        "true",
+        r#"["2026-11-27T12:00:00Z"]"#,
+        r#""9999-12-31T23:59:59-01:00""#,
+    ] {
+        for field in ["starts_at", "ends_at"] {
+            let body = format!(r#"{{"name":"NEW","amount":5,"{field}":{moment}}}"#);
+            let detail = match field {
+                "starts_at" => "starts_at must be a moment",
+                _ => "ends_at must be a moment",
+            };
+            case(&Method::POST, CREATE, body.as_bytes(), bad, detail);
+        }
+    }
 
     // Texts, wherever there is one.
     let nested = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));

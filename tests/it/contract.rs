@@ -45,6 +45,54 @@ async fn a_coupon_is_created_claimed_and_shown() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_coupon_can_be_claimed_within_its_window() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    for (body, outcome, window) in [
+        (
+            json!({ "name": "later", "amount": 1, "starts_at": "2999-11-27T12:00:00+01:00" }),
+            "409 not_started",
+            (json!("2999-11-27T11:00:00.000000Z"), json!(null)),
+        ),
+        (
+            json!({ "name": "over", "amount": 1, "ends_at": "2020-02-29T23:59:59.5Z" }),
+            "409 ended",
+            (json!(null), json!("2020-02-29T23:59:59.500000Z")),
+        ),
+        (
+            json!({ "name": "now", "amount": 1, "starts_at": "2020-01-01T00:00:00Z",
+                    "ends_at": "2999-01-01T00:00:00-05:00" }),
+            "200",
+            (
+                json!("2020-01-01T00:00:00.000000Z"),
+                json!("2999-01-01T05:00:00.000000Z"),
+            ),
+        ),
+        (
+            json!({ "name": "always", "amount": 1, "starts_at": null, "ends_at": null }),
+            "200",
+            (json!(null), json!(null)),
+        ),
+    ] {
+        let created = answer(api.request(Method::POST, "/api/coupons").json(&body)).await?;
+        assert_eq!(created.shown(), "201", "{body}");
+        let name = body["name"].as_str().unwrap();
+        assert_eq!(api.claim("user", name).await?.shown(), outcome, "{body}");
+        let list = answer(api.request(Method::GET, "/api/coupons")).await?;
+        let coupons = list.body["coupons"].as_array().unwrap();
+        let listed = coupons
+            .iter()
+            .find(|coupon| coupon["name"] == name)
+            .unwrap();
+        assert_eq!(
+            (&listed["starts_at"], &listed["ends_at"]),
+            (&window.0, &window.1)
+        );
+    }
+    database.books().await
+}
+
+#[tokio::test]
 async fn every_refusal_has_its_answer() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
@@ -155,9 +203,11 @@ async fn what_the_prior_system_let_pass_passes() -> Result<()> {
             .status,
         201
     );
+    // What it let pass and we do not: a field that means nothing here may be a misspelt one that does.
     let more = r#"{"name":"d","amount":1,"more":{"amount":[[[{}]]]},"id":null}"#;
-    assert_eq!(create(Some("application/json"), more).await?.status, 201);
-    for name in ["a", "b", "c", "d"] {
+    let refused = create(Some("application/json"), more).await?;
+    assert_eq!(refused.shown(), "400 invalid_request");
+    for name in ["a", "b", "c"] {
         assert_eq!(api.show(name).await?.body["amount"], 1, "{name}");
     }
     database.books().await

@@ -27,6 +27,7 @@ use crate::{
 
 /// Who claims what.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Claim<'a> {
     /// Who claims: up to 255 characters.
     #[serde(borrow)]

@@ -32,16 +32,27 @@ use crate::{
 
 /// A coupon to be made.
 #[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct NewCoupon<'a> {
-    /// What claims will name.
+    /// What claims will name; not `.` or `..`.
     #[serde(borrow)]
     #[schema(value_type = String, required, min_length = 1, max_length = 255,
-             pattern = "^[^\\u0000]*$", example = "PROMO_SUPER")]
+             pattern = "^(?!\\.{1,2}$)[^\\u0000]*$", example = "PROMO_SUPER")]
     name: Field<'a>,
     /// How many can be claimed.
     #[serde(borrow)]
     #[schema(value_type = i32, required, minimum = 1, maximum = 2147483647, example = 100)]
     amount: Field<'a>,
+    /// First moment at which it can be claimed, with an offset; without it, or null: at once.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, format = DateTime, required = false,
+             example = "2026-01-31T12:00:00Z")]
+    starts_at: Field<'a>,
+    /// First moment at which it no longer can, after `starts_at`; without it, or null: never.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>, format = DateTime, required = false,
+             example = "2026-01-31T14:00:00+01:00")]
+    ends_at: Field<'a>,
 }
 
 /// The answer to a coupon that was made.
@@ -101,6 +112,8 @@ problem_type! {
 }
 
 /// Create a coupon
+///
+/// It can be claimed from `starts_at` until just before `ends_at`.
 #[utoipa::path(
     post,
     path = "/api/coupons",
@@ -132,7 +145,24 @@ pub(crate) async fn create(
     let coupon: NewCoupon = body::fields(&body)?;
     let name = body::text("name", coupon.name)?;
     let amount = body::count("amount", coupon.amount)?;
-    if !database.create_coupon(&name, amount).await? {
+    let starts_at = body::moment("starts_at", coupon.starts_at)?;
+    let ends_at = body::moment("ends_at", coupon.ends_at)?;
+    // The extension takes these names: it is URLs that cannot hold them. To clients and proxies they are steps
+    // in a path, escaped or not, so the coupon's own path would lead elsewhere.
+    if matches!(&*name, "." | "..") {
+        let why = "name must not be . or .., which no URL can name";
+        return Err(Error::Invalid(why.into()));
+    }
+    if starts_at
+        .zip(ends_at)
+        .is_some_and(|(start, end)| end <= start)
+    {
+        return Err(Error::Invalid("ends_at must be after starts_at".into()));
+    }
+    if !database
+        .create_coupon(&name, amount, starts_at, ends_at)
+        .await?
+    {
         return Err(Error::CouponExists);
     }
     let location = coupon_path(&name);
