@@ -20,7 +20,6 @@ use opentelemetry::trace::{FutureExt, TraceId};
 
 use crate::{
     problem::{self, Failure},
-    serve::Peer,
     telemetry::{
         metrics::{Underway, metrics},
         traces::Trace,
@@ -55,7 +54,10 @@ pub(crate) struct Crossing {
 
 impl Crossing {
     /// Takes a request in.
-    pub fn begin(request: &Request) -> Self {
+    ///
+    /// # Arguments
+    /// `client`: the address that it comes from.
+    pub fn begin(request: &Request, client: Option<IpAddr>) -> Self {
         let underway = metrics().begin();
         let id = match request.headers().get(REQUEST_ID) {
             Some(id) if is_sane(id) => id.clone(),
@@ -63,8 +65,6 @@ impl Crossing {
         };
         let method = request.method().clone();
         let path = request.extensions().get::<MatchedPath>().cloned();
-        let client = request.extensions().get::<Peer>();
-        let client = client.map(|peer| peer.address.ip());
         let trace = Trace::begin(&method, route(path.as_ref()), request.headers());
         Self {
             underway,
