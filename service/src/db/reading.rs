@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_postgres::IsolationLevel;
 
-use super::connections::{Connections, discard};
+use super::connections::{Connections, abandon};
 use crate::{error::Error, telemetry::metrics::metrics};
 
 /// How long a reader of a long list may take in nothing before it is cut off: it holds a
@@ -92,10 +92,11 @@ async fn begin_once(
     let mut client = connections.connection(pool, by).await?;
     let (sender, mut parts) = mpsc::channel(1);
     let (name, answer_wait) = (name.to_owned(), connections.waits.answer);
+    let target = connections.target.clone();
     tokio::spawn(async move {
         let outcome = read(&mut client, &name, &sender, answer_wait).await;
         match &outcome {
-            Err(Error::Timeout(_)) => discard(client),
+            Err(Error::Timeout(_)) => abandon(client, &target),
             _ => drop(client),
         }
         drop(place);
