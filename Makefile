@@ -7,7 +7,7 @@
 	test-upgrade test-pg17 test-pg18 package test-package test-docker lint bench psql url up down clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing and prepare .honcho (every other target does it by itself)
 	@scripts/setup
@@ -19,6 +19,7 @@ run: build ## start a private PostgreSQL and the service, until Ctrl+C; PORT=900
 	@scripts/run
 
 test: build ## run every test tier
+	@scripts/setup it
 	@scripts/setup openapi
 	@scripts/test unit pgrx regress isolation it openapi
 
@@ -35,6 +36,7 @@ test-isolation: build ## interleaved sessions: tests/isolation
 	@scripts/test isolation
 
 test-it: build ## integration tests over a real cluster and real HTTP
+	@scripts/setup it
 	@scripts/test it
 
 test-openapi: build ## the API's description: schemathesis, and a browser that claims a coupon in /docs
@@ -42,6 +44,7 @@ test-openapi: build ## the API's description: schemathesis, and a browser that c
 	@scripts/test openapi
 
 test-upgrade: build ## upgrades from every release, and every tier on an upgraded installation
+	@scripts/setup it
 	@scripts/test upgrade
 
 test-pg17: ## build and run every test tier on Debian trixie with its PostgreSQL 17, in a tree of its own

@@ -49,6 +49,7 @@ fi
 cargo_deny_version=0.20.2
 CARGO_DENY=$state/tools/bin/cargo-deny
 PROMTOOL=$state/tools/bin/promtool
+export PGBOUNCER=$state/tools/bin/pgbouncer
 # pgrx's tests connect as $USER, which containers often leave out.
 export USER=${USER:-$(id -un)}
 

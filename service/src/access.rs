@@ -9,6 +9,7 @@ mod tokens;
 
 use std::{fmt, sync::Arc};
 
+use arc_swap::ArcSwap;
 use axum::{
     extract::{FromRef, FromRequestParts},
     http::{HeaderMap, header::AUTHORIZATION, request::Parts},
@@ -69,9 +70,12 @@ impl Scopes {
     }
 }
 
+/// The longest token that is looked at, in bytes. Longer ones cost time before their signature is known.
+const LONGEST_TOKEN: usize = 8 * 1024;
+
 /// The rules of access. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Access(Option<Arc<Rules>>);
+pub struct Access(Option<Arc<ArcSwap<Rules>>>);
 
 #[derive(Debug)]
 struct Rules {
@@ -90,8 +94,9 @@ pub struct Caller {
 /// What tells a caller from others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// One of the configured tokens, by its place among them.
-    Token(usize),
+    /// One of the configured tokens, by the beginning of its digest: that stays the same when the tokens
+    /// are read anew.
+    Token(u64),
     /// The subject of a JSON Web Token.
     Subject(Arc<str>),
 }
@@ -102,7 +107,29 @@ impl Access {
         if tokens.is_empty() && jwt.is_none() {
             Self(None)
         } else {
-            Self(Some(Arc::new(Rules { tokens, jwt })))
+            Self(Some(Arc::new(ArcSwap::from_pointee(Rules { tokens, jwt }))))
+        }
+    }
+
+    /// Holds to the rules of `new` from now on, in all clones. Gives in words what has changed.
+    ///
+    /// # Errors
+    /// One of the two needs tokens and the other does not: that changes with a restart alone.
+    pub fn replace(&self, new: &Self) -> Result<String, &'static str> {
+        match (&self.0, &new.0) {
+            (None, None) => Ok("no tokens are configured".to_owned()),
+            (Some(rules), Some(new)) => {
+                let new = new.load_full();
+                let old = rules.swap(Arc::clone(&new));
+                let keys = match (&old.jwt, &new.jwt) {
+                    (None, None) => "none",
+                    (Some(old), Some(new)) if old.has_same_keys(new) => "as before",
+                    _ => "changed",
+                };
+                let tokens = new.tokens.changes_since(&old.tokens);
+                Ok(format!("tokens: {tokens}; keys of JSON Web Tokens: {keys}"))
+            }
+            _ => Err("only a restart changes whether callers need a token at all"),
         }
     }
 
@@ -135,6 +162,10 @@ impl Access {
         let Some(token) = token else {
             return Err(Error::Unauthorized(None));
         };
+        if token.len() > LONGEST_TOKEN {
+            return Err(Error::Unauthorized(Some("the token is longer than 8 kB")));
+        }
+        let rules = rules.load();
         let caller = match (rules.tokens.find(token), &rules.jwt) {
             (Some(caller), _) => Ok(caller),
             (None, Some(jwt)) => jwt.verify(token),
@@ -189,6 +220,62 @@ where
     }
 }
 
+/// A caller who may read one user's claims: with the scope `read` anybody's, with `claim` the subject's of its
+/// own JSON Web Token.
+#[derive(Debug)]
+pub(crate) struct ClaimReader(Option<Caller>);
+
+impl ClaimReader {
+    /// Whether this caller may see the claims of this user.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`], naming the scope that would do.
+    pub fn sees(&self, user_id: &str) -> Result<(), Error> {
+        if self.own() == Some(user_id) {
+            Ok(())
+        } else {
+            self.sees_all()
+        }
+    }
+
+    /// Whether this caller may see everybody's claims.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`], naming the scope that would do.
+    pub fn sees_all(&self) -> Result<(), Error> {
+        match &self.0 {
+            Some(caller) if !caller.scopes.holds(Scope::Read) => Err(Error::Forbidden(Scope::Read)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The user for whom this caller claims, if there is one alone.
+    fn own(&self) -> Option<&str> {
+        match &self.0 {
+            Some(Caller {
+                identity: Identity::Subject(subject),
+                scopes,
+            }) if scopes.holds(Scope::Claim) => Some(subject),
+            _ => None,
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for ClaimReader
+where
+    Access: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let reader = Self(identified(parts, &Access::from_ref(state))?);
+        if reader.own().is_none() {
+            reader.sees_all()?;
+        }
+        Ok(reader)
+    }
+}
+
 /// A caller with the scope `admin`.
 #[derive(Debug)]
 pub(crate) struct Admin;
@@ -206,15 +293,18 @@ where
 
 /// Holds the caller against `scope`.
 fn admitted(parts: &mut Parts, access: &Access, scope: Scope) -> Result<Option<Caller>, Error> {
+    match identified(parts, access)? {
+        Some(caller) if !caller.scopes.holds(scope) => Err(Error::Forbidden(scope)),
+        caller => Ok(caller),
+    }
+}
+
+/// Takes the caller whom admission has identified; none where nobody needs a token.
+fn identified(parts: &mut Parts, access: &Access) -> Result<Option<Caller>, Error> {
     if access.is_open() {
         return Ok(None);
     }
     // Nobody comes here unidentified; if one did, here it would end.
     let caller = parts.extensions.remove::<Caller>();
-    let caller = caller.ok_or(Error::Unauthorized(None))?;
-    if caller.scopes.holds(scope) {
-        Ok(Some(caller))
-    } else {
-        Err(Error::Forbidden(scope))
-    }
+    caller.map(Some).ok_or(Error::Unauthorized(None))
 }

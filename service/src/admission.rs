@@ -3,7 +3,7 @@
 //! In this order: there is room for it, its address may ask again, its caller is known, the caller may
 //! ask again. Then the route has so long to answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use axum::{
@@ -104,6 +104,13 @@ impl Door {
         }))
     }
 
+    /// The address that a request comes from: the peer's, or the one that trusted proxies tell.
+    pub fn client(&self, request: &Request) -> Option<IpAddr> {
+        let peer = request.extensions().get::<Peer>()?;
+        let proxies = &self.0.bounds.proxies;
+        Some(proxies.client(peer.address.ip(), request.headers()))
+    }
+
     /// Lets a request in, which then has its caller among its extensions, or turns it away.
     ///
     /// # Errors
@@ -165,9 +172,7 @@ impl Door {
         rate_limit: &RateLimit,
         request: &Request,
     ) -> (Result<Option<Caller>, Error>, Usage) {
-        let bounds = &self.0.bounds;
-        let peer = request.extensions().get::<Peer>();
-        let address = peer.map(|peer| bounds.proxies.client(peer.address.ip(), request.headers()));
+        let address = self.client(request);
         let by_address = || address.map_or(Key::Unknown, Key::address);
         let (caller, usage) = if rate_limit.is_by_token() {
             let caller = self.identify(request);

@@ -24,7 +24,6 @@ use self::streamed::Streamed;
 use crate::{
     admission::PROBES,
     problem::{self, Failure},
-    serve::Peer,
     telemetry::{
         metrics::{Underway, metrics},
         traces::Trace,
@@ -56,7 +55,10 @@ pub(crate) struct Crossing {
 
 impl Crossing {
     /// Takes a request in.
-    pub fn begin(request: &Request) -> Self {
+    ///
+    /// # Arguments
+    /// `client`: the address that it comes from.
+    pub fn begin(request: &Request, client: Option<IpAddr>) -> Self {
         let underway = metrics().begin();
         let id = match request.headers().get(REQUEST_ID) {
             Some(id) if is_sane(id) => id.clone(),
@@ -64,8 +66,6 @@ impl Crossing {
         };
         let method = request.method().clone();
         let path = request.extensions().get::<MatchedPath>().cloned();
-        let client = request.extensions().get::<Peer>();
-        let client = client.map(|peer| peer.address.ip());
         let trace = Trace::begin(&method, route(path.as_ref()), request.headers());
         Self {
             underway,

@@ -40,7 +40,10 @@ const ABOUT: &str = "Serves the functions of the PostgreSQL extension honcho ove
 const NAMES: &str = "\
 Every setting has three spellings: the flag --some-name, the environment variable SOME_NAME, and the key \
 some_name in the file that --config names (TOML). Flags are stronger than the environment, which is \
-stronger than the file. An empty variable counts as not set.";
+stronger than the file. An empty variable counts as not set.
+
+SIGHUP reads tokens, keys of JSON Web Tokens, and the database's certificates and passwords anew; the other \
+settings are those of the start.";
 
 /// Everything that can be said on the command line.
 #[derive(Debug, Parser)]

@@ -14,26 +14,45 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// How many lines were left out since it was last asked.
 static LEFT_OUT: AtomicU64 = AtomicU64::new(0);
 
-/// Lets the first of a crowd speak, and then one every [`PAUSE`] for the others.
+/// Lets the first of a crowd speak, and then as many every [`PAUSE`] for the others.
 #[derive(Debug)]
-pub(crate) struct Crowd(Mutex<Option<Spoken>>);
+pub(crate) struct Crowd {
+    /// How many may speak within one pause.
+    speakers: u64,
+    spoken: Mutex<Option<Spoken>>,
+}
 
 #[derive(Debug)]
 struct Spoken {
-    when: Instant,
+    /// When the first of the speakers did.
+    since: Instant,
+    speakers: u64,
     left_out: u64,
 }
 
 impl Crowd {
+    /// A crowd whose members all have the same to say.
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(None))
+        Self::of(1)
+    }
+
+    /// A crowd whose members may have different things to say.
+    pub(crate) const fn of(speakers: u64) -> Self {
+        Self {
+            speakers,
+            spoken: Mutex::new(None),
+        }
     }
 
     /// Whether this one may speak, and how many of its kind could not since the last one did.
     pub(crate) fn admits(&self) -> Option<u64> {
-        let mut spoken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spoken = self.spoken.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *spoken {
-            Some(spoken) if spoken.when.elapsed() < PAUSE => {
+            Some(spoken) if spoken.since.elapsed() < PAUSE => {
+                if spoken.speakers < self.speakers {
+                    spoken.speakers += 1;
+                    return Some(0);
+                }
                 spoken.left_out += 1;
                 LEFT_OUT.fetch_add(1, Ordering::Relaxed);
                 None
@@ -41,7 +60,8 @@ impl Crowd {
             spoken => {
                 let left_out = spoken.as_ref().map_or(0, |spoken| spoken.left_out);
                 *spoken = Some(Spoken {
-                    when: Instant::now(),
+                    since: Instant::now(),
+                    speakers: 1,
                     left_out: 0,
                 });
                 Some(left_out)

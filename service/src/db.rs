@@ -21,6 +21,17 @@ use self::connections::{Argument, Connections};
 pub use self::reading::{Coupon, Reading};
 use crate::{config, error::Error};
 
+/// Every function of the extension that the service calls, as PostgreSQL names them: its role must be able to
+/// execute them all.
+pub(crate) const FUNCTIONS: [&str; 6] = [
+    "honcho_create_coupon(text, integer, timestamp with time zone, timestamp with time zone)",
+    "honcho_claim_batch(text, text[])",
+    "honcho_get_coupon(text)",
+    "honcho_list_coupons(bigint, integer)",
+    "honcho_get_claim(text, text)",
+    "honcho_list_claims(text, bigint, integer)",
+];
+
 /// What became of a claim: the extension's enum `honcho_outcome`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -309,4 +320,31 @@ fn of_a_coupon(rows: &[Row]) -> Result<Option<Vec<ClaimRow>>, Error> {
         }
     }
     Ok(Some(claims))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::FUNCTIONS;
+
+    #[test]
+    fn readiness_asks_for_every_function_that_is_called() {
+        let name = |text: &'static str| text.split('(').next().unwrap_or_default();
+        let listed: BTreeSet<&str> = FUNCTIONS.into_iter().map(name).collect();
+        let mut called = BTreeSet::new();
+        for source in [include_str!("db.rs"), include_str!("db/reading.rs")] {
+            for (place, _) in source.match_indices("honcho_") {
+                let rest = &source[place..];
+                let end = rest
+                    .find(|character: char| !character.is_ascii_lowercase() && character != '_')
+                    .unwrap_or(rest.len());
+                // A call has its arguments as parameters.
+                if rest[end..].starts_with("($") {
+                    called.insert(&rest[..end]);
+                }
+            }
+        }
+        assert_eq!(called, listed);
+    }
 }

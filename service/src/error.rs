@@ -1,13 +1,16 @@
 //! Everything that a request can be answered but success, and what is known of it: whether something
 //! was changed, whether to try again, what the log must say. What clients are told is in `problem`.
 
-use std::{borrow::Cow, io, time::Duration};
+use std::{borrow::Cow, fmt::Write as _, io, time::Duration};
 
-use deadpool_postgres::PoolError;
+use anyhow::anyhow;
+use deadpool_postgres::{HookError, PoolError};
 use tokio_postgres::error::SqlState;
-use tracing::{error, field::display, warn};
+use tracing::field::display;
 
-use crate::{access::Scope, boundary::Identity, crowd::Crowd, telemetry::metrics::metrics};
+use crate::{
+    access::Scope, boundary::Identity, crowd::Crowd, symptoms, telemetry::metrics::metrics,
+};
 
 /// Why a request was not answered with success. What came from the database is kept for the log
 /// and never shown to a client.
@@ -17,7 +20,7 @@ pub enum Error {
     #[error("{0}")]
     Invalid(Cow<'static, str>),
     /// The database refused an argument that we let through.
-    #[error("an argument was refused: {0:#}")]
+    #[error("an argument was refused")]
     Argument(anyhow::Error),
     /// There is no such path.
     #[error("no such route")]
@@ -66,29 +69,29 @@ pub enum Error {
     #[error("paused")]
     Paused,
     /// The database was in another transaction's way and undid ours.
-    #[error("conflict: {0:#}")]
+    #[error("conflict")]
     Conflict(anyhow::Error),
     /// The connection broke before anything was asked on it.
-    #[error("disconnected: {0:#}")]
+    #[error("disconnected")]
     Disconnected(anyhow::Error),
     /// Somebody held the coupon for too long; nothing was changed.
-    #[error("locked: {0:#}")]
+    #[error("locked")]
     Locked(anyhow::Error),
     /// The database is down or out of some resource; nothing was changed.
-    #[error("unavailable: {0:#}")]
+    #[error("unavailable")]
     Unavailable(anyhow::Error),
     /// The connection broke after a change was asked for and before the answer.
-    #[error("outcome unknown: {0:#}")]
+    #[error("outcome unknown")]
     OutcomeUnknown(anyhow::Error),
     /// The database took too long and gave up; nothing was changed.
-    #[error("timeout: {0:#}")]
+    #[error("timeout")]
     Timeout(anyhow::Error),
     /// So many claims wait already that another is turned away.
     #[error("overloaded")]
     Overloaded,
     /// Requests would not be served at present; the text says why.
     #[error("not ready: {0}")]
-    NotReady(&'static str),
+    NotReady(Cow<'static, str>),
     /// So many requests are under way already that another is turned away.
     #[error("too many requests at once")]
     TooManyRequests,
@@ -103,10 +106,10 @@ pub enum Error {
     RateLimited(Duration),
     /// The database refused, for a reason that only its operator knows: a constraint, a trigger,
     /// a right; nothing was changed.
-    #[error("refused: {0:#}")]
+    #[error("refused")]
     Refused(anyhow::Error),
     /// A defect of ours.
-    #[error("internal: {0:#}")]
+    #[error("internal")]
     Internal(anyhow::Error),
 }
 
@@ -114,7 +117,9 @@ impl Error {
     /// What a SQLSTATE means for the request.
     fn from_sqlstate(state: &SqlState, source: anyhow::Error) -> Self {
         match state.code() {
-            "40001" | "40P01" => Self::Conflict(source),
+            // The last two: the session does not know the statement that was prepared on it, because
+            // a pooler or `discard all` came between.
+            "40001" | "40P01" | "26000" | "42P05" => Self::Conflict(source),
             // The last: a standby, which will be followed by a primary.
             "57P03" | "25006" => Self::Unavailable(source),
             "55P03" => Self::Locked(source),
@@ -147,21 +152,19 @@ impl Error {
         matches!(self, Self::Argument(_) | Self::Refused(_))
     }
 
+    /// Logs what an operator must know of it. The words of the database are a field, which text lines quote:
+    /// triggers write what users say.
     pub(crate) fn log(&self, identity: Identity<'_>) {
-        let Identity {
-            request_id,
-            trace_id,
-        } = identity;
-        let trace_id = trace_id.map(display);
-        match self {
-            Self::Refused(_) | Self::Internal(_) => error!(request_id, trace_id, "{self}"),
-            Self::Argument(_) => warn!(request_id, trace_id, "{self}"),
-            Self::Conflict(_) => self.log_as_one_of(&CONFLICTS, identity),
-            Self::Disconnected(_) | Self::Locked(_) | Self::Unavailable(_) => {
-                self.log_as_one_of(&UNAVAILABLE, identity);
+        let (crowd, source) = match self {
+            Self::Internal(source) => (None, source),
+            Self::Refused(source) => (Some(&REFUSED), source),
+            Self::Argument(source) => (Some(&ARGUMENTS), source),
+            Self::Conflict(source) => (Some(&CONFLICTS), source),
+            Self::Disconnected(source) | Self::Locked(source) | Self::Unavailable(source) => {
+                (Some(&UNAVAILABLE), source)
             }
-            Self::OutcomeUnknown(_) => self.log_as_one_of(&OUTCOME_UNKNOWN, identity),
-            Self::Timeout(_) => self.log_as_one_of(&TIMEOUTS, identity),
+            Self::OutcomeUnknown(source) => (Some(&OUTCOME_UNKNOWN), source),
+            Self::Timeout(source) => (Some(&TIMEOUTS), source),
             Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
@@ -183,23 +186,55 @@ impl Error {
             | Self::TooManyRequests
             | Self::TooManyLists
             | Self::TooManyConnections
-            | Self::RateLimited(_) => {}
+            | Self::RateLimited(_) => return,
+        };
+        let left_out = match crowd.map(Crowd::admits) {
+            Some(None) => return,
+            Some(Some(left_out)) => (left_out > 0).then_some(left_out),
+            None => None,
+        };
+        let Identity {
+            request_id,
+            trace_id,
+        } = identity;
+        let trace_id = trace_id.map(display);
+        let error = format!("{source:#}");
+        macro_rules! log_at {
+            ($level:ident) => {
+                tracing::$level!(error, request_id, trace_id, left_out, "{self}")
+            };
         }
-    }
-
-    fn log_as_one_of(&self, crowd: &Crowd, identity: Identity<'_>) {
-        if let Some(left_out) = crowd.admits() {
-            let left_out = (left_out > 0).then_some(left_out);
-            let trace_id = identity.trace_id.map(display);
-            warn!(
-                request_id = identity.request_id,
-                trace_id, left_out, "{self}"
-            );
+        if matches!(self, Self::Refused(_) | Self::Internal(_)) {
+            log_at!(error);
+        } else {
+            log_at!(warn);
         }
     }
 }
 
+/// An error of the database in one line: what the server said and its SQLSTATE, or what stands in its place.
+pub(crate) fn described(error: tokio_postgres::Error) -> anyhow::Error {
+    let Some(told) = error.as_db_error() else {
+        return error.into();
+    };
+    let mut text = format!(
+        "{}: {} (SQLSTATE {})",
+        told.severity(),
+        told.message(),
+        told.code().code()
+    );
+    for (name, more) in [("detail", told.detail()), ("context", told.where_())] {
+        if let Some(more) = more {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "; {name}: {more}");
+        }
+    }
+    anyhow!(text)
+}
+
 /// What every request may have to say at once.
+static REFUSED: Crowd = Crowd::of(5);
+static ARGUMENTS: Crowd = Crowd::of(5);
 static CONFLICTS: Crowd = Crowd::new();
 static UNAVAILABLE: Crowd = Crowd::new();
 static OUTCOME_UNKNOWN: Crowd = Crowd::new();
@@ -210,7 +245,8 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(state) = error.code().cloned() {
             metrics().database_error(state.code());
-            return Self::from_sqlstate(&state, error.into());
+            symptoms::note(state.code());
+            return Self::from_sqlstate(&state, described(error));
         }
         let broken = error.is_closed()
             || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
@@ -228,9 +264,9 @@ impl From<PoolError> for Error {
         match error {
             PoolError::Backend(error) => error.into(),
             PoolError::Timeout(_) | PoolError::Closed => Self::Unavailable(error.into()),
-            PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-                Self::Internal(error.into())
-            }
+            PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
+            PoolError::PostCreateHook(HookError::Message(why)) => Self::Unavailable(anyhow!(why)),
+            PoolError::NoRuntimeSpecified => Self::Internal(error.into()),
         }
     }
 }
@@ -240,7 +276,6 @@ impl From<PoolError> for Error {
 mod tests {
     use super::*;
     use crate::problem;
-    use anyhow::anyhow;
 
     #[test]
     fn every_sqlstate_has_its_answer() {
@@ -253,6 +288,8 @@ mod tests {
             ("22023", "400 invalid_request", "400 invalid_request", false),
             ("40001", "503 unavailable", "503 unavailable", true),
             ("40P01", "503 unavailable", "503 unavailable", true),
+            ("26000", "503 unavailable", "503 unavailable", true),
+            ("42P05", "503 unavailable", "503 unavailable", true),
             ("55P03", "503 unavailable", "503 unavailable", false),
             ("53000", "503 unavailable", "503 unavailable", false),
             ("53100", "503 unavailable", "503 unavailable", false),

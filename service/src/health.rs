@@ -2,6 +2,7 @@
 //! connection of its own, so that whoever wants to know is told at once, however busy the pool is.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,13 +12,18 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
+use tokio_postgres::{Client, Statement, error::SqlState, types::Type};
 use tracing::{info, warn};
 
 use crate::{
+    config::Sessions,
     crowd::take_left_out,
-    db::Database,
-    error::Error,
+    db::{Database, FUNCTIONS},
+    error::{self, Error},
+    session::{Unfit, dropped_settings},
+    symptoms,
     target::{Opened, Target},
+    telemetry::metrics::metrics,
 };
 
 /// How often the database is asked while all is well, and the longest pause while it is not.
@@ -33,35 +39,62 @@ const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// numbers.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The extension's version, whether its functions are found and may be called, whether this is a
-/// standby, and the server's version.
+/// How often the watcher writes while all is well, to see whether the disk takes it: often enough to tell
+/// before a sale begins, seldom enough to cost nothing.
+const WRITE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a fault of a call counts, if the watcher itself does not meet it.
+const SYMPTOM_AGE: Duration = Duration::from_secs(3);
+
+/// The extension's version, which of the functions are not found and which may not be called, whether this is
+/// a standby, and the server's version.
 const QUESTION: &str = "
     select (select extversion from pg_catalog.pg_extension where extname = 'honcho'),
-           coalesce(pg_catalog.has_function_privilege(
-               pg_catalog.to_regprocedure('honcho_claim_batch(text, text[])'), 'execute'), false),
+           array(select f from pg_catalog.unnest($1::text[]) as f
+                  where pg_catalog.to_regprocedure(f) is null),
+           array(select f from pg_catalog.unnest($1::text[]) as f
+                  where not pg_catalog.has_function_privilege(
+                      pg_catalog.to_regprocedure(f), 'execute')),
            pg_catalog.current_setting('transaction_read_only') = 'on',
            pg_catalog.current_setting('server_version')";
+
+/// Writes about a megabyte into a temporary file of the database's own tablespace, and removes it. This asks
+/// for new blocks each time, which a full disk refuses, and needs no right, no table and no WAL.
+const WRITE: &str = "
+    begin;
+    set local work_mem = '64kB';
+    set local temp_tablespaces = '';
+    select pg_catalog.count(*) from pg_catalog.generate_series(1, 50000);
+    commit";
 
 /// Whether requests can be served. Clones show the same.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<watch::Sender<State>>);
 
 /// The state of the service as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// The database has not been asked yet.
     Starting,
     /// Requests are served.
     Ready,
     /// They would be refused.
-    NotReady(Cause),
+    NotReady(Reason),
     /// The service was told to stop.
     Stopping,
 }
 
 /// Why requests would be refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    cause: Cause,
+    /// What to tell anybody.
+    detail: Cow<'static, str>,
+}
+
+/// The kind of a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+enum Cause {
     /// No server takes connections.
     Unreachable,
     /// A server does not want ours.
@@ -74,14 +107,34 @@ pub enum Cause {
     NoExtension,
     /// The extension is of another version.
     OtherVersion,
-    /// The functions are not in the role's search path, or it may not call them.
+    /// A function is not in the role's search path, or the role may not call it.
     NoFunctions,
     /// The pool has no connection and gets none.
     EmptyPool,
+    /// A pooler drops the session's settings or its prepared statements.
+    Pooler,
+    /// The disk is full.
+    DiskFull,
 }
 
 impl Cause {
-    /// What to tell anybody.
+    /// Its name in metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Silent => "silent",
+            Self::ReadOnly => "read_only",
+            Self::NoExtension => "no_extension",
+            Self::OtherVersion => "other_version",
+            Self::NoFunctions => "no_functions",
+            Self::EmptyPool => "empty_pool",
+            Self::Pooler => "pooler",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    /// What to tell anybody, if nothing more is known.
     fn detail(self) -> &'static str {
         match self {
             Self::Unreachable => "the database cannot be reached",
@@ -92,25 +145,50 @@ impl Cause {
             Self::OtherVersion => "the extension's version is not one that this service speaks",
             Self::NoFunctions => "the service's role cannot call the extension's functions",
             Self::EmptyPool => "the database has no connections left for requests",
+            Self::Pooler => {
+                "a pooler between the service and PostgreSQL loses prepared statements: connect \
+                 directly, or let it pool sessions"
+            }
+            Self::DiskFull => "the database's disk is full",
+        }
+    }
+}
+
+impl State {
+    fn turn_into(&mut self, new: Self) {
+        let is_ready = new == Self::Ready;
+        metrics().ready(self.reason(), new.reason(), is_ready);
+        *self = new;
+    }
+
+    /// The reason's name in metrics: `none` while requests are served.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "none",
+            Self::NotReady(reason) => reason.cause.name(),
+            Self::Stopping => "stopping",
         }
     }
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(State::Starting)))
+        let state = State::Starting;
+        metrics().ready(state.reason(), state.reason(), false);
+        Self(Arc::new(watch::Sender::new(state)))
     }
 }
 
 impl Health {
     /// The state at present.
     pub fn state(&self) -> State {
-        *self.0.borrow()
+        self.0.borrow().clone()
     }
 
     /// From now on the service is stopping.
     pub fn stop(&self) {
-        self.0.send_replace(State::Stopping);
+        self.0.send_modify(|known| known.turn_into(State::Stopping));
     }
 
     /// Tells of a change, unless that is none or comes too late; returns whether it was told.
@@ -118,7 +196,7 @@ impl Health {
         self.0.send_if_modified(|known| {
             let changes = *known != state && *known != State::Stopping;
             if changes {
-                *known = state;
+                known.turn_into(state);
             }
             changes
         })
@@ -128,21 +206,26 @@ impl Health {
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self.state() {
             State::Ready => Ok(()),
-            State::Starting => Err(Error::NotReady("the service is starting")),
-            State::Stopping => Err(Error::NotReady("the service is stopping")),
-            State::NotReady(cause) => Err(Error::NotReady(cause.detail())),
+            State::Starting => Err(Error::NotReady("the service is starting".into())),
+            State::Stopping => Err(Error::NotReady("the service is stopping".into())),
+            State::NotReady(reason) => Err(Error::NotReady(reason.detail)),
         }
     }
 
     /// Asks the database again and again, until the service stops.
-    pub async fn keep(self, database: Database, target: Target) {
+    ///
+    /// # Arguments
+    /// `sessions`: the kinds of sessions that calls have.
+    pub async fn keep(self, database: Database, sessions: Sessions) {
         let mut stopping = self.0.subscribe();
         let mut watcher = Watcher {
-            target: target.named("health"),
-            pool_target: target,
+            target: sessions.brisk.named("health"),
+            pool_target: sessions.brisk,
+            patient_target: sessions.patient.named("check"),
             database,
             session: None,
             server: None,
+            written: None,
             since: Instant::now(),
         };
         tokio::select! {
@@ -153,32 +236,59 @@ impl Health {
     }
 }
 
-/// What the database said when all was well.
+/// The versions that the database told when all was well.
 struct Versions {
     extension: String,
     server: String,
 }
 
-/// A cause, and what only the log may say about it.
-struct Trouble(Cause, anyhow::Error);
+/// A reason, and the words that only the log may have.
+struct Trouble {
+    reason: Reason,
+    log: anyhow::Error,
+}
+
+impl Trouble {
+    /// Trouble of a kind that says all.
+    fn new(cause: Cause, log: anyhow::Error) -> Self {
+        let detail = Cow::Borrowed(cause.detail());
+        let reason = Reason { cause, detail };
+        Self { reason, log }
+    }
+
+    /// Trouble that has more to tell than its kind.
+    fn telling(cause: Cause, detail: String, log: anyhow::Error) -> Self {
+        let detail = Cow::Owned(detail);
+        let reason = Reason { cause, detail };
+        Self { reason, log }
+    }
+}
 
 struct Watcher {
+    /// Of the watcher's session.
     target: Target,
     pool_target: Target,
+    /// Of the session that is opened beside the watcher's, to look at both.
+    patient_target: Target,
     database: Database,
     session: Option<Session>,
     /// The server that last took the session.
     server: Option<usize>,
+    /// When a write last succeeded.
+    written: Option<Instant>,
     /// Since when the state is what it is.
     since: Instant,
 }
 
-/// A connection that ends with its client.
-struct Session(Opened);
+/// A connection that ends with its client, and the question that is prepared on it.
+struct Session {
+    opened: Opened,
+    question: Option<Statement>,
+}
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.0.task.abort();
+        self.opened.task.abort();
     }
 }
 
@@ -193,6 +303,7 @@ impl Watcher {
                 sleep(INTERVAL).await;
             } else {
                 self.session = None;
+                self.written = None;
                 sleep(pause).await;
                 pause = INTERVAL.min(pause * 2);
             }
@@ -203,24 +314,30 @@ impl Watcher {
     fn tell(&mut self, health: &Health, found: &Result<Versions, Trouble>) {
         let state = match found {
             Ok(_) => State::Ready,
-            Err(Trouble(cause, _)) => State::NotReady(*cause),
+            Err(Trouble { reason, .. }) => State::NotReady(reason.clone()),
         };
         let before = health.state();
-        if !health.set(state) {
+        if !health.set(state.clone()) {
             return;
         }
         match found {
             Ok(Versions { extension, server }) => match before {
-                State::NotReady(_) => info!(
-                    not_logged = take_left_out(),
-                    "ready after {:.1} s: honcho {extension} in PostgreSQL {server}",
-                    self.since.elapsed().as_secs_f32()
-                ),
+                State::NotReady(_) => {
+                    let left_out = take_left_out();
+                    info!(
+                        not_logged = (left_out > 0).then_some(left_out),
+                        "ready after {:.1} s: honcho {extension} in PostgreSQL {server}",
+                        self.since.elapsed().as_secs_f32()
+                    );
+                }
                 _ => info!("ready: honcho {extension} in PostgreSQL {server}"),
             },
-            Err(Trouble(cause, reason)) => {
-                warn!("not ready, trying on: {}: {reason:#}", cause.detail());
-                if matches!(cause, Cause::Unreachable | Cause::Silent) {
+            Err(Trouble { reason, log }) => {
+                warn!(
+                    error = format!("{log:#}"),
+                    "not ready, trying on: {}", reason.detail
+                );
+                if matches!(reason.cause, Cause::Unreachable | Cause::Silent) {
                     self.database.forget_idle_connections();
                     if let Some(server) = self.server {
                         self.target.pass_over(server);
@@ -236,64 +353,186 @@ impl Watcher {
 
     async fn look(&mut self) -> Result<Versions, Trouble> {
         let session = match self.session.take() {
-            Some(session) if !session.0.client.is_closed() => session,
+            Some(session) if !session.opened.client.is_closed() => session,
             _ => open(&self.target).await?,
         };
-        let Session(Opened { client, server, .. }) = &*self.session.insert(session);
-        let server = *server;
-        let row = match timeout(ANSWER_WAIT, client.query_typed(QUESTION, &[])).await {
-            Ok(Ok(rows)) => rows.into_iter().next(),
-            Ok(Err(error)) => return Err(Trouble(Cause::Unreachable, error.into())),
-            Err(late) => return Err(Trouble(Cause::Silent, late.into())),
+        let session = self.session.insert(session);
+        let server = session.opened.server;
+        let before = self.server;
+        let (versions, is_new) = match &session.question {
+            Some(question) => (ask(&session.opened.client, question).await?, false),
+            None => {
+                let (question, versions) = begin(&session.opened.client, &self.target).await?;
+                session.question = Some(question);
+                (versions, true)
+            }
         };
-        let row = row.ok_or_else(|| Trouble(Cause::Silent, anyhow!("no row")))?;
-        let before = self.server.replace(server);
+        self.server = Some(server);
         if before.is_some_and(|before| before != server) {
             self.database.has_moved(self.since);
-        }
-        let odd = |error: tokio_postgres::Error| Trouble(Cause::Silent, error.into());
-        let extension: Option<String> = row.try_get(0).map_err(odd)?;
-        let callable: bool = row.try_get(1).map_err(odd)?;
-        let read_only: bool = row.try_get(2).map_err(odd)?;
-        let version: String = row.try_get(3).map_err(odd)?;
-        let Some(extension) = extension else {
-            let reason = anyhow!("create extension honcho; makes it");
-            return Err(Trouble(Cause::NoExtension, reason));
-        };
-        if !are_compatible(&extension, VERSION) {
-            let reason = anyhow!("the extension is {extension}, the service {VERSION}");
-            return Err(Trouble(Cause::OtherVersion, reason));
-        }
-        if !callable {
-            let reason = anyhow!("it needs execute on them and their schema in its search_path");
-            return Err(Trouble(Cause::NoFunctions, reason));
-        }
-        if read_only {
-            return Err(Trouble(
-                Cause::ReadOnly,
-                anyhow!("transactions are read-only"),
-            ));
         }
         // The pool's trouble is ours only where it lives from hand to mouth.
         if self.pool_target.is_failing() && self.database.is_without_connections() {
             open(&self.pool_target)
                 .await
-                .map_err(|Trouble(_, reason)| Trouble(Cause::EmptyPool, reason))?;
+                .map_err(|trouble| Trouble::new(Cause::EmptyPool, trouble.log))?;
         }
-        Ok(Versions {
-            extension,
-            server: version,
-        })
+        if is_new {
+            self.look_for_a_pooler().await?;
+        }
+        if symptoms::STATEMENT_LOST.is_recent(SYMPTOM_AGE) {
+            return Err(Trouble::new(
+                Cause::Pooler,
+                anyhow!("a call's session did not know its prepared statement"),
+            ));
+        }
+        self.write().await?;
+        Ok(versions)
+    }
+
+    /// Opens a second session, of the kind that waits for coupons, and looks at what a pooler would do to both:
+    /// drop the settings of the second one, or, while that keeps a connection of the pooler's to itself, lead
+    /// the first one to a connection that does not know the first one's prepared statement.
+    async fn look_for_a_pooler(&self) -> Result<(), Trouble> {
+        let Some(Session {
+            opened,
+            question: Some(question),
+        }) = &self.session
+        else {
+            return Ok(());
+        };
+        // Whether there are connections for two is not the question here.
+        let Ok(other) = open(&self.patient_target).await else {
+            return Ok(());
+        };
+        let client = &other.opened.client;
+        check(client, &self.patient_target).await?;
+        in_time(client.batch_execute("begin")).await?;
+        ask(&opened.client, question).await?;
+        Ok(())
+    }
+
+    /// Writes now and then, and at every look after a write has failed.
+    async fn write(&mut self) -> Result<(), Trouble> {
+        let Some(Session { opened, .. }) = &self.session else {
+            return Ok(());
+        };
+        let call_failed = symptoms::DISK_FULL.is_recent(SYMPTOM_AGE);
+        let is_due = self
+            .written
+            .is_none_or(|written| written.elapsed() >= WRITE_INTERVAL);
+        if is_due || call_failed {
+            let written = in_time(opened.client.batch_execute(WRITE)).await;
+            self.written = written.as_ref().ok().map(|()| Instant::now());
+            written?;
+        }
+        // The tables may be on another disk than temporary files.
+        if call_failed {
+            let log = anyhow!("a call could not write");
+            return Err(Trouble::new(Cause::DiskFull, log));
+        }
+        Ok(())
     }
 }
 
 async fn open(target: &Target) -> Result<Session, Trouble> {
     match timeout(target.patience(), target.open()).await {
-        Ok(Ok(opened)) => Ok(Session(opened)),
-        Ok(Err(error)) if error.code().is_some() => Err(Trouble(Cause::Refused, error.into())),
-        Ok(Err(error)) => Err(Trouble(Cause::Unreachable, error.into())),
-        Err(late) => Err(Trouble(Cause::Silent, late.into())),
+        Ok(Ok(opened)) => Ok(Session {
+            opened,
+            question: None,
+        }),
+        Ok(Err(error)) => {
+            let cause = match error.code() {
+                Some(_) => Cause::Refused,
+                None => Cause::Unreachable,
+            };
+            Err(Trouble::new(cause, error::described(error)))
+        }
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
     }
+}
+
+/// Looks at a new session's settings, and asks the question on it, which stays prepared.
+async fn begin(client: &Client, target: &Target) -> Result<(Statement, Versions), Trouble> {
+    check(client, target).await?;
+    let types = [Type::TEXT_ARRAY];
+    let question = in_time(client.prepare_typed(QUESTION, &types)).await?;
+    let versions = ask(client, &question).await?;
+    Ok((question, versions))
+}
+
+async fn check(client: &Client, target: &Target) -> Result<(), Trouble> {
+    match timeout(ANSWER_WAIT, target.check(client)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Unfit::Unlimited(limits))) => Err(Trouble::telling(
+            Cause::Pooler,
+            dropped_settings(&limits),
+            anyhow!("the session was asked for them when it began"),
+        )),
+        Ok(Err(Unfit::Broken(error))) => Err(broken(error)),
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
+    }
+}
+
+/// Asks whether calls would be served, and what they would be served by.
+async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble> {
+    let functions: &[&str] = &FUNCTIONS;
+    let row = in_time(client.query_one(question, &[&functions])).await?;
+    let odd = |error: tokio_postgres::Error| Trouble::new(Cause::Silent, error.into());
+    let extension: Option<String> = row.try_get(0).map_err(odd)?;
+    let missing: Vec<String> = row.try_get(1).map_err(odd)?;
+    let forbidden: Vec<String> = row.try_get(2).map_err(odd)?;
+    let read_only: bool = row.try_get(3).map_err(odd)?;
+    let server: String = row.try_get(4).map_err(odd)?;
+    let Some(extension) = extension else {
+        let log = anyhow!("create extension honcho; makes it");
+        return Err(Trouble::new(Cause::NoExtension, log));
+    };
+    if !are_compatible(&extension, VERSION) {
+        let log = anyhow!("the extension is {extension}, the service {VERSION}");
+        return Err(Trouble::new(Cause::OtherVersion, log));
+    }
+    if !missing.is_empty() {
+        let detail = format!(
+            "the service's role does not find {}: its search_path needs the extension's schema, \
+             and the role usage on that",
+            missing.join(", ")
+        );
+        let log = anyhow!("run database.sql again, or alter extension honcho update");
+        return Err(Trouble::telling(Cause::NoFunctions, detail, log));
+    }
+    if !forbidden.is_empty() {
+        let functions = forbidden.join(", ");
+        let detail = format!("the service's role lacks execute on {functions}");
+        let log = anyhow!("run database.sql again, or grant execute on function {functions}");
+        return Err(Trouble::telling(Cause::NoFunctions, detail, log));
+    }
+    if read_only {
+        let log = anyhow!("transactions are read-only");
+        return Err(Trouble::new(Cause::ReadOnly, log));
+    }
+    Ok(Versions { extension, server })
+}
+
+async fn in_time<T>(
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Trouble> {
+    match timeout(ANSWER_WAIT, answer).await {
+        Ok(answer) => answer.map_err(broken),
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
+    }
+}
+
+/// The trouble behind an error of a session that was open.
+fn broken(error: tokio_postgres::Error) -> Trouble {
+    let cause = match error.code() {
+        Some(&SqlState::DISK_FULL) => Cause::DiskFull,
+        Some(&SqlState::INVALID_SQL_STATEMENT_NAME | &SqlState::DUPLICATE_PSTATEMENT) => {
+            Cause::Pooler
+        }
+        _ => Cause::Unreachable,
+    };
+    Trouble::new(cause, error::described(error))
 }
 
 /// Whether two versions are equal in their first two numbers: within those, upgrades of either side
@@ -308,7 +547,7 @@ fn are_compatible(one: &str, other: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cause, Health, State, are_compatible};
+    use super::{Cause, Health, Reason, State, are_compatible};
 
     #[test]
     fn nothing_comes_after_stopping() {
@@ -317,7 +556,11 @@ mod tests {
         assert!(health.set(State::Ready));
         assert!(!health.set(State::Ready), "no change");
         assert!(health.check().is_ok());
-        assert!(health.set(State::NotReady(Cause::Silent)));
+        let reason = Reason {
+            cause: Cause::Silent,
+            detail: Cause::Silent.detail().into(),
+        };
+        assert!(health.set(State::NotReady(reason)));
         assert!(health.check().is_err());
         health.stop();
         // What the database said meanwhile.

@@ -20,7 +20,9 @@ pub mod problem;
 pub mod rate_limit;
 mod routes;
 pub mod serve;
+mod session;
 mod surroundings;
+mod symptoms;
 pub mod target;
 pub mod telemetry;
 mod tls;
@@ -124,6 +126,9 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let limited = bounds.rate_limit.is_some();
     let (mut router, mut document) = described();
     openapi::finish(&mut document, access.is_open(), limited);
+    for (route, method, status) in openapi::answers(&document) {
+        telemetry::metrics::metrics().foresee(route, &method, status);
+    }
     if metrics {
         router = router.route("/metrics", get(routes::metrics::show));
     }

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use honcho_service::{
     App,
-    config::{self, Config, Listen, Shutdown, Task},
+    access::Access,
+    config::{self, Config, Listen, Sessions, Shutdown, Stop, Task},
     db::Database,
     health::Health,
     lanes::Lanes,
@@ -23,6 +24,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
+    task::spawn_blocking,
     time::sleep,
 };
 use tracing::{info, warn};
@@ -63,6 +65,7 @@ fn serve_until_told(config: Config) -> Result<()> {
 }
 
 async fn run(config: Config) -> Result<()> {
+    watch_for_hangup(config.access.clone(), config.database.sessions.clone())?;
     let Listen { host, port, .. } = &config.listen;
     let database = Database::new(&config.database)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
@@ -92,11 +95,12 @@ async fn run(config: Config) -> Result<()> {
         tokio::spawn(serve(listener, router, config.connections, pending()));
     }
     // Before the database is asked for: whoever starts us wants to see that we live.
-    info!("listening on http://{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    info!("listening on http://{address} (try it out at http://{address}/docs)");
     if is_open {
         warn!("no tokens are configured: whoever reaches this address may create, claim and read");
     }
-    tokio::spawn(health.keep(database.clone(), config.database.sessions.brisk));
+    tokio::spawn(health.keep(database.clone(), config.database.sessions));
     serve(listener, router, config.connections, stop).await;
     lanes.drained().await;
     database.close();
@@ -139,6 +143,45 @@ fn watch_for_stop(shutdown: Shutdown, health: Health) -> Result<impl Future<Outp
         // An error means that the watcher is gone, and the process with it.
         let _ = stop.wait_for(|stopping| *stopping).await;
     })
+}
+
+/// Reads tokens, keys, certificates and passwords anew at each SIGHUP.
+fn watch_for_hangup(access: Access, sessions: Sessions) -> Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let (access, sessions) = (access.clone(), sessions.clone());
+            // Files are read, be it from a disk that is slow.
+            let read = spawn_blocking(move || read_anew(&access, &sessions)).await;
+            if let Err(error) = read {
+                warn!("SIGHUP: nothing is read anew: {error}");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Takes what can change while the service runs out of the configuration as it is now. What is wrong with it
+/// leaves the old in force.
+fn read_anew(access: &Access, sessions: &Sessions) {
+    let new = match config::load(env::args_os().collect(), &|name| env::var_os(name)) {
+        Ok(Task::Serve(new)) => new,
+        Ok(Task::Check | Task::HealthCheck(_)) | Err(Stop::Answer(_)) => return,
+        Err(Stop::Wrong(why)) => {
+            warn!("SIGHUP: the old tokens, keys and certificates stay: {why}");
+            return;
+        }
+    };
+    match access.replace(&new.access) {
+        Ok(changes) => info!("SIGHUP: {changes}"),
+        Err(why) => warn!("SIGHUP: the old tokens and keys stay: {why}"),
+    }
+    match sessions.adopt(&new.database.sessions) {
+        Ok(()) => info!(
+            "SIGHUP: new connections to the database use its certificates and passwords as they are now"
+        ),
+        Err(why) => warn!("SIGHUP: the old certificates and passwords stay: {why}"),
+    }
 }
 
 async fn either(one: &mut Signal, other: &mut Signal) {

@@ -3,7 +3,7 @@
 mod document;
 mod pages;
 
-pub(crate) use document::{base, finish, problems};
+pub(crate) use document::{answers, base, finish, problems};
 pub(crate) use pages::pages;
 
 /// Makes a type that stands for these errors in a handler's documentation, besides those that every

@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tower_service::Service;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use self::activity::{Activity, Alarm, Watched};
 use crate::{error::Error, problem, telemetry::metrics::metrics};
@@ -133,11 +133,18 @@ pub fn make_room(connections: usize, database_connections: usize) {
         warn!("cannot raise the limit of open files: {error}");
     }
     let limit = getrlimit(Resource::Nofile).current;
-    if !is_enough(limit) {
+    if is_enough(limit) {
+        return;
+    }
+    let files = limit.unwrap_or_default();
+    let room = files.saturating_sub(wanted - connections as u64);
+    if files < connections as u64 {
         warn!(
-            "the system lets this process open {} files, too few for {connections} connections",
-            limit.unwrap_or_default()
+            "the system lets this process open {files} files, too few for CONNECTION_LIMIT={connections}: \
+             raise the limit (ulimit -n, LimitNOFILE=), or set CONNECTION_LIMIT to {room}"
         );
+    } else {
+        info!("the system lets this process open {files} files, enough for {room} connections");
     }
 }
 

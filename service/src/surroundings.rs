@@ -56,7 +56,7 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let crossing = Crossing::begin(&request);
+        let crossing = Crossing::begin(&request, self.door.client(&request));
         match self.door.admit(&mut request) {
             Ok(admission) => {
                 let route = self.inner.call(request);

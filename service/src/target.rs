@@ -13,10 +13,11 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use deadpool_postgres::Connect;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{
-    Client, Config,
+    CancelToken, Client, Config,
     config::{ChannelBinding, SslMode, TargetSessionAttrs},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -25,6 +26,7 @@ use tracing::debug;
 use crate::{
     libpq::{Fault, Parameters},
     passfile::PasswordFile,
+    session::{Asked, Unfit},
     tls::{self, Mode},
 };
 
@@ -42,7 +44,9 @@ pub struct Target(Arc<Shared>);
 
 struct Shared {
     servers: Vec<Config>,
-    tls: MakeRustlsConnect,
+    credentials: Arc<ArcSwap<Credentials>>,
+    /// The limits that every session is asked to have.
+    asked: Asked,
     patience: Duration,
     /// The server that took the last connection: the first to be asked for the next, so that one
     /// that is gone costs its patience once.
@@ -50,6 +54,15 @@ struct Shared {
     /// Whether the last attempt to connect led to nothing.
     failing: AtomicBool,
 }
+
+/// What proves us to the servers and them to us. It can be read anew while we run.
+struct Credentials {
+    tls: MakeRustlsConnect,
+    /// For each of the servers.
+    passwords: Vec<Password>,
+}
+
+type Password = Option<Vec<u8>>;
 
 /// A connection, the task that drives it, and the server that took it.
 pub(crate) struct Opened {
@@ -74,9 +87,19 @@ impl Target {
                 },
             )?
             .map_or(PATIENCE, Duration::from_secs);
-        Ok(Self(Arc::new(Shared {
-            servers: servers(parameters, mode, session_options)?,
+        let options = match parameters.get("options") {
+            Some(options) => format!("{session_options} {options}"),
+            None => session_options.to_owned(),
+        };
+        let (servers, passwords) = servers(parameters, mode, &options)?.into_iter().unzip();
+        let credentials = Credentials {
             tls: MakeRustlsConnect::new(tls),
+            passwords,
+        };
+        Ok(Self(Arc::new(Shared {
+            servers,
+            credentials: Arc::new(ArcSwap::from_pointee(credentials)),
+            asked: Asked::in_options(&options),
             patience,
             preferred: Arc::default(),
             failing: AtomicBool::new(false),
@@ -104,11 +127,43 @@ impl Target {
         });
         Self(Arc::new(Shared {
             servers: servers.collect(),
-            tls: self.0.tls.clone(),
+            credentials: Arc::clone(&self.0.credentials),
+            asked: self.0.asked,
             patience: self.0.patience,
             preferred: Arc::clone(&self.0.preferred),
             failing: AtomicBool::new(false),
         }))
+    }
+
+    /// Compares a new session's limits with what was asked for.
+    ///
+    /// # Errors
+    /// The session cannot be used.
+    pub(crate) async fn check(&self, client: &Client) -> Result<(), Unfit> {
+        self.0.asked.check(client).await
+    }
+
+    /// Uses the certificates and passwords of `new` for new connections, here and under all other names.
+    ///
+    /// # Errors
+    /// `new` leads elsewhere.
+    pub(crate) fn adopt(&self, new: &Self) -> Result<(), &'static str> {
+        if self.0.servers != new.0.servers {
+            return Err("only a restart changes where the database is");
+        }
+        self.0.credentials.store(new.0.credentials.load_full());
+        Ok(())
+    }
+
+    /// Tells the server to break off what is asked on a connection, as a courtesy: for so long at most, and
+    /// whether it succeeds or not.
+    pub(crate) async fn cancel(self, token: CancelToken, wait: Duration) {
+        let tls = self.0.credentials.load().tls.clone();
+        match timeout(wait, token.cancel_query(tls)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!("a statement could not be cancelled: {error}"),
+            Err(_) => debug!("a statement could not be cancelled in time"),
+        }
     }
 
     /// Puts this server behind the others: it answers no more.
@@ -148,8 +203,15 @@ impl Target {
     }
 
     async fn open_at(&self, server: usize) -> Result<Opened, tokio_postgres::Error> {
-        let tls = self.0.tls.clone();
-        let (client, connection) = self.0.servers[server].connect(tls).await?;
+        let mut config = self.0.servers[server].clone();
+        let tls = {
+            let credentials = self.0.credentials.load();
+            if let Some(Some(password)) = credentials.passwords.get(server) {
+                config.password(password);
+            }
+            credentials.tls.clone()
+        };
+        let (client, connection) = config.connect(tls).await?;
         let task = tokio::spawn(async move {
             // Whoever asks something on it learns the same.
             if let Err(error) = connection.await {
@@ -185,18 +247,18 @@ impl Connect for Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Of a `Config`, this leaves the password out.
+        // The passwords are elsewhere.
         self.0.servers.fmt(formatter)
     }
 }
 
-/// One configuration for each server.
+/// A configuration and a password for each server.
 fn servers(
     parameters: &Parameters,
     mode: Mode,
-    session_options: &str,
-) -> Result<Vec<Config>, Fault> {
-    let common = common(parameters, session_options)?;
+    options: &str,
+) -> Result<Vec<(Config, Password)>, Fault> {
+    let common = common(parameters, options)?;
     let (hosts, ports) = (parameters.list("host"), parameters.list("port"));
     let addresses = parameters.parsed("hostaddr", "IP addresses, separated by commas", |list| {
         list.split(',')
@@ -249,24 +311,20 @@ fn servers(
                 // Of several servers, only the primary takes claims.
                 config.target_session_attrs(TargetSessionAttrs::ReadWrite);
             }
-            if parameters.get("password").is_none()
-                && let Some(password) = passwords.look_up(host, port, &config)
-            {
-                config.password(password);
-            }
-            Ok(config)
+            let password = match parameters.get("password") {
+                Some(password) => Some(password.to_owned()),
+                None => passwords.look_up(host, port, &config),
+            };
+            Ok((config, password.map(String::into_bytes)))
         })
         .collect()
 }
 
 /// What is the same for all servers.
-fn common(parameters: &Parameters, session_options: &str) -> Result<Config, Fault> {
+fn common(parameters: &Parameters, options: &str) -> Result<Config, Fault> {
     let mut config = Config::new();
     if let Some(user) = parameters.get("user") {
         config.user(user);
-    }
-    if let Some(password) = parameters.get("password") {
-        config.password(password);
     }
     if let Some(dbname) = parameters.get("dbname") {
         config.dbname(dbname);
@@ -276,10 +334,7 @@ fn common(parameters: &Parameters, session_options: &str) -> Result<Config, Faul
             .get("application_name")
             .unwrap_or("honcho-service"),
     );
-    config.options(match parameters.get("options") {
-        Some(options) => format!("{session_options} {options}"),
-        None => session_options.to_owned(),
-    });
+    config.options(options);
     let attributes = parameters.parsed(
         "target_session_attrs",
         "any, read-write or read-only",

@@ -1,19 +1,16 @@
 //! TLS to the database, with libpq's meanings of `sslmode`.
 
+mod verifier;
+
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
-    crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::ParsedCertificate,
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
+use self::verifier::{Roots, Verifier};
 use crate::libpq::{Fault, Parameters};
 
 /// libpq's `sslmode`, but for `allow`.
@@ -35,29 +32,20 @@ pub(crate) enum Mode {
 pub(crate) fn configure(parameters: &Parameters) -> Result<(Mode, ClientConfig), Fault> {
     let mode = mode(parameters)?;
     let provider = Arc::new(ring::default_provider());
-    let nameless = |roots| {
-        Arc::new(Nameless {
-            roots,
-            provider: Arc::clone(&provider),
-        })
+    let roots = match mode {
+        Mode::Disable | Mode::Prefer | Mode::Require => None,
+        Mode::VerifyCa | Mode::VerifyFull => Some(roots(parameters)?),
     };
-    let verifier: Arc<dyn ServerCertVerifier> = match mode {
-        Mode::Disable | Mode::Prefer | Mode::Require => nameless(None),
-        Mode::VerifyCa => nameless(Some(roots(parameters)?)),
-        Mode::VerifyFull => {
-            let roots = Arc::new(roots(parameters)?);
-            WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                .build()
-                .map_err(|error| {
-                    parameters.fault("sslrootcert", format!("is of no use: {error}"))
-                })?
-        }
+    let verifier = Verifier {
+        roots,
+        looks_at_name: mode == Mode::VerifyFull,
+        provider: Arc::clone(&provider),
     };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| parameters.fault("sslmode", format!("cannot be had: {error}")))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let config = match (parameters.get("sslcert"), parameters.get("sslkey")) {
         (Some(certificate), Some(key)) => {
             let chain = certificates(parameters, "sslcert", certificate)?;
@@ -105,25 +93,30 @@ fn mode(parameters: &Parameters) -> Result<Mode, Fault> {
     }
 }
 
-fn roots(parameters: &Parameters) -> Result<RootCertStore, Fault> {
+fn roots(parameters: &Parameters) -> Result<Roots, Fault> {
     let fault = |why: String| parameters.fault("sslrootcert", why);
-    let mut roots = RootCertStore::empty();
+    let mut store = RootCertStore::empty();
     match parameters.get("sslrootcert").unwrap_or(SYSTEM) {
         SYSTEM => {
             let found = rustls_native_certs::load_native_certs();
-            if roots.add_parsable_certificates(found.certs).0 == 0 {
+            if store.add_parsable_certificates(found.certs).0 == 0 {
                 return Err(fault("finds no certificates on this system".to_owned()));
             }
+            Ok(Roots { store, own: None })
         }
         file => {
-            for certificate in certificates(parameters, "sslrootcert", file)? {
-                roots
-                    .add(certificate)
+            let own = certificates(parameters, "sslrootcert", file)?;
+            for certificate in &own {
+                store
+                    .add(certificate.clone())
                     .map_err(|error| fault(format!("has a certificate of no use: {error}")))?;
             }
+            Ok(Roots {
+                store,
+                own: Some(own),
+            })
         }
     }
-    Ok(roots)
 }
 
 fn certificates(
@@ -139,69 +132,5 @@ fn certificates(
         }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(parameters.fault(name, format!("cannot be read: {error}"))),
-    }
-}
-
-/// Does not look at the name in a certificate, and where there are no roots not at who signed it; that
-/// the server has the certificate's key is seen to.
-#[derive(Debug)]
-struct Nameless {
-    roots: Option<RootCertStore>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Nameless {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        if let Some(roots) = &self.roots {
-            verify_server_cert_signed_by_trust_anchor(
-                &ParsedCertificate::try_from(certificate)?,
-                roots,
-                intermediates,
-                now,
-                self.provider.signature_verification_algorithms.all,
-            )?;
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

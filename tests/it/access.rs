@@ -331,6 +331,7 @@ fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
         Ok(path.to_str().context("no path")?.to_owned())
     };
     let empty = file("empty", "# nothing\n")?;
+    let same = file("same", "hushhushhushhush:claim\n")?;
     let short = file("short", "hushhush\n")?;
     let jwks = file("jwks", r#"{"keys":[{"kty":"oct","k":"aHVzaGh1c2g"}]}"#)?;
     for (environment, told) in [
@@ -345,6 +346,28 @@ fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
         (
             vec![("API_TOKENS", "hushhush:claim")],
             vec!["API_TOKENS", "at least 16 characters"],
+        ),
+        (
+            vec![("API_TOKENS", " ")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "# none yet")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhushhushhush:claim hushhushhushhush:read")],
+            vec!["API_TOKENS: entry 2 on line 1: this token has an entry already"],
+        ),
+        (
+            vec![
+                ("API_TOKENS", "hushhushhushhush:claim"),
+                ("API_TOKENS_FILE", &same),
+            ],
+            vec![
+                "API_TOKENS_FILE",
+                "entry 1: this token has an entry already",
+            ],
         ),
         (
             vec![("API_TOKENS_FILE", &empty)],

@@ -152,7 +152,7 @@ async fn idle_connections_are_closed_and_busy_ones_kept() -> Result<()> {
         ("IDLE_TIMEOUT", "1s"),
         ("HEADER_TIMEOUT", "1s"),
         ("LOCK_TIMEOUT", "20s"),
-        ("STATEMENT_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
     ];
     let api = Api::start_with(database.caller_url(), &environment).await?;
     let mut stream = TcpStream::connect(api.service.address()).await?;
@@ -319,7 +319,7 @@ async fn beyond_so_many_requests_the_next_is_shed_at_once() -> Result<()> {
     let environment = [
         ("REQUEST_LIMIT", "5"),
         ("LOCK_TIMEOUT", "20s"),
-        ("STATEMENT_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
     ];
     let api = std::sync::Arc::new(Api::start_with(database.caller_url(), &environment).await?);
     let mut holder = database.connect().await?;
@@ -379,7 +379,7 @@ async fn no_request_takes_longer_than_it_may() -> Result<()> {
     let environment = [
         ("REQUEST_TIMEOUT", "1s"),
         ("LOCK_TIMEOUT", "20s"),
-        ("STATEMENT_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
     ];
     let api = Api::start_with(database.caller_url(), &environment).await?;
     let mut holder = database.connect().await?;

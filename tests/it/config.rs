@@ -44,6 +44,84 @@ pub fn refused(arguments: &[&str], environment: &[(&str, &str)], expected: &str)
     Ok(())
 }
 
+/// A claim waits for LOCK_TIMEOUT once in line and once at its head, in one statement.
+#[test]
+fn a_lock_timeout_that_could_never_act_is_refused() -> Result<()> {
+    for (statement, lock) in [("1s", "10s"), ("1s", "501ms"), ("5s", "3s")] {
+        let environment = [
+            URL,
+            ("STATEMENT_TIMEOUT", statement),
+            ("LOCK_TIMEOUT", lock),
+        ];
+        refused(
+            &["--check"],
+            &environment,
+            &format!("LOCK_TIMEOUT: is {lock}, but"),
+        )?;
+        refused(&[], &environment, &format!("LOCK_TIMEOUT: is {lock}, but"))?;
+    }
+    for environment in [
+        vec![URL, ("STATEMENT_TIMEOUT", "1s"), ("LOCK_TIMEOUT", "500ms")],
+        // What is not said gives way.
+        vec![URL, ("STATEMENT_TIMEOUT", "1s")],
+    ] {
+        let output = run(&["--check"], &environment)?;
+        assert!(output.status.success(), "{environment:?}: {output:?}");
+    }
+    Ok(())
+}
+
+/// A setting that is not passed on has no effect in a container, without a word.
+#[test]
+fn the_compose_file_passes_every_setting_on() -> Result<()> {
+    let help = String::from_utf8(run(&["--help"], &[])?.stdout)?;
+    let compose = fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../docker-compose.yml"
+    ))?;
+    let mut settings = 0;
+    for flag in help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("--"))
+        .filter(|line| line.contains('<'))
+        .filter_map(|line| line.split(' ').next())
+    {
+        let name = flag.replace('-', "_").to_uppercase();
+        // The image listens on 8080 of all addresses, and has no file of settings.
+        if ["CONFIG", "HOST", "PORT"].contains(&name.as_str()) {
+            continue;
+        }
+        settings += 1;
+        assert!(compose.contains(&format!("\n      {name}:")), "{name}");
+    }
+    assert!(settings > 30, "{help}");
+    Ok(())
+}
+
+/// `make` alone lists what there is.
+#[test]
+fn make_help_lists_every_target() -> Result<()> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let output = Command::new("make")
+        .args(["-s", "-C", root, "help"])
+        .output()?;
+    let listed = String::from_utf8(output.stdout)?;
+    let makefile = fs::read_to_string(format!("{root}/Makefile"))?;
+    let targets: Vec<&str> = makefile
+        .lines()
+        .filter(|line| line.contains(": ") && line.contains(" ## "))
+        .filter_map(|line| line.split(':').next())
+        .collect();
+    assert!(targets.len() > 15, "{targets:?}");
+    for target in targets {
+        assert!(
+            listed.contains(&format!("  make {target} ")),
+            "{target}:\n{listed}"
+        );
+    }
+    Ok(())
+}
+
 const URL: (&str, &str) = ("DATABASE_URL", "postgresql://user:s3cret@localhost/db");
 
 #[test]

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     api::{Api, answer},
-    held::claim_until_certain,
+    held::{claim_until_certain, hold, until_queued},
 };
 
 /// Waits until somebody waits for a lock in this database.
@@ -370,4 +370,50 @@ async fn a_database_without_honcho_yet_heals_when_it_has() -> Result<()> {
     assert_eq!(api.create("PROMO", 1).await?.shown(), "201");
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
     books(&connect(database.superuser_url()).await?).await
+}
+
+/// Clients try again: each try must not leave a backend that waits on.
+#[tokio::test]
+async fn a_statement_whose_answer_is_late_is_broken_off_in_the_database() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("HELD", 10).await?;
+    // The database would wait without end, and the service does not.
+    let url = format!(
+        "{}&options=-c%20statement_timeout%3D0%20-c%20lock_timeout%3D0",
+        database.caller_url()
+    );
+    let settings = [("STATEMENT_TIMEOUT", "100ms")];
+    let api = Api::start_with(&url, &settings).await?;
+    let client = database.connect().await?;
+    let holder = hold(&database, "HELD").await?;
+    for _ in 0..3 {
+        assert_eq!(
+            api.claim("user", "HELD").await?.shown(),
+            "503 outcome_unknown"
+        );
+    }
+    until_queued(&client, 0).await?;
+    let writers = "select count(*) from claims where user_id = 'user'";
+    holder.batch_execute("rollback").await?;
+    assert_eq!(client.query_one(writers, &[]).await?.get::<_, i64>(0), 0);
+
+    // Reads, too.
+    let mut locker = database.connect().await?;
+    let locked = locker.transaction().await?;
+    locked
+        .batch_execute("lock table coupons in access exclusive mode")
+        .await?;
+    for path in ["", "/HELD", "/HELD/claims"] {
+        let request = api.request(reqwest::Method::GET, &format!("/api/coupons{path}"));
+        assert_eq!(answer(request).await?.shown(), "504 timeout", "{path}");
+    }
+    let waiting =
+        "select count(*) from pg_locks where not granted and relation = 'coupons'::regclass";
+    eventually("nobody to wait", async || {
+        let waiting: i64 = locked.query_one(waiting, &[]).await?.get(0);
+        Ok((waiting == 0).then_some(()))
+    })
+    .await?;
+    locked.rollback().await?;
+    database.books().await
 }

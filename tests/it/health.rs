@@ -118,9 +118,23 @@ async fn it_says_what_is_missing_and_no_more() -> Result<()> {
             ),
         ),
         (
-            "the service's role cannot call the extension's functions",
-            format!("revoke all on all functions in schema public from {name}_caller"),
+            "the service's role lacks execute on honcho_list_coupons(bigint, integer)",
+            format!("revoke all on function honcho_list_coupons from {name}_caller"),
             format!("grant execute on all functions in schema public to {name}_caller"),
+        ),
+        (
+            "the service's role lacks execute on honcho_create_coupon(text, integer, timestamp with \
+             time zone, timestamp with time zone), honcho_get_claim(text, text)",
+            format!(
+                "revoke all on function honcho_create_coupon, honcho_get_claim from {name}_caller"
+            ),
+            format!("grant execute on all functions in schema public to {name}_caller"),
+        ),
+        (
+            "the service's role does not find honcho_claim_batch(text, text[]): its search_path needs \
+             the extension's schema, and the role usage on that",
+            "alter function honcho_claim_batch rename to elsewhere".to_owned(),
+            "alter function elsewhere rename to honcho_claim_batch".to_owned(),
         ),
         (
             "the database is a standby, which takes no claims",
@@ -178,7 +192,7 @@ async fn it_answers_while_no_connection_is_free() -> Result<()> {
     database.create_coupon("PROMO", 10).await?;
     let settings = [
         ("DATABASE_POOL_SIZE", "1"),
-        ("STATEMENT_TIMEOUT", "50s"),
+        ("STATEMENT_TIMEOUT", "100s"),
         ("LOCK_TIMEOUT", "50s"),
     ];
     let api = std::sync::Arc::new(Api::start_with(database.caller_url(), &settings).await?);

@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use crate::api::Api;
 
 /// The service's own limits on a wait, out of the way of a test: nothing runs into them.
-pub const PATIENT: [(&str, &str); 2] = [("STATEMENT_TIMEOUT", "50s"), ("LOCK_TIMEOUT", "50s")];
+pub const PATIENT: [(&str, &str); 2] = [("STATEMENT_TIMEOUT", "100s"), ("LOCK_TIMEOUT", "50s")];
 
 /// A claim under way; its end is the answer as [`Answer::shown`](crate::api::Answer::shown) has it.
 pub type Claim = JoinHandle<Result<String>>;

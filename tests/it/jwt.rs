@@ -22,14 +22,14 @@ use crate::api::{Answer, Api, answer};
 const SECRET: &str = "a secret of at least thirty-two bytes";
 
 /// Something that signs.
-enum Signer {
+pub enum Signer {
     Hs256(Vec<u8>),
     Rs256(Box<rsa::KeyPair>),
     Es256(Box<EcdsaKeyPair>),
 }
 
 impl Signer {
-    fn es256() -> Result<Self> {
+    pub fn es256() -> Result<Self> {
         let random = SystemRandom::new();
         let broken = |error: &dyn std::fmt::Display| anyhow!("no key: {error}");
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
@@ -38,6 +38,19 @@ impl Signer {
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
                 .map_err(|error| broken(&error))?;
         Ok(Self::Es256(Box::new(pair)))
+    }
+
+    /// A token of a reader's, without issuer and audience.
+    pub fn reader(&self) -> Result<String> {
+        self.token(
+            None,
+            &claims(&json!({ "iss": null, "aud": null, "scope": "read" }))?,
+        )
+    }
+
+    /// The public key as the only one of a JWKS.
+    pub fn jwks(&self, id: &str) -> Value {
+        json!({ "keys": [self.jwk(id)] })
     }
 
     /// A key of so many bits, made by OpenSSL: ring makes none.
@@ -200,6 +213,10 @@ async fn a_token_claims_for_its_subject_alone() -> Result<()> {
         (json!({ "scope": "readonly xread read: READ" }), 403),
         (json!({ "scope": ["claim", "read"] }), 200),
         (json!({ "scope": null, "scp": "read" }), 200),
+        // Some providers give both, or one of them as null.
+        (json!({ "scope": "claim", "scp": ["read"] }), 200),
+        (json!({ "scope": "read", "scp": ["claim"] }), 200),
+        (json!({ "scope": "claim", "scp": [] }), 403),
         (json!({ "scope": "openid read email" }), 200),
     ] {
         let token = signer.token(None, &claims(&json!({ "aud": null }))?)?;
@@ -215,6 +232,139 @@ async fn a_token_claims_for_its_subject_alone() -> Result<()> {
             .body(r#"{"name":"NEW","amount":1}"#),
     );
     assert_eq!(created.await?.shown(), "403 forbidden");
+    // Claims that are null are as good as not there.
+    let mut nulls = claims(&json!({ "aud": null }))?;
+    nulls["scope"] = Value::Null;
+    nulls["scp"] = json!(["read"]);
+    assert_eq!(show(&signer.token(None, &nulls)?).await?.status, 200);
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_token_that_claims_sees_its_own_claim() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let environment = [
+        ("JWT_SECRET", SECRET),
+        ("API_TOKENS", "0123456789abcdef:claim"),
+    ];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let token = |scope: &str| signer.token(None, &claims(&json!({ "aud": null, "scope": scope }))?);
+    let show = async |token: &str, path: &str| {
+        let request = api.show_request(path);
+        answer(request.header("authorization", format!("Bearer {token}"))).await
+    };
+    let mine = token("claim")?;
+    for user in ["anna", "bert"] {
+        assert_eq!(claim(&api, user, "0123456789abcdef").await?.status, 200);
+    }
+    assert_eq!(
+        show(&mine, "PROMO/claims/anna").await?.body["user_id"],
+        "anna"
+    );
+    assert_eq!(
+        show(&mine, "none/claims/anna").await?.shown(),
+        "404 coupon_not_found"
+    );
+    for others in [
+        "PROMO/claims/bert",
+        "PROMO/claims/nobody",
+        "none/claims/bert",
+        "PROMO/claims/%ff",
+        "PROMO/claims/Anna",
+        "PROMO/claims",
+        "PROMO",
+    ] {
+        let refused = show(&mine, others).await?;
+        assert_eq!(refused.shown(), "403 forbidden", "{others}");
+        assert!(
+            refused
+                .header("www-authenticate")
+                .contains("scope=\"read\"")
+        );
+    }
+    // Who may read sees everybody's; who may do neither, or is nobody, not even that.
+    assert_eq!(
+        show(&token("read")?, "PROMO/claims/bert").await?.status,
+        200
+    );
+    for token in [token("admin")?, "0123456789abcdef".to_owned()] {
+        let refused = show(&token, "PROMO/claims/anna").await?;
+        assert_eq!(refused.shown(), "403 forbidden");
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_token_for_an_audience_is_refused_where_there_is_none() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let mut token = claims(&json!({ "aud": null }))?;
+    assert_eq!(
+        claim(&api, "anna", &signer.token(None, &token)?)
+            .await?
+            .status,
+        200
+    );
+    for audience in [
+        json!("shop"),
+        json!(5),
+        json!(null),
+        json!({ "shop": 1 }),
+        json!([5, "shop"]),
+        json!([]),
+    ] {
+        token["aud"] = audience.clone();
+        let refused = claim(&api, "anna", &signer.token(None, &token)?).await?;
+        assert_eq!(refused.shown(), "401 unauthorized", "{audience}");
+    }
+    database.books().await
+}
+
+/// RFC 7515, 4.1.11: extensions that must be understood, and are not.
+#[tokio::test]
+async fn a_token_with_critical_extensions_is_refused() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let good = claims(&json!({ "aud": null }))?;
+    for header in [
+        json!({ "alg": "HS256", "crit": ["x"], "x": 1 }),
+        json!({ "alg": "HS256", "crit": ["b64"], "b64": false }),
+        json!({ "alg": "HS256", "crit": [] }),
+        json!({ "alg": "HS256", "crit": "exp" }),
+    ] {
+        let token = signer.token_with(&header, &good)?;
+        let refused = claim(&api, "anna", &token).await?;
+        assert_eq!(refused.shown(), "401 unauthorized", "{header}");
+    }
+    database.books().await
+}
+
+/// What is read of a token before its signature costs time: it must not be much.
+#[tokio::test]
+async fn a_long_token_is_refused_unread() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let good = claims(&json!({ "aud": null }))?;
+    for (filling, reason) in [(3_000, None), (9_000, Some("longer than 8 kB"))] {
+        let header = json!({ "alg": "HS256", "x": "a".repeat(filling) });
+        let told = claim(&api, "anna", &signer.token_with(&header, &good)?).await?;
+        match reason {
+            None => assert_eq!(told.status, 200),
+            Some(reason) => {
+                assert_eq!(told.shown(), "401 unauthorized");
+                let challenge = told.header("www-authenticate");
+                assert!(challenge.contains(reason), "{challenge}");
+            }
+        }
+    }
     database.books().await
 }
 

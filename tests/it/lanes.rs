@@ -132,7 +132,7 @@ async fn more_held_coupons_than_connections_hold_up_no_other() -> Result<()> {
     let settings = [
         ("DATABASE_POOL_SIZE", "2"),
         ("LOCK_TIMEOUT", "60s"),
-        ("STATEMENT_TIMEOUT", "60s"),
+        ("STATEMENT_TIMEOUT", "120s"),
     ];
     let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
     let mut holders = Vec::new();
@@ -260,7 +260,10 @@ async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
                 eventually("every batch to fail", async || {
                     client.execute(terminate, &[]).await?;
                     while let Some(told) = claims.try_join_next() {
-                        assert_eq!(told??, "503 outcome_unknown");
+                        let told = told??;
+                        // The second is for a connection that ended before anything was asked on it.
+                        let failures = ["503 outcome_unknown", "503 unavailable"];
+                        assert!(failures.contains(&told.as_str()), "{told}");
                         failed += 1;
                     }
                     Ok(

@@ -129,12 +129,10 @@ async fn lines_can_be_json() -> Result<()> {
     let (problem, request) = (&lines[0], &lines[1]);
     assert_eq!(problem["level"], "WARN");
     assert_eq!(problem["trace_id"], TRACE);
-    assert!(
-        problem["message"]
-            .as_str()
-            .unwrap()
-            .contains("lock timeout")
-    );
+    assert_eq!(problem["message"], "locked");
+    let error = problem["error"].as_str().unwrap();
+    let expected = "ERROR: canceling statement due to lock timeout (SQLSTATE 55P03)";
+    assert!(error.starts_with(expected), "{error}");
     assert_eq!(request["level"], "INFO");
     assert_eq!(request["target"], "http");
     assert_eq!(request["message"], "request");
@@ -146,6 +144,114 @@ async fn lines_can_be_json() -> Result<()> {
     assert_eq!(request["trace_id"], TRACE);
     assert_eq!(request["client"], "127.0.0.1");
     assert!(request["timestamp"].as_str().unwrap().ends_with('Z'));
+    Ok(())
+}
+
+/// A trigger that repeats what the user is called writes into the log what anybody likes.
+#[tokio::test]
+async fn the_words_of_the_database_are_quoted_and_do_not_crowd_the_log() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql as $$
+               begin raise exception 'blocked: %', new.user_id; end $$;
+             create trigger refuse before insert on claims for each row
+               when (new.user_id like 'EVIL%') execute function refuse();",
+        )
+        .await?;
+    let mut api = Api::start(database.caller_url()).await?;
+    let evil = "EVIL request_id=forged \u{202e}desrever\u{9b}31m \"\n2026-11-22T12:00:00.000000Z  INFO forged";
+    for _ in 0..50 {
+        assert_eq!(api.claim(evil, "PROMO").await?.shown(), "500 internal");
+    }
+    api.service.terminate()?;
+    api.service.exit().await?;
+    let log = api.service.log();
+    let errors: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains(" ERROR "))
+        .collect();
+    // The rest is left out for ten seconds.
+    assert_eq!(errors.len(), 5, "{log}");
+    let (before, quoted) = errors[0].split_once(" error=\"").context("not quoted")?;
+    assert!(before.ends_with(" ERROR refused"), "{before}");
+    let quoted_evil =
+        r#"ERROR: blocked: EVIL request_id=forged \u{202e}desrever\u{9b}31m \"\n2026-11-22T"#;
+    assert!(quoted.starts_with(quoted_evil), "{quoted}");
+    assert!(
+        !log.contains('\u{202e}') && !log.contains('\u{9b}'),
+        "{log}"
+    );
+    assert!(!log.contains("db error"), "{log}");
+    assert!(
+        !log.lines().any(|line| line.ends_with("INFO forged")),
+        "{log}"
+    );
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_value_that_the_database_refuses_does_not_crowd_the_log() -> Result<()> {
+    let database = crate::database().await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function honcho_refuse() returns trigger language plpgsql as $$
+               begin raise exception 'no' using errcode = '22023'; end $$;
+             create trigger refuse before insert on claims for each row
+               execute function honcho_refuse();
+             select honcho_create_coupon('PROMO', 100);",
+        )
+        .await?;
+    let mut api = Api::start(database.caller_url()).await?;
+    for _ in 0..50 {
+        let told = api.claim("user", "PROMO").await?.shown();
+        assert!(
+            ["400 invalid_request", "500 internal"].contains(&told.as_str()),
+            "{told}"
+        );
+    }
+    api.service.terminate()?;
+    api.service.exit().await?;
+    let log = api.service.log();
+    let told = log.lines().filter(|line| line.contains(" error=")).count();
+    assert_eq!(told, 5, "{log}");
+    database.books().await
+}
+
+#[tokio::test]
+async fn the_client_is_the_one_behind_trusted_proxies() -> Result<()> {
+    let database = crate::database().await?;
+    for (proxies, client) in [("127.0.0.0/8", "198.51.100.7"), ("10.0.0.0/8", "127.0.0.1")] {
+        let environment = [("TRUSTED_PROXIES", proxies)];
+        let api = Api::start_with(database.caller_url(), &environment).await?;
+        let request = api
+            .show_request("NOTHING")
+            .header("x-request-id", "behind-a-proxy")
+            .header("x-forwarded-for", "192.0.2.1, 198.51.100.7");
+        request.send().await?;
+        let line = line_of(&api.service, "behind-a-proxy").await?;
+        assert!(line.ends_with(&format!(" client={client}")), "{line}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_start_tells_where_to_begin_and_nothing_odd() -> Result<()> {
+    let database = crate::database().await?;
+    let mut api = Api::start(database.caller_url()).await?;
+    api.until_ready().await?;
+    let docs = api.service.url("/docs");
+    let log = api.service.log();
+    assert!(log.contains(&docs), "{log}");
+    assert!(reqwest::get(&docs).await?.status().is_success());
+    api.service.terminate()?;
+    api.service.exit().await?;
+    assert!(!api.service.log().contains("not_logged="), "{log}");
     Ok(())
 }
 

@@ -152,10 +152,94 @@ async fn requests_and_claims_are_counted() -> Result<()> {
     database.books().await
 }
 
+/// A rate does not see a series begin at one, and an alert must not need traffic.
+#[tokio::test]
+async fn what_can_go_wrong_is_counted_from_nought() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    let scrape = Scrape::of(&api.service).await?;
+    let there = scrape.series();
+    for (route, method, status) in [
+        ("/api/coupons/claim", "POST", 200),
+        ("/api/coupons/claim", "POST", 409),
+        ("/api/coupons/claim", "POST", 500),
+        ("/api/coupons/claim", "POST", 503),
+        ("/api/coupons/claim", "POST", 504),
+        ("/api/coupons", "POST", 201),
+        ("/api/coupons/{name}", "GET", 503),
+        ("/api/coupons/{name}/claims/{user_id}", "GET", 404),
+    ] {
+        let series = requests(route, method, status);
+        assert!(there.contains(series.as_str()), "{series}\n{}", scrape.0);
+    }
+    let duration = "honcho_http_request_duration_seconds_count\
+                    {route=\"/api/coupons/claim\",method=\"POST\"}";
+    assert!(there.contains(duration), "{}", scrape.0);
+    for class in [
+        "08",
+        "28",
+        "3D",
+        "42",
+        "53",
+        "55",
+        "57",
+        "58",
+        "XX",
+        "connection",
+        "timeout",
+    ] {
+        let series = format!("honcho_database_errors_total{{class=\"{class}\"}}");
+        assert!(there.contains(series.as_str()), "{series}\n{}", scrape.0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_ready_is_seen_before_the_first_request() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client.batch_execute("drop extension honcho").await?;
+    let mut api = Api::start(database.caller_url()).await?;
+    let ready = |scrape: &Scrape| -> Vec<String> {
+        let lines = scrape.0.lines();
+        lines
+            .filter(|line| line.starts_with("honcho_ready{"))
+            .map(str::to_owned)
+            .collect()
+    };
+    for (change, series) in [
+        ("", "honcho_ready{reason=\"no_extension\"} 0"),
+        (
+            "create extension honcho",
+            "honcho_ready{reason=\"no_functions\"} 0",
+        ),
+        ("grant", "honcho_ready{reason=\"none\"} 1"),
+    ] {
+        let grant = format!(
+            "grant execute on all functions in schema public to {}_caller",
+            database.name()
+        );
+        let change = if change == "grant" { &grant } else { change };
+        client.batch_execute(change).await?;
+        eventually(series, async || {
+            let found = ready(&Scrape::of(&api.service).await?);
+            // One at a time.
+            ensure!(found.len() == 1, "{found:?}");
+            Ok((found[0] == series).then_some(()))
+        })
+        .await?;
+    }
+    api.service.terminate()?;
+    api.service.exit().await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn clients_make_no_labels() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
+    // Its reason is a label, which no client sends.
+    api.until_ready().await?;
     let round = async |tag: &str| -> Result<()> {
         api.create(&format!("SECRET{tag}"), 1).await?;
         api.claim(&format!("somebody{tag}"), &format!("SECRET{tag}"))

@@ -93,7 +93,7 @@ async fn a_server_that_freezes() -> Result<()> {
     database.create_coupon("PROMO", 1000).await?;
     let settings = [
         ("STATEMENT_TIMEOUT", "1s"),
-        ("LOCK_TIMEOUT", "1s"),
+        ("LOCK_TIMEOUT", "500ms"),
         ("REQUEST_TIMEOUT", "120s"),
     ];
     let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);

@@ -14,8 +14,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, Stop, books, eventually};
-use tokio::{process::Command, task::JoinSet, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_postgres::Client;
+
+use crate::preloaded::Library;
 
 /// Longer than anything else that a test does between two looks.
 pub const SLOW: Duration = Duration::from_millis(400);
@@ -23,32 +25,14 @@ pub const SLOW: Duration = Duration::from_millis(400);
 /// A cluster that can lose its power.
 pub struct Machine {
     pub cluster: Cluster,
-    // The library must stay where the server was told to find it.
-    _library: tempfile::TempDir,
+    _library: Library,
 }
 
 impl Machine {
     pub async fn start() -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        // Root's directories are closed to the user that PostgreSQL runs as.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs::set_permissions(directory.path(), open)?;
-        let source = directory.path().join("power_loss.c");
-        let library = directory.path().join("power_loss.so");
-        fs::write(&source, include_str!("power_loss.c"))?;
-        let compiled = Command::new("cc")
-            .args(["-O1", "-shared", "-fPIC", "-o"])
-            .args([&library, &source])
-            .arg("-ldl")
-            .output()
-            .await?;
-        ensure!(
-            compiled.status.success(),
-            "{}",
-            String::from_utf8_lossy(&compiled.stderr)
-        );
+        let library = Library::compile("power_loss", include_str!("power_loss.c"))?;
         let cluster = ClusterOptions::default()
-            .environment("LD_PRELOAD", &library)
+            .environment("LD_PRELOAD", library.path())
             .setting("max_connections", "60")
             .setting("max_prepared_transactions", "5")
             // Leaves flushing to those who must wait for it.
@@ -56,7 +40,7 @@ impl Machine {
             .start()?;
         Ok(Self {
             cluster,
-            _library: directory,
+            _library: library,
         })
     }
 

@@ -4,9 +4,10 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, connect, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
@@ -30,6 +31,17 @@ fn authority(name: &str) -> Result<Authority> {
         parameters,
         KeyPair::generate()?,
     )?)
+}
+
+/// What is between the lines of the first certificate in a text.
+fn fingerprint(text: &str) -> Result<String> {
+    let (_, rest) = text
+        .split_once("-----BEGIN CERTIFICATE-----")
+        .context("none")?;
+    let (body, _) = rest
+        .split_once("-----END CERTIFICATE-----")
+        .context("no end")?;
+    Ok(body.split_whitespace().collect())
 }
 
 /// A certificate and its key, for a host or a user.
@@ -102,6 +114,31 @@ impl Server {
             let client = self.database.connect().await?;
             let now: String = client.query_one("show ssl", &[]).await?.get(0);
             Ok((now == ssl).then_some(()))
+        })
+        .await
+    }
+
+    /// Has the server present another certificate.
+    async fn present(&self, name: &str) -> Result<()> {
+        let certificate = fs::read_to_string(self.file(&format!("{name}.crt")))?;
+        self.give("server.crt", &certificate)?;
+        self.give(
+            "server.key",
+            &fs::read_to_string(self.file(&format!("{name}.key")))?,
+        )?;
+        let admin = self.database.connect().await?;
+        admin.batch_execute("select pg_reload_conf()").await?;
+        let expected = fingerprint(&certificate)?;
+        eventually("the server to present it", async || {
+            let output = Command::new("openssl")
+                .args(["s_client", "-starttls", "postgres", "-connect"])
+                .arg(format!("127.0.0.1:{}", self.cluster.port()))
+                .stdin(Stdio::null())
+                .output()?;
+            let presented = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(fingerprint(&presented)
+                .is_ok_and(|found| found == expected)
+                .then_some(()))
         })
         .await
     }
@@ -302,4 +339,184 @@ async fn files_that_are_no_certificates_are_named_at_start() -> Result<()> {
         crate::config::refused(&["--check"], &[("DATABASE_URL", &url)], expected)?;
     }
     Ok(())
+}
+
+/// Runs OpenSSL in the directory of the files for clients.
+fn openssl(directory: &Path, arguments: &str) -> Result<()> {
+    let output = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory)
+        .output()
+        .context("openssl does not run")?;
+    ensure!(
+        output.status.success(),
+        "openssl {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Certificates as people make them with OpenSSL and the manual of PostgreSQL: libpq takes them.
+#[tokio::test]
+async fn home_made_certificates_are_verified_as_libpq_does() -> Result<()> {
+    let server = Server::start().await?;
+    let files = server.directory.path();
+    let key = "-newkey rsa:2048 -nodes";
+    fs::write(files.join("v3"), "basicConstraints = CA:FALSE\n")?;
+    fs::write(files.join("other"), "subjectAltName = DNS:other.example\n")?;
+    fs::write(files.join("address"), "subjectAltName = IP:127.0.0.1\n")?;
+    fs::write(
+        files.join("within"),
+        "basicConstraints = critical, CA:TRUE\nnameConstraints = critical, permitted;DNS:example.org\n",
+    )?;
+    let sign = |name: &str, subject: &str, extensions: Option<&str>, authority: &str| {
+        openssl(
+            files,
+            &format!("req -new {key} -keyout {name}.key -out {name}.csr -subj /CN={subject}"),
+        )?;
+        let extensions = extensions.map_or(String::new(), |file| format!(" -extfile {file}"));
+        openssl(
+            files,
+            &format!(
+                "x509 -req -in {name}.csr -days 2 -CA {authority}.crt -CAkey {authority}.key \
+                 -CAcreateserial -out {name}.crt{extensions}"
+            ),
+        )
+    };
+    let itself = |name: &str, subject: &str| {
+        openssl(
+            files,
+            &format!(
+                "req -new -x509 {key} -days 2 -keyout {name}.key -out {name}.crt -subj /CN={subject}"
+            ),
+        )
+    };
+    itself("root", "root.example")?;
+    itself("self", "localhost")?;
+    itself("stranger", "localhost")?;
+    itself("elsewhere", "elsewhere.example")?;
+    // OpenSSL makes none that has expired.
+    let mut expired = CertificateParams::new(vec!["localhost".to_owned()])?;
+    expired.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let expired = CertifiedIssuer::self_signed(expired, KeyPair::generate()?)?;
+    fs::write(files.join("expired.crt"), expired.pem())?;
+    fs::write(files.join("expired.key"), expired.key().serialize_pem())?;
+    sign("named", "localhost", Some("v3"), "root")?;
+    sign("numbered", "127.0.0.1", Some("v3"), "root")?;
+    sign("another-san", "localhost", Some("other"), "root")?;
+    sign("address-san", "localhost", Some("address"), "root")?;
+    sign("within", "within.example", Some("within"), "root")?;
+    sign("constrained", "localhost", Some("v3"), "within")?;
+    sign("old", "localhost", None, "root")?;
+    let chain = fs::read_to_string(files.join("constrained.crt"))?
+        + &fs::read_to_string(files.join("within.crt"))?;
+    fs::write(files.join("constrained.crt"), chain)?;
+    server
+        .configure("on", "host all all 127.0.0.1/32 trust")
+        .await?;
+    for (certificate, root, host, mode, expected) in [
+        // Its own authority, as `openssl req -x509` makes it.
+        ("self", "self", "localhost", "verify-full", "tls"),
+        ("self", "self", "127.0.0.1", "verify-ca", "tls"),
+        ("self", "self", "127.0.0.1", "verify-full", UNREACHABLE),
+        (
+            "elsewhere",
+            "elsewhere",
+            "localhost",
+            "verify-full",
+            UNREACHABLE,
+        ),
+        ("elsewhere", "elsewhere", "localhost", "verify-ca", "tls"),
+        // The same name, and not the certificate that is trusted.
+        ("stranger", "self", "localhost", "verify-ca", UNREACHABLE),
+        ("expired", "expired", "localhost", "verify-ca", UNREACHABLE),
+        // The host in the common name alone.
+        ("named", "root", "localhost", "verify-full", "tls"),
+        ("named", "root", "127.0.0.1", "verify-full", UNREACHABLE),
+        ("named", "self", "localhost", "verify-full", UNREACHABLE),
+        ("numbered", "root", "127.0.0.1", "verify-full", "tls"),
+        ("numbered", "root", "localhost", "verify-full", UNREACHABLE),
+        // An alternative name of the host's kind counts instead.
+        (
+            "another-san",
+            "root",
+            "localhost",
+            "verify-full",
+            UNREACHABLE,
+        ),
+        ("address-san", "root", "localhost", "verify-full", "tls"),
+        ("address-san", "root", "127.0.0.1", "verify-full", "tls"),
+        // The authority may vouch for example.org alone.
+        (
+            "constrained",
+            "root",
+            "localhost",
+            "verify-full",
+            UNREACHABLE,
+        ),
+        ("constrained", "root", "localhost", "verify-ca", "tls"),
+    ] {
+        let case = format!("{certificate} {root} {host} {mode}");
+        server.present(certificate).await?;
+        let root = server.file(&format!("{root}.crt")).display().to_string();
+        let parameters = format!("sslmode={mode}&sslrootcert={root}");
+        let (found, log) = server.outcome(host, &parameters).await?;
+        assert_eq!(found, expected, "{case}\n{log}");
+    }
+    // Where OpenSSL still makes certificates of version 1, as the manual has it.
+    let old = Command::new("openssl")
+        .args(["x509", "-in", "old.crt", "-noout", "-text"])
+        .current_dir(files)
+        .output()?;
+    if String::from_utf8_lossy(&old.stdout).contains("Version: 1 ") {
+        server.present("old").await?;
+        let root = server.file("root.crt").display().to_string();
+        let parameters = format!("sslmode=verify-full&sslrootcert={root}");
+        let (found, log) = server.outcome("localhost", &parameters).await?;
+        assert_eq!(found, UNREACHABLE);
+        assert!(
+            log.contains("X.509 version 1") && log.contains("-extfile"),
+            "{log}"
+        );
+    }
+    server.database.books().await
+}
+
+/// Certificates that are replaced while the service runs.
+#[tokio::test]
+async fn certificates_are_read_anew() -> Result<()> {
+    let server = Server::start().await?;
+    server
+        .configure("on", "hostssl all all 127.0.0.1/32 cert")
+        .await?;
+    let keep = |name: &str, from: &str| fs::copy(server.file(from), server.file(name));
+    let stranger = authority("stranger")?;
+    let user = format!("{}_caller", server.database.name());
+    let (certificate, key) = certify(&stranger, None, Some(&user))?;
+    fs::write(server.file("mine.crt"), certificate)?;
+    fs::write(server.file("mine.key"), key)?;
+    keep("trusted.crt", "another.crt")?;
+    let path = |name: &str| server.file(name).display().to_string();
+    let parameters = format!(
+        "sslmode=verify-full&sslrootcert={}&sslcert={}&sslkey={}",
+        path("trusted.crt"),
+        path("mine.crt"),
+        path("mine.key")
+    );
+    let api = Api::start(&server.url("localhost", &parameters)).await?;
+    api.until_not_ready(UNREACHABLE).await?;
+    keep("trusted.crt", "ours.crt")?;
+    api.reload("new connections to the database use").await?;
+    // Now the server's certificate is trusted, and ours is not.
+    api.until_not_ready(UNREACHABLE).await?;
+    fs::write(server.file("mine.crt"), "nothing")?;
+    api.reload("the old tokens, keys and certificates stay: DATABASE_URL: sslcert")
+        .await?;
+    keep("mine.crt", "client.crt")?;
+    keep("mine.key", "client.key")?;
+    api.reload("new connections to the database use").await?;
+    api.until_ready().await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    server.database.books().await
 }

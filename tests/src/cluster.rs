@@ -419,7 +419,7 @@ fn children(pid: u32) -> Result<Vec<u32>> {
 }
 
 /// A port that nobody listens on at present.
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())

@@ -5,6 +5,7 @@
 mod cluster;
 mod crowd;
 mod database;
+mod pooler;
 mod proxy;
 mod service;
 
@@ -15,6 +16,7 @@ use anyhow::{Result, bail};
 pub use cluster::{Cluster, ClusterOptions, Frozen, Stop};
 pub use crowd::{at_once, counts};
 pub use database::{Database, books, connect};
+pub use pooler::Pooler;
 pub use proxy::Proxy;
 pub use service::Service;
 

@@ -18,9 +18,12 @@ use ring::{
         UnparsedPublicKey,
     },
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-use super::{Caller, Identity, Scopes};
+use super::{
+    Caller, Identity, Scopes,
+    tokens::{Digest, sha256},
+};
 
 /// By how much the clocks of whoever issues tokens and ours may differ, in seconds.
 const LEEWAY: u64 = 30;
@@ -35,6 +38,8 @@ const SHORTEST_MODULUS: usize = 256;
 #[derive(Debug)]
 pub struct Jwt {
     keys: Vec<Key>,
+    /// The digests of what the keys were read from.
+    sources: Vec<Digest>,
     issuer: Option<String>,
     audience: Option<String>,
 }
@@ -52,8 +57,17 @@ struct Key {
 #[derive(Deserialize)]
 struct Claims {
     sub: String,
-    #[serde(default, alias = "scp")]
-    scope: Granted,
+    #[serde(default)]
+    scope: Option<Granted>,
+    #[serde(default)]
+    scp: Option<Granted>,
+    /// Whether the token names an audience, be it in a form that is none.
+    #[serde(default, rename = "aud", deserialize_with = "is_there")]
+    has_audience: bool,
+}
+
+fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 /// Scopes as RFC 8693 writes them, in one text, or as a list.
@@ -64,20 +78,15 @@ enum Granted {
     List(Vec<String>),
 }
 
-impl Default for Granted {
-    fn default() -> Self {
-        Self::List(Vec::new())
-    }
-}
-
 impl Jwt {
     /// Accepts tokens of `issuer` and for `audience`, where they are given. Without an audience, tokens
-    /// that are meant for one are refused. Knows no key yet.
+    /// that have an `aud` are refused. Knows no key yet.
     pub fn new(issuer: Option<String>, audience: Option<String>) -> Self {
         // Whoever installed one before us is us.
         let _ = RING.install_default();
         Self {
             keys: Vec::new(),
+            sources: Vec::new(),
             issuer,
             audience,
         }
@@ -92,6 +101,7 @@ impl Jwt {
             return Err(format!("must have at least {SHORTEST_SECRET} bytes"));
         }
         self.add(None, Algorithm::HS256, DecodingKey::from_secret(secret));
+        self.sources.push(sha256(secret));
         Ok(())
     }
 
@@ -133,7 +143,15 @@ impl Jwt {
         if self.keys.len() == before {
             return Err("holds no key for RS256 or ES256 signatures".to_owned());
         }
+        self.sources.push(sha256(json));
         Ok(())
+    }
+
+    /// Whether this accepts the same tokens as `other`.
+    pub(super) fn has_same_keys(&self, other: &Self) -> bool {
+        self.sources == other.sources
+            && self.issuer == other.issuer
+            && self.audience == other.audience
     }
 
     fn add(&mut self, id: Option<String>, algorithm: Algorithm, key: DecodingKey) {
@@ -161,6 +179,10 @@ impl Jwt {
     /// Whose token this is, or why it is refused.
     pub(super) fn verify(&self, token: &[u8]) -> Result<Caller, &'static str> {
         let header = decode_header(token).map_err(|_| "the token is not known")?;
+        // We understand none of the extensions that it could name (RFC 7515, 4.1.11).
+        if header.crit.is_some() {
+            return Err("the token has a crit, which names what is not understood here");
+        }
         let mut refusal = "no key is known for the token's alg and kid";
         for key in &self.keys {
             let is_meant = key.algorithm == header.alg
@@ -169,7 +191,10 @@ impl Jwt {
                 continue;
             }
             match decode::<Claims>(token, &key.key, &key.rules) {
-                Ok(token) => return Ok(caller(token.claims)),
+                Ok(token) if token.claims.has_audience && self.audience.is_none() => {
+                    return Err(FOREIGN_AUDIENCE);
+                }
+                Ok(token) => return Ok(caller(&token.claims)),
                 Err(error) => refusal = reason(&error),
             }
         }
@@ -177,18 +202,22 @@ impl Jwt {
     }
 }
 
-fn caller(claims: Claims) -> Caller {
+const FOREIGN_AUDIENCE: &str = "the token is for another audience";
+
+fn caller(claims: &Claims) -> Caller {
     let mut scopes = Scopes::default();
     // Scopes of other services are none of our business.
     let mut grant = |name: &str| {
         scopes.add(name);
     };
-    match &claims.scope {
-        Granted::Text(names) => names.split(' ').for_each(&mut grant),
-        Granted::List(names) => names.iter().for_each(|name| grant(name)),
+    for granted in [&claims.scope, &claims.scp].into_iter().flatten() {
+        match granted {
+            Granted::Text(names) => names.split(' ').for_each(&mut grant),
+            Granted::List(names) => names.iter().for_each(|name| grant(name)),
+        }
     }
     Caller {
-        identity: Identity::Subject(Arc::from(claims.sub)),
+        identity: Identity::Subject(Arc::from(&*claims.sub)),
         scopes,
     }
 }
@@ -199,7 +228,7 @@ fn reason(error: &Error) -> &'static str {
         ErrorKind::ExpiredSignature => "the token has expired",
         ErrorKind::ImmatureSignature => "the token is not valid yet",
         ErrorKind::InvalidIssuer => "the token is of another issuer",
-        ErrorKind::InvalidAudience => "the token is for another audience",
+        ErrorKind::InvalidAudience => FOREIGN_AUDIENCE,
         ErrorKind::MissingRequiredClaim(_) => "the token lacks one of exp, sub, iss, aud",
         _ => "the token cannot be read",
     }

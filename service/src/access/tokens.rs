@@ -12,7 +12,7 @@ const SHORTEST: usize = 16;
 #[derive(Debug, Default)]
 pub struct Tokens(Vec<(Digest, Scopes)>);
 
-type Digest = [u8; 32];
+pub(super) type Digest = [u8; 32];
 
 impl Tokens {
     /// Reads entries `token:scope,scope…`, separated by blanks or line ends; what follows a `#` at the
@@ -21,19 +21,31 @@ impl Tokens {
     /// # Errors
     /// Which entry is wrong, and why. Never what it says, for that may be a token.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut tokens = Vec::new();
+        let mut tokens = Self::default();
         for (line, content) in text.lines().enumerate() {
             for (place, entry) in content.split_whitespace().enumerate() {
                 if entry.starts_with('#') {
                     break;
                 }
-                let token = self::entry(entry).map_err(|reason| {
-                    format!("entry {} on line {}: {reason}", place + 1, line + 1)
-                })?;
-                tokens.push(token);
+                let named =
+                    |reason: String| format!("entry {} on line {}: {reason}", place + 1, line + 1);
+                let (token, scopes) = self::entry(entry).map_err(named)?;
+                tokens.add(token, scopes).map_err(named)?;
             }
         }
-        Ok(Self(tokens))
+        Ok(tokens)
+    }
+
+    /// Refuses a token that is there already: two entries may contradict each other, and nobody would see
+    /// which one counts.
+    fn add(&mut self, token: Digest, scopes: Scopes) -> Result<(), String> {
+        if self.0.iter().any(|(known, _)| *known == token) {
+            return Err(
+                "this token has an entry already: give it all its scopes in one".to_owned(),
+            );
+        }
+        self.0.push((token, scopes));
+        Ok(())
     }
 
     /// Whether there are none.
@@ -42,9 +54,22 @@ impl Tokens {
     }
 
     /// The tokens of both.
-    pub fn and(mut self, other: Self) -> Self {
-        self.0.extend(other.0);
-        self
+    ///
+    /// # Errors
+    /// A token is among both.
+    pub fn and(mut self, other: Self) -> Result<Self, String> {
+        for (place, (token, scopes)) in other.0.into_iter().enumerate() {
+            self.add(token, scopes)
+                .map_err(|reason| format!("entry {}: {reason}", place + 1))?;
+        }
+        Ok(self)
+    }
+
+    /// What differs from `old`, in words.
+    pub(super) fn changes_since(&self, old: &Self) -> String {
+        let kept = self.0.iter().filter(|entry| old.0.contains(entry)).count();
+        let (new, gone) = (self.0.len() - kept, old.0.len() - kept);
+        format!("{new} new or changed, {gone} gone or changed, {kept} as before")
     }
 
     /// Whose token this is. How long it takes tells nothing about the known ones: digests are compared
@@ -52,10 +77,11 @@ impl Tokens {
     pub(super) fn find(&self, token: &[u8]) -> Option<Caller> {
         let digest = sha256(token);
         let mut found = None;
-        for (place, (known, scopes)) in self.0.iter().enumerate() {
+        for (known, scopes) in &self.0 {
             if bool::from(known.ct_eq(&digest)) {
+                let beginning = known.first_chunk().copied().unwrap_or_default();
                 found = Some(Caller {
-                    identity: Identity::Token(place),
+                    identity: Identity::Token(u64::from_ne_bytes(beginning)),
                     scopes: *scopes,
                 });
             }
@@ -91,7 +117,7 @@ fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)
 }
 
-fn sha256(text: &[u8]) -> Digest {
+pub(super) fn sha256(text: &[u8]) -> Digest {
     let mut array = Digest::default();
     array.copy_from_slice(digest(&SHA256, text).as_ref());
     array
@@ -127,6 +153,17 @@ mod tests {
     }
 
     #[test]
+    fn what_changes_is_told() {
+        let old = Tokens::parse("0123456789abcdef:claim fedcba9876543210:read").unwrap();
+        let new = Tokens::parse("0123456789abcdef:claim,read fedcba9876543210:read").unwrap();
+        assert_eq!(
+            new.changes_since(&old),
+            "1 new or changed, 1 gone or changed, 1 as before"
+        );
+        assert!(old.and(new).unwrap_err().contains("has an entry already"));
+    }
+
+    #[test]
     fn wrong_entries_are_named_and_not_repeated() {
         for (text, reason) in [
             (
@@ -148,6 +185,10 @@ mod tests {
             ("0123456789abcdef:claim,write", "claim, read, admin"),
             ("claim:0123456789abcdef", "the token must have at least 16"),
             ("0123456789abcdeé:claim", "letters, digits"),
+            (
+                "0123456789abcdef:claim\n0123456789abcdef:read",
+                "entry 1 on line 2: this token has an entry already",
+            ),
         ] {
             let said = Tokens::parse(text).unwrap_err();
             assert!(said.contains(reason), "{text}: {said}");

@@ -50,8 +50,14 @@ impl AccessSettings {
         let cors = check_origins(&self.cors_origins)?;
         let mut tokens = Tokens::default();
         if let Some(text) = &self.api_tokens {
-            let parsed = Tokens::parse(text.reveal());
-            tokens = tokens.and(parsed.map_err(|why| Wrong::setting("api_tokens", why))?);
+            let wrong = |why: String| Wrong::setting("api_tokens", why);
+            tokens = Tokens::parse(text.reveal()).map_err(wrong)?;
+            // A template whose secret came out blank must not open the service.
+            if tokens.is_empty() {
+                return Err(wrong(
+                    "holds no token: leave it out to let everybody in".to_owned(),
+                ));
+            }
         }
         if let Some(file) = &self.api_tokens_file {
             let name = "api_tokens_file";
@@ -63,7 +69,9 @@ impl AccessSettings {
                 let why = format!("{} holds no token", file.display());
                 return Err(Wrong::setting(name, why));
             }
-            tokens = tokens.and(parsed);
+            tokens = tokens.and(parsed).map_err(|why| {
+                Wrong::setting(name, format!("{}: {why} (see API_TOKENS)", file.display()))
+            })?;
         }
         Ok((Access::new(tokens, self.jwt()?), cors))
     }

@@ -31,9 +31,9 @@ pub(super) struct DatabaseSettings {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = limit())]
     statement_timeout: Duration,
     /// How long a claim may wait for a coupon that somebody else has locked, in line and as long again
-    /// at its head: 503
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = limit())]
-    lock_timeout: Duration,
+    /// at its head: 503. At most half of STATEMENT_TIMEOUT [default: 2s, or that half if it is less]
+    #[arg(long, value_name = "TIME", value_parser = limit())]
+    lock_timeout: Option<Duration>,
 }
 
 /// The database and its sessions, checked.
@@ -48,13 +48,16 @@ pub struct Database {
 }
 
 /// The two kinds of sessions that there are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sessions {
     /// Which wait but a moment for a coupon that somebody holds.
     pub brisk: Target,
     /// Which wait for `lock_timeout`.
     pub patient: Target,
 }
+
+/// How long a claim may wait, unless that is said.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a session waits for a coupon before it leaves the wait to one of the patient ones: longer
 /// than claims take that queue for it, shorter than those who need the connection would notice.
@@ -70,6 +73,18 @@ impl DatabaseSettings {
             Some(name) => Wrong::variable(name, fault.why),
             None => Wrong::setting("database_url", fault.why),
         };
+        let longest_wait = self.statement_timeout / 2;
+        let lock_timeout = self.lock_timeout.unwrap_or(LOCK_TIMEOUT.min(longest_wait));
+        // A claim waits once in line and once at its head, and both are one statement.
+        if lock_timeout > longest_wait {
+            let why = format!(
+                "is {}, but a claim waits that long twice, in line and at its head, and \
+                 STATEMENT_TIMEOUT ends it after {}: at most half of that has any effect",
+                humantime::format_duration(lock_timeout),
+                humantime::format_duration(self.statement_timeout)
+            );
+            return Err(Wrong::setting("lock_timeout", why));
+        }
         let parameters = Parameters::new(url, variable).map_err(wrong)?;
         let session = |lock_timeout: Duration| {
             // The options of the connection string come after these, so an operator has the last word.
@@ -85,12 +100,23 @@ impl DatabaseSettings {
         };
         Ok(Database {
             sessions: Sessions {
-                brisk: session(self.lock_timeout.min(MOMENT))?,
-                patient: session(self.lock_timeout)?,
+                brisk: session(lock_timeout.min(MOMENT))?,
+                patient: session(lock_timeout)?,
             },
             pool_size: self.database_pool_size,
             statement_timeout: self.statement_timeout,
         })
+    }
+}
+
+impl Sessions {
+    /// Uses the certificates and passwords of `new` for new connections.
+    ///
+    /// # Errors
+    /// `new` leads to another database.
+    pub fn adopt(&self, new: &Self) -> Result<(), &'static str> {
+        self.brisk.adopt(&new.brisk)?;
+        self.patient.adopt(&new.patient)
     }
 }
 

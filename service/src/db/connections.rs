@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use deadpool_postgres::{
-    Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
     Status as PoolStatus, Timeouts,
 };
 use tokio::{
@@ -18,6 +18,7 @@ use super::places::Places;
 use crate::{
     config::{self, Sessions},
     error::Error,
+    session::{Unfit, dropped_settings},
     target::Target,
     telemetry::metrics::metrics,
 };
@@ -35,6 +36,9 @@ const LONG_LISTS: usize = 100;
 
 /// An argument of a call that may outlive its caller.
 pub(super) type Argument = Box<dyn ToSql + Send + Sync>;
+
+/// How long the attempt may take to have the server break off a statement whose answer is late.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
 /// All connections for calls.
 #[derive(Debug)]
@@ -55,6 +59,7 @@ pub(super) struct Connections {
     /// When the database was last found on another server than before: older connections lead to one
     /// that has nothing to say any more.
     moved: watch::Sender<std::time::Instant>,
+    pub target: Target,
 }
 
 /// How long a call of the database may take, its one repetition included: the sum of these.
@@ -89,6 +94,7 @@ impl Connections {
                 answer: config.statement_timeout + ANSWER_SLACK,
             },
             moved: watch::Sender::new(std::time::Instant::now()),
+            target: brisk.clone(),
         })
     }
 
@@ -223,10 +229,16 @@ impl Connections {
             client.query(&statement, arguments).await
         };
         match timeout_at(by, answer).await {
-            Ok(rows) => Ok(rows?),
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => {
+                if is_spoilt(&error) {
+                    discard(client);
+                }
+                Err(error.into())
+            }
             Err(late) => {
                 metrics().answer_lost();
-                discard(client);
+                abandon(client, &self.target);
                 Err(Error::Timeout(late.into()))
             }
         }
@@ -279,10 +291,16 @@ impl Connections {
         let client = self.connection(pool, deadline).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
-            Ok(statement) => statement?,
+            Ok(Ok(statement)) => statement,
+            Ok(Err(error)) => {
+                if is_spoilt(&error) {
+                    discard(client);
+                }
+                return Err(error.into());
+            }
             Err(_) => {
                 metrics().answer_lost();
-                discard(client);
+                abandon(client, &self.target);
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
         };
@@ -293,7 +311,7 @@ impl Connections {
             answer = client.query(&statement, arguments) => answer,
             () = sleep_until(by) => {
                 metrics().answer_lost();
-                discard(client);
+                abandon(client, &self.target);
                 return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
             }
             // The sender is ours, so this is no error.
@@ -303,10 +321,9 @@ impl Connections {
             }
         };
         answer.map_err(|error| {
-            // The address may lead to a primary by now, this connection never will.
-            let on_standby = error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION);
+            let is_spoilt = is_spoilt(&error);
             let error = Error::from(error).after_sending();
-            if on_standby || matches!(error, Error::OutcomeUnknown(_)) {
+            if is_spoilt || matches!(error, Error::OutcomeUnknown(_)) {
                 discard(client);
             }
             error
@@ -326,8 +343,18 @@ fn pool(target: &Target, size: usize) -> anyhow::Result<Pool> {
         create: Some(target.patience()),
         recycle: None,
     };
+    let checked = target.clone();
     let pool = Pool::builder(manager)
         .max_size(size)
+        .post_create(Hook::async_fn(move |client, _| {
+            let checked = checked.clone();
+            Box::pin(async move {
+                checked.check(client).await.map_err(|unfit| match unfit {
+                    Unfit::Unlimited(limits) => HookError::message(dropped_settings(&limits)),
+                    Unfit::Broken(error) => HookError::Backend(error),
+                })
+            })
+        }))
         .runtime(Runtime::Tokio1)
         .timeouts(timeouts)
         .build()?;
@@ -341,7 +368,28 @@ fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
         .collect()
 }
 
-/// Drops a connection that is stuck in a question, instead of giving it to the next request.
+/// Whether an error shows that its connection is of no more use: it leads to a standby, which may be a
+/// primary at the same address by now, or it has lost the statements that were prepared on it.
+fn is_spoilt(error: &tokio_postgres::Error) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            &SqlState::READ_ONLY_SQL_TRANSACTION
+                | &SqlState::INVALID_SQL_STATEMENT_NAME
+                | &SqlState::DUPLICATE_PSTATEMENT
+        )
+    )
+}
+
+/// Drops a connection whose answer is late, and has the server break off what was asked: repeated requests
+/// would leave a stuck backend each.
+fn abandon(client: Object, target: &Target) {
+    let token = client.cancel_token();
+    discard(client);
+    tokio::spawn(target.clone().cancel(token, CANCEL_WAIT));
+}
+
+/// Drops a connection that is of no more use, instead of giving it to the next request.
 fn discard(client: Object) {
     drop(Object::take(client));
 }

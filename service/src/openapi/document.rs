@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::anyhow;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use utoipa::{
     OpenApi,
     openapi::{
@@ -75,6 +75,29 @@ pub(crate) fn finish(document: &mut utoipa::openapi::OpenApi, open: bool, limite
             finish_operation(operation, open, limited);
         }
     }
+}
+
+/// Every answer that the document knows: the path, the method, the status.
+pub(crate) fn answers(
+    document: &utoipa::openapi::OpenApi,
+) -> impl Iterator<Item = (&str, Method, StatusCode)> {
+    document.paths.paths.iter().flat_map(|(path, item)| {
+        let operations = [
+            (Method::GET, &item.get),
+            (Method::POST, &item.post),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ];
+        operations.into_iter().flat_map(move |(method, operation)| {
+            let statuses = operation
+                .iter()
+                .flat_map(|operation| operation.responses.responses.keys());
+            statuses.filter_map(move |status| {
+                let status = status.parse().ok()?;
+                Some((path.as_str(), method.clone(), status))
+            })
+        })
+    })
 }
 
 fn finish_operation(operation: &mut Operation, open: bool, limited: bool) {

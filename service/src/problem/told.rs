@@ -168,7 +168,12 @@ pub(crate) fn told(error: &Error) -> Told {
             "Overloaded",
             "too many claims are waiting; nothing was changed"
         ),
-        Error::NotReady(reason) => told!(SERVICE_UNAVAILABLE, "not_ready", "Not ready", *reason),
+        Error::NotReady(reason) => told!(
+            SERVICE_UNAVAILABLE,
+            "not_ready",
+            "Not ready",
+            reason.clone()
+        ),
         Error::TooManyRequests => told!(
             SERVICE_UNAVAILABLE,
             "overloaded",
@@ -246,7 +251,10 @@ mod tests {
             (Error::OutcomeUnknown(said()), "503 outcome_unknown"),
             (Error::Timeout(said()), "504 timeout"),
             (Error::Overloaded, "503 overloaded"),
-            (Error::NotReady("the service is stopping"), "503 not_ready"),
+            (
+                Error::NotReady("the service is stopping".into()),
+                "503 not_ready",
+            ),
             (Error::TooManyRequests, "503 overloaded"),
             (Error::TooManyLists, "503 overloaded"),
             (Error::TooManyConnections, "503 overloaded"),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    access::{Claimer, Reader},
+    access::{ClaimReader, Claimer, Reader},
     db::{ClaimRow, Database, Outcome},
     error::Error,
     lanes::Lanes,
@@ -182,6 +182,8 @@ pub(crate) async fn list(
 }
 
 /// Show one user's claim
+///
+/// A JSON Web Token with the scope `claim` shows its own subject's.
 #[utoipa::path(
     get,
     path = "/api/coupons/{name}/claims/{user_id}",
@@ -195,14 +197,16 @@ pub(crate) async fn list(
     security(("bearer" = ["read"])),
 )]
 pub(crate) async fn show(
-    _: Reader,
+    reader: ClaimReader,
     State(database): State<Database>,
     names: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Response, Error> {
     // What is not a text is nobody's name; which of the two it was does not matter.
     let Ok(Path((name, user_id))) = names else {
+        reader.sees_all()?;
         return Err(Error::CouponNotFound);
     };
+    reader.sees(&user_id)?;
     if body::fault(&name).is_some() {
         return Err(Error::CouponNotFound);
     }

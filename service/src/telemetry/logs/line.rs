@@ -101,7 +101,7 @@ impl Text<'_> {
         if value.iter().all(|&byte| PLAIN[usize::from(byte)]) && !value.is_empty() {
             return;
         }
-        if is_message && !value.iter().any(u8::is_ascii_control) {
+        if is_message && value.iter().all(|byte| matches!(byte, b' '..=b'~')) {
             return;
         }
         let value = self.0.split_off(start);
@@ -109,10 +109,13 @@ impl Text<'_> {
         // Writing to memory cannot fail.
         let _ = if is_message {
             value.chars().try_for_each(|character| {
-                if character.is_control() {
-                    write!(self.0, "{}", character.escape_default())
-                } else {
+                // What cannot be seen, such as the marks that turn the direction of writing, is no text. Of
+                // what can, only quotation marks and the backslash have an escape.
+                let mut escaped = character.escape_debug();
+                if escaped.len() == 1 || matches!(character, '"' | '\'' | '\\') {
                     write!(self.0, "{character}")
+                } else {
+                    escaped.try_for_each(|part| write!(self.0, "{part}"))
                 }
             })
         } else {

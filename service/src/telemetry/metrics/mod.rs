@@ -9,6 +9,7 @@ mod requests;
 
 use std::{fmt, sync::LazyLock, time::Duration};
 
+use axum::http::{Method, StatusCode};
 use deadpool_postgres::Status as PoolStatus;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -58,7 +59,13 @@ pub struct Metrics {
     place_timeouts: Family<PlaceLabels, Counter>,
     retries: Counter,
     database_errors: Family<ErrorLabels, Counter>,
+    readiness: Family<ReasonLabels, Gauge>,
     gauges: Gauges,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabels {
+    reason: &'static str,
 }
 
 /// What is read from elsewhere at each scrape.
@@ -168,9 +175,39 @@ impl Metrics {
                 "Calls that were repeated, because the first surely changed nothing",
             ),
             database_errors: errors(honcho),
+            readiness: {
+                let readiness = Family::<ReasonLabels, Gauge>::default();
+                honcho.register(
+                    "ready",
+                    "1 while requests are served, else 0 and the reason",
+                    readiness.clone(),
+                );
+                readiness
+            },
             gauges: Gauges::new(honcho),
             registry,
         }
+    }
+
+    /// Shows whether requests are served, and else why not.
+    ///
+    /// # Arguments
+    /// `before`, `reason`: the names of the last reason and of this one.
+    pub(crate) fn ready(&self, before: &'static str, reason: &'static str, is_ready: bool) {
+        let labels = |reason| ReasonLabels { reason };
+        // In this order: a scrape between the two must not find neither.
+        self.readiness
+            .get_or_create(&labels(reason))
+            .set(i64::from(is_ready));
+        if before != reason {
+            self.readiness.remove(&labels(before));
+        }
+    }
+
+    /// Shows a route's answers of this status from nought, before there is one: a rate does not see a series
+    /// begin at one.
+    pub(crate) fn foresee(&self, route: &str, method: &Method, status: StatusCode) {
+        self.requests.foresee(route, method, status);
     }
 
     /// Counts a request as under way until what this returns is finished or dropped.
@@ -311,7 +348,10 @@ fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
 }
 
 /// What goes wrong in an outage, counted from nought: a rate does not see a series begin at one.
-const CLASSES: [&str; 8] = ["08", "40", "53", "55", "57", CONNECTION, TIMEOUT, UNKNOWN];
+const CLASSES: [&str; 17] = [
+    "08", "22", "23", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58", "XX", CONNECTION,
+    TIMEOUT, UNKNOWN,
+];
 const CONNECTION: &str = "connection";
 const TIMEOUT: &str = "timeout";
 const UNKNOWN: &str = "unknown";

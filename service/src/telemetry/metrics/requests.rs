@@ -83,6 +83,23 @@ impl Requests {
     }
 
     fn answered(&self, template: &str, method: &Method, status: StatusCode, took: Duration) {
+        self.with_handles(template, method, status, |duration, answered| {
+            duration.observe(took.as_secs_f64());
+            answered.inc();
+        });
+    }
+
+    pub(super) fn foresee(&self, template: &str, method: &Method, status: StatusCode) {
+        self.with_handles(template, method, status, |_, _| {});
+    }
+
+    fn with_handles(
+        &self,
+        template: &str,
+        method: &Method,
+        status: StatusCode,
+        use_them: impl FnOnce(&Histogram, &Counter),
+    ) {
         let route = self.routes.find_or_add(
             |route| *route.template == *template,
             || Route::new(template),
@@ -97,7 +114,6 @@ impl Requests {
             }),
             statuses: Slots::new(STATUSES),
         });
-        endpoint.duration.observe(took.as_secs_f64());
         let answered = endpoint.statuses.find_or_add(
             |(known, _)| *known == status,
             || {
@@ -110,7 +126,7 @@ impl Requests {
             },
         );
         if let Some((_, answered)) = answered {
-            answered.inc();
+            use_them(&endpoint.duration, answered);
         }
     }
 }
