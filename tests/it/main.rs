@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod backup;
 mod bad_input;
 mod batch;
 mod bounds;
@@ -11,6 +12,7 @@ mod connection;
 mod contract;
 mod disk_full;
 mod early_release;
+mod encoding;
 mod faults;
 mod flash_sale;
 mod health;

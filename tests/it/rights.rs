@@ -50,7 +50,9 @@ async fn refused(client: &Client, sql: &str) {
 #[tokio::test]
 async fn every_function_is_tried_here() -> Result<()> {
     let database = crate::database().await?;
-    let functions = "select proname from pg_proc where pronamespace = 'public'::regnamespace";
+    // Trigger functions cannot be called.
+    let functions = "select proname from pg_proc
+                     where pronamespace = 'public'::regnamespace and prorettype <> 'trigger'::regtype";
     for row in database.connect().await?.query(functions, &[]).await? {
         let name = format!("select {}(", row.get::<_, &str>(0));
         assert!(

@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use honcho_tests::{Database, connect};
 use tokio_postgres::Client;
 
 use crate::{api::Api, cluster};
 
 /// The versions that can be created and are not the one that is built, oldest first.
-async fn releases() -> Result<Vec<String>> {
+pub async fn releases() -> Result<Vec<String>> {
     let client = connect(&cluster().url("postgres", "postgres")).await?;
     let releases: Vec<String> = client
         .query(
@@ -154,6 +154,73 @@ async fn data_and_rights_outlive_an_upgrade() -> Result<()> {
         assert_eq!(api.claim("fred", "BEFORE").await?.shown(), "409 sold_out");
         database.books().await?;
     }
+    Ok(())
+}
+
+/// The unique keys of `claims`, by name.
+async fn keys(client: &Client) -> Result<Vec<String>> {
+    let keys = "select conname::text from pg_constraint
+                where conrelid = 'claims'::regclass and contype = 'u' order by 1";
+    let rows = client.query(keys, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// What may rest on the key of 0.1.0 that later versions replace, and how its owner lets go of that key.
+const NEEDS: [(&str, &str); 3] = [
+    (
+        "create table orders (user_id varchar, coupon_name varchar,
+                              constraint claimed foreign key (user_id, coupon_name)
+                                  references claims (user_id, coupon_name));
+         insert into orders values ('anna', 'BEFORE')",
+        "alter table orders drop constraint claimed;
+         alter table claims drop constraint claims_user_id_coupon_name_key;
+         alter table orders add constraint claimed foreign key (user_id, coupon_name)
+             references claims (user_id, coupon_name)",
+    ),
+    (
+        "alter table claims replica identity using index claims_user_id_coupon_name_key",
+        "alter table claims replica identity using index claims_coupon_name_user_id_key;
+         alter table claims drop constraint claims_user_id_coupon_name_key",
+    ),
+    (
+        "create function claim_by_hand() returns void begin atomic
+             insert into claims (user_id, coupon_name) values ('x', 'y')
+             on conflict on constraint claims_user_id_coupon_name_key do nothing; end",
+        "drop function claim_by_hand();
+         alter table claims drop constraint claims_user_id_coupon_name_key",
+    ),
+];
+
+#[tokio::test]
+async fn a_key_that_something_needs_outlives_an_upgrade() -> Result<()> {
+    let (old, new) = (
+        "claims_user_id_coupon_name_key",
+        "claims_coupon_name_user_id_key",
+    );
+    for (need, let_go) in NEEDS {
+        let database = Database::create_released(cluster(), "0.1.0").await?;
+        let client = database.connect().await?;
+        sell(&client, "BEFORE").await?;
+        client.batch_execute(need).await?;
+        client
+            .batch_execute("alter extension honcho update")
+            .await
+            .with_context(|| format!("after {need}"))?;
+        assert_eq!(keys(&client).await?, [new, old], "{need}");
+        sell(&client, "AFTER").await?;
+        database.books().await?;
+
+        client.batch_execute(let_go).await?;
+        assert_eq!(keys(&client).await?, [new], "{need}");
+        sell(&client, "LATER").await?;
+        database.books().await?;
+    }
+    let database = Database::create_released(cluster(), "0.1.0").await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute("alter extension honcho update")
+        .await?;
+    assert_eq!(keys(&client).await?, [new], "nothing needs the old key");
     Ok(())
 }
 

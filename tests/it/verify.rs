@@ -53,10 +53,16 @@ async fn cooked_books_are_reported() -> Result<()> {
             "one_per_user",
         ),
         (
-            "alter table claims drop constraint claims_coupon_name_fkey;
+            "set local session_replication_role = replica;
              delete from coupons where name = 'cooked'",
             "coupon_exists",
         ),
+        (
+            "insert into claims (id, user_id, coupon_name) values (1000, 'carl', 'cooked');
+             update coupons set remaining_amount = 0 where name = 'cooked'",
+            "ids",
+        ),
+        ("update coupons set id = 1000 where name = 'cooked'", "ids"),
     ] {
         // Undone afterwards: a cook at a time.
         let transaction = client.transaction().await?;
