@@ -15,6 +15,7 @@ mod faults;
 mod flash_sale;
 mod health;
 mod held;
+mod hostile_edge;
 mod jwt;
 mod kills;
 mod lanes;
