@@ -1,14 +1,15 @@
 //! Admission: what a request must pass before its route.
 //!
-//! In this order: there is room for it, its address may ask again, its caller is known, the caller may
-//! ask again. Then the route has so long to answer.
+//! In this order: it names one host, its connection is not one too many, it may come from the page that sends
+//! it, there is room for it, its address may ask again, its caller is known, the caller may ask again. Then the route has so long to answer.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use axum::{
+    body::HttpBody,
     extract::Request,
-    http::Method,
+    http::{Method, Version, header::HOST},
     response::{IntoResponse, Response},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,6 +18,7 @@ use crate::{
     access::{Access, Caller},
     address::Proxies,
     error::Error,
+    origin::Origins,
     rate_limit::{Key, RateLimit, Usage},
     serve::Peer,
 };
@@ -24,7 +26,8 @@ use crate::{
 /// What lies under this path needs a token, where there are tokens.
 const API: &str = "/api/";
 
-/// What machines ask every few seconds. It needs no admission: it must answer when nothing else does.
+/// What machines ask every few seconds. It needs no admission, and is answered on connections beyond the
+/// limit, too: it must answer when nothing else does.
 pub(crate) const PROBES: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
 
 /// What the log says of a route that took too long.
@@ -57,6 +60,40 @@ impl Default for Bounds {
     }
 }
 
+/// The places of requests under way. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Room(Arc<Semaphore>);
+
+/// A place among the requests under way, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Room {
+    /// Room for so many.
+    pub fn new(requests: usize) -> Self {
+        Self(Arc::new(Semaphore::new(
+            requests.min(Semaphore::MAX_PERMITS),
+        )))
+    }
+
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// [`Error::TooManyRequests`] if there is none.
+    pub fn take(&self) -> Result<Place, Error> {
+        match Arc::clone(&self.0).try_acquire_owned() {
+            Ok(permit) => Ok(Place { _permit: permit }),
+            Err(_) => Err(Error::TooManyRequests),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.available_permits() == 0
+    }
+}
+
 /// The door. Clones are the same one.
 #[derive(Clone, Debug)]
 pub(crate) struct Door(Arc<Inner>);
@@ -64,15 +101,16 @@ pub(crate) struct Door(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     access: Access,
+    origins: Origins,
     bounds: Bounds,
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 /// What a request has that was let in.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// Its place among those under way; none for what needs no admission.
-    place: Option<Place>,
+    /// What bounds it; none for what needs no admission.
+    bound: Option<Bound>,
     /// What its caller has asked, where that is limited.
     usage: Option<(Door, Usage)>,
 }
@@ -85,8 +123,9 @@ pub(crate) struct Refusal {
 }
 
 #[derive(Debug)]
-struct Place {
-    _held: OwnedSemaphorePermit,
+struct Bound {
+    /// Its place among those under way. A request with a body has it from when the body is there.
+    _place: Option<Place>,
     peer: Option<Peer>,
     /// How long the route may take.
     patience: Duration,
@@ -95,12 +134,12 @@ struct Place {
 }
 
 impl Door {
-    pub fn new(access: Access, bounds: Bounds) -> Self {
-        let room = Semaphore::new(bounds.requests.min(Semaphore::MAX_PERMITS));
+    pub fn new(access: Access, origins: Origins, bounds: Bounds, room: Room) -> Self {
         Self(Arc::new(Inner {
             access,
+            origins,
             bounds,
-            room: Arc::new(room),
+            room,
         }))
     }
 
@@ -116,19 +155,47 @@ impl Door {
     /// # Errors
     /// Why it is turned away.
     pub fn admit(&self, request: &mut Request) -> Result<Admission, Refusal> {
-        if PROBES.contains(&request.uri().path()) {
+        let refuse = |error| Err(Refusal { error, usage: None });
+        if !has_one_host(request) {
+            let why = "the Host header must be there once, and hold a host";
+            return refuse(Error::Invalid(why.into()));
+        }
+        let peer = request.extensions().get::<Peer>();
+        let path = request.uri().path();
+        if peer.is_some_and(|peer| peer.is_beyond_limit) && !PROBES.contains(&path) {
+            return refuse(Error::TooManyConnections);
+        }
+        if PROBES.contains(&path) {
             return Ok(Admission {
-                place: None,
+                bound: None,
                 usage: None,
             });
         }
-        let Inner { bounds, room, .. } = &*self.0;
-        let Ok(held) = Arc::clone(room).try_acquire_owned() else {
-            return Err(Refusal {
-                error: Error::TooManyRequests,
-                usage: None,
-            });
+        let Inner {
+            access,
+            origins,
+            bounds,
+            room,
+        } = &*self.0;
+        let is_safe = matches!(
+            *request.method(),
+            Method::GET | Method::HEAD | Method::OPTIONS
+        );
+        if !is_safe && !origins.admit(request.headers(), access.is_open()) {
+            return refuse(Error::ForeignOrigin);
+        }
+        let place = if request.body().is_end_stream() {
+            match room.take() {
+                Ok(place) => Some(place),
+                Err(error) => return refuse(error),
+            }
+        } else if room.is_full() {
+            return refuse(Error::TooManyRequests);
+        } else {
+            // Heads alone must not take the places of requests that can be served.
+            None
         };
+        let peer = peer.cloned();
         let (caller, usage) = match &bounds.rate_limit {
             None => (self.identify(request), None),
             Some(rate_limit) => {
@@ -143,17 +210,14 @@ impl Door {
             }
             Err(error) => return Err(Refusal { error, usage }),
         }
-        let place = Place {
-            _held: held,
-            peer: request.extensions().get().cloned(),
+        let bound = Bound {
+            _place: place,
+            peer,
             patience: bounds.request_timeout,
-            is_safe: matches!(
-                *request.method(),
-                Method::GET | Method::HEAD | Method::OPTIONS
-            ),
+            is_safe,
         };
         Ok(Admission {
-            place: Some(place),
+            bound: Some(bound),
             usage,
         })
     }
@@ -202,11 +266,11 @@ impl Door {
 impl Admission {
     /// The route's answer, if it comes in time.
     pub async fn hold(self, route: impl Future<Output = Response>) -> Response {
-        let mut response = match self.place {
+        let mut response = match self.bound {
             None => route.await,
-            Some(place) => match Peer::within(place.peer.as_ref(), place.patience, route).await {
+            Some(bound) => match Peer::within(bound.peer.as_ref(), bound.patience, route).await {
                 Some(response) => response,
-                None if place.is_safe => Error::Timeout(anyhow!(LATE)).into_response(),
+                None if bound.is_safe => Error::Timeout(anyhow!(LATE)).into_response(),
                 // What a lane or the database has begun is not undone by our giving up.
                 None => Error::OutcomeUnknown(anyhow!(LATE)).into_response(),
             },
@@ -221,6 +285,32 @@ impl IntoResponse for Refusal {
         let mut response = self.error.into_response();
         tell(self.usage.as_ref(), &mut response);
         response
+    }
+}
+
+/// Whether the request names the host that it is for, as RFC 9112 has it: proxies before us may have gone by
+/// another `Host` than we would.
+fn has_one_host(request: &Request) -> bool {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.as_bytes().iter().all(|byte| {
+            !matches!(
+                byte,
+                b' ' | b'\t'
+                    | b'"'
+                    | b','
+                    | b'/'
+                    | b'<'
+                    | b'>'
+                    | b'?'
+                    | b'#'
+                    | b'@'
+                    | b'\\'
+                    | 0x7f..
+            )
+        }),
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
     }
 }
 

@@ -4,6 +4,7 @@
 mod streamed;
 
 use std::{
+    error::Error,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{
@@ -15,7 +16,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method},
+    http::{HeaderName, HeaderValue, Method, StatusCode},
     response::Response,
 };
 use opentelemetry::trace::{FutureExt, TraceId};
@@ -134,6 +135,21 @@ impl Crossing {
         response.headers_mut().insert(REQUEST_ID, self.id);
         response
     }
+}
+
+/// Counts and logs what was no request and was answered `status` all the same, with no more to tell of it than
+/// why.
+pub(crate) fn no_request(client: IpAddr, status: StatusCode, reason: &dyn Error) {
+    let method = Method::from_bytes(b"OTHER").unwrap_or_default();
+    metrics().begin().finish(UNMATCHED, &method, status);
+    tracing::info!(
+        target: "http",
+        message = "no request",
+        route = UNMATCHED,
+        status = status.as_u16(),
+        reason = reason.to_string(),
+        client = display(client),
+    );
 }
 
 /// The template of the request's path.

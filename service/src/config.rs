@@ -30,9 +30,8 @@ pub use layers::Stop;
 pub use telemetry::Telemetry;
 pub use values::Secret;
 
-use crate::{access::Access, admission::Bounds, lanes::Limits, serve};
+use crate::{access::Access, admission::Bounds, lanes::Limits, origin, serve};
 use layers::Wrong;
-use tower_http::cors::CorsLayer;
 use values::{duration, whole};
 
 const ABOUT: &str = "Serves the functions of the PostgreSQL extension honcho over HTTP";
@@ -164,8 +163,8 @@ pub struct Config {
     pub lanes: Limits,
     /// Who may do what.
     pub access: Access,
-    /// The web pages that may use the interface.
-    pub cors: Option<CorsLayer>,
+    /// The web pages of other sites that may use the interface.
+    pub origins: origin::Origins,
     /// How much is let in.
     pub bounds: Bounds,
     /// What connections are allowed.
@@ -192,7 +191,7 @@ pub fn load(
     arguments: Vec<OsString>,
     variable: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Task, Stop> {
-    let (settings, origins) = layers::load::<Settings>(arguments, variable)?;
+    let (settings, sources) = layers::load::<Settings>(arguments, variable)?;
     let Settings {
         invocation,
         listen,
@@ -207,21 +206,21 @@ pub fn load(
         return Ok(Task::HealthCheck(listen));
     }
     let checked = || -> Result<Config, Wrong> {
-        let (access, cors) = access.check()?;
+        let (access, origins) = access.check()?;
         let (bounds, connections) = bounds.check(&access)?;
         Ok(Config {
             listen,
             database: database.check(variable)?,
             lanes: lanes.into(),
             access,
-            cors,
+            origins,
             bounds,
             connections,
             telemetry,
             shutdown,
         })
     };
-    let config = checked().map_err(|wrong| origins.explain(wrong))?;
+    let config = checked().map_err(|wrong| sources.explain(wrong))?;
     Ok(if invocation.check {
         Task::Check
     } else {

@@ -38,6 +38,9 @@ pub enum Error {
     /// The token is about another user than the one it was to claim for.
     #[error("another user's token")]
     ForeignSubject,
+    /// The page that sends the request is of an origin that may not change anything.
+    #[error("a page of a foreign origin")]
+    ForeignOrigin,
     /// The body did not come in time.
     #[error("the body is late")]
     BodyTimeout,
@@ -171,6 +174,7 @@ impl Error {
             | Self::Unauthorized(_)
             | Self::Forbidden(_)
             | Self::ForeignSubject
+            | Self::ForeignOrigin
             | Self::BodyTimeout
             | Self::BodyTooLarge
             | Self::CouponNotFound

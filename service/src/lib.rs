@@ -14,6 +14,7 @@ pub mod health;
 pub mod lanes;
 pub mod libpq;
 mod openapi;
+pub mod origin;
 mod passfile;
 pub mod probe;
 pub mod problem;
@@ -27,25 +28,25 @@ pub mod target;
 pub mod telemetry;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Router,
     extract::FromRef,
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{Method, StatusCode},
     routing::get,
 };
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     access::Access,
-    admission::{Bounds, Door},
+    admission::{Bounds, Door, Room},
     db::Database,
     error::Error,
     health::Health,
     lanes::Lanes,
+    origin::Origins,
     routes::{body::BodyTimeout, claims, coupons},
     surroundings::Surroundings,
 };
@@ -66,8 +67,8 @@ pub struct App {
     pub access: Access,
     /// How much is let in.
     pub bounds: Bounds,
-    /// The web pages that may use it from a browser.
-    pub cors: Option<CorsLayer>,
+    /// The web pages of other sites that may use it.
+    pub origins: Origins,
     /// Whether `/metrics` is among the routes.
     pub metrics: bool,
 }
@@ -83,6 +84,7 @@ struct Parts {
     health: Health,
     access: Access,
     body_timeout: BodyTimeout,
+    room: Room,
 }
 
 /// Lets routes ask for a part.
@@ -101,6 +103,7 @@ part!(lanes: Lanes);
 part!(health: Health);
 part!(access: Access);
 part!(body_timeout: BodyTimeout);
+part!(room: Room);
 
 /// The whole HTTP interface.
 ///
@@ -113,17 +116,20 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         health,
         access,
         bounds,
-        cors,
+        origins,
         metrics,
     } = app;
+    let room = Room::new(bounds.requests);
     let state = State(Arc::new(Parts {
         database,
         lanes,
         health,
         access: access.clone(),
         body_timeout: BodyTimeout(bounds.body_timeout),
+        room: room.clone(),
     }));
     let limited = bounds.rate_limit.is_some();
+    let cors = origins.cors();
     let (mut router, mut document) = described();
     openapi::finish(&mut document, access.is_open(), limited);
     for (route, method, status) in openapi::answers(&document) {
@@ -136,7 +142,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
         .merge(openapi::pages(&document)?)
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(other_method)
-        .layer(Surroundings(Door::new(access, bounds)))
+        .layer(Surroundings(Door::new(access, origins, bounds, room)))
         .with_state(state);
     Ok(match cors {
         Some(cors) => router.layer(cors),
@@ -146,6 +152,8 @@ pub fn router(app: App) -> anyhow::Result<Router> {
 
 /// `/metrics` and nothing else.
 pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
+    let bounds = Bounds::default();
+    let room = Room::new(bounds.requests);
     #[derive(Clone, FromRef)]
     struct State {
         database: Database,
@@ -157,7 +165,9 @@ pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
         .method_not_allowed_fallback(other_method)
         .layer(Surroundings(Door::new(
             Access::default(),
-            Bounds::default(),
+            Origins::default(),
+            bounds,
+            room,
         )))
         .with_state(State { database, lanes })
 }
@@ -170,6 +180,7 @@ pub fn bare_router(app: App) -> Router {
         health: app.health,
         access: app.access,
         body_timeout: BodyTimeout(app.bounds.body_timeout),
+        room: Room::new(app.bounds.requests),
     })))
 }
 
@@ -185,29 +196,6 @@ fn described() -> (Router<State>, OpenApi) {
         .route("/health/live", get(routes::health::live))
         .route("/health/ready", get(routes::health::ready))
         .split_for_parts()
-}
-
-/// Lets web pages of these origins use the interface; all pages, where `None`.
-pub fn cors(origins: Option<Vec<HeaderValue>>) -> CorsLayer {
-    CorsLayer::new()
-        .allow_origin(origins.map_or_else(|| Any.into(), AllowOrigin::list))
-        .allow_methods([Method::GET, Method::HEAD, Method::POST])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("x-request-id"),
-            HeaderName::from_static("traceparent"),
-        ])
-        .expose_headers([
-            header::LINK,
-            header::LOCATION,
-            header::RETRY_AFTER,
-            header::WWW_AUTHENTICATE,
-            HeaderName::from_static("ratelimit"),
-            HeaderName::from_static("ratelimit-policy"),
-            HeaderName::from_static("x-request-id"),
-        ])
-        .max_age(Duration::from_secs(3600))
 }
 
 /// Tells the methods of a path: the router adds `Allow` to either answer.

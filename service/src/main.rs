@@ -83,7 +83,7 @@ async fn run(config: Config) -> Result<()> {
         health: health.clone(),
         access: config.access,
         bounds: config.bounds,
-        cors: config.cors,
+        origins: config.origins,
         metrics: config.telemetry.metrics_listen.is_none(),
     })?;
     if let Some(address) = config.telemetry.metrics_listen {

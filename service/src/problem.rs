@@ -17,7 +17,7 @@ use serde::Serialize;
 use tracing::error;
 use utoipa::ToSchema;
 
-pub(crate) use self::told::{Told, told};
+pub(crate) use self::told::{CODES, Told, told};
 use crate::{access::Scope, boundary::Identity, error::Error};
 
 /// An error on its way to the layer that writes it out, which knows the request's id. A batch that

@@ -6,18 +6,30 @@
 mod activity;
 
 use std::{
+    collections::VecDeque,
+    convert::Infallible,
     future::{Future, poll_fn},
-    io::{self, Write},
+    io,
     net::SocketAddr,
-    pin::pin,
-    sync::{Arc, LazyLock},
-    task::{Poll, ready},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    http::StatusCode,
+    response::Response,
+};
 use futures_util::FutureExt;
-use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Request,
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
@@ -25,14 +37,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::coop::unconstrained,
+    task::{AbortHandle, coop::unconstrained},
     time::{Instant, sleep, sleep_until},
 };
 use tower_service::Service;
 use tracing::{debug, error, info, warn};
 
 use self::activity::{Activity, Alarm, Watched};
-use crate::{error::Error, problem, telemetry::metrics::metrics};
+use crate::{boundary, telemetry::metrics::metrics};
 
 /// How long to wait before the next connection is taken where taking one failed: most likely files
 /// have run out, and will for a moment.
@@ -43,10 +55,17 @@ const BREATH: Duration = Duration::from_millis(100);
 /// seem to take in nothing meanwhile, and one that takes in nothing would cost all that memory.
 const AHEAD: u32 = 128 * 1024;
 
+/// The largest head of a request, in bytes. What a client sends of it is kept until it is complete.
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// How many of the newest connections beyond the limit are listened to. A question about health is here before
+/// so many more have come, even in a rush.
+const BEYOND: usize = 1000;
+
 /// What connections are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most connections at a time.
+    /// The most connections at a time. Those beyond may ask about health and nothing else.
     pub connections: usize,
     /// How long a request's head may take, from its first byte, or from the connection's beginning.
     pub header_timeout: Duration,
@@ -73,6 +92,8 @@ impl Default for Limits {
 pub(crate) struct Peer {
     /// The other end of the connection.
     pub address: SocketAddr,
+    /// Whether the connection is one more than are allowed.
+    pub is_beyond_limit: bool,
     activity: Arc<Activity>,
 }
 
@@ -92,6 +113,11 @@ impl Peer {
             Some(peer) => peer.activity.within(limit, future).await,
             None => Some(future.await),
         }
+    }
+
+    /// Notes that the request's body has been read to its end.
+    pub fn has_sent_all(&self) {
+        self.activity.completed();
     }
 }
 
@@ -117,7 +143,7 @@ const OTHER_FILES: usize = 256;
 /// Lets the process have a file for each of so many connections, as far as the system allows: most start
 /// programs with room for a thousand, and let them ask for more.
 pub fn make_room(connections: usize, database_connections: usize) {
-    let wanted = (connections + database_connections + OTHER_FILES) as u64;
+    let wanted = (connections + BEYOND + database_connections + OTHER_FILES) as u64;
     let limit = getrlimit(Resource::Nofile);
     let is_enough = |limit: Option<u64>| limit.is_none_or(|files| files >= wanted);
     if is_enough(limit.current) {
@@ -168,6 +194,7 @@ pub async fn serve(
         limits.connections.min(Semaphore::MAX_PERMITS),
     ));
     let mut was_full = false;
+    let mut beyond = Beyond::default();
     let mut stop = pin!(stop);
     loop {
         let taken = tokio::select! {
@@ -175,22 +202,21 @@ pub async fn serve(
             () = &mut stop => break,
         };
         match taken {
-            Ok((stream, peer)) => match Arc::clone(&room).try_acquire_owned() {
-                Ok(place) => {
-                    was_full = false;
-                    answer(stream, peer, router.clone(), limits, place, &connections);
+            Ok((stream, peer)) => {
+                let place = Arc::clone(&room).try_acquire_owned().ok();
+                let is_full = place.is_none();
+                if is_full && !was_full {
+                    warn!(
+                        "{} connections are open: others may ask for health and metrics alone",
+                        limits.connections
+                    );
                 }
-                Err(_) => {
-                    if !was_full {
-                        warn!(
-                            "{} connections are open: no more are taken",
-                            limits.connections
-                        );
-                        was_full = true;
-                    }
-                    turn_away(stream);
+                was_full = is_full;
+                let task = answer(stream, peer, router.clone(), limits, place, &connections);
+                if is_full {
+                    beyond.add(task);
                 }
-            },
+            }
             Err(error) if is_of_one_connection(&error) => debug!("a connection broke: {error}"),
             Err(error) => {
                 error!("cannot take connections: {error}");
@@ -202,38 +228,64 @@ pub async fn serve(
     connections.shutdown().await;
 }
 
+/// The newest connections beyond the limit, in the order in which they came.
+#[derive(Default)]
+struct Beyond(VecDeque<AbortHandle>);
+
+impl Beyond {
+    /// Adds one; the oldest ends if there are too many. Connections that ask nothing cannot keep out those
+    /// that come after them.
+    fn add(&mut self, connection: AbortHandle) {
+        if self.0.len() >= BEYOND {
+            self.0.retain(|connection| !connection.is_finished());
+        }
+        if self.0.len() >= BEYOND
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+/// Serves a connection in a task of its own. Without a `place` it is one beyond the limit.
 fn answer(
     stream: TcpStream,
     address: SocketAddr,
     router: Router,
     limits: Limits,
-    place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
     connections: &GracefulShutdown,
-) {
+) -> AbortHandle {
     if let Err(error) = stream.set_nodelay(true) {
         warn!("no TCP_NODELAY: {error}");
     }
     let activity = Arc::new(Activity::new(limits));
     let requests = Arc::clone(&activity);
+    let is_beyond_limit = place.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        requests.asked();
+        requests.asked(request.body().is_end_stream());
         request.extensions_mut().insert(Peer {
             address,
+            is_beyond_limit,
             activity: Arc::clone(&requests),
         });
-        let answered = Arc::clone(&requests);
+        let requests = Arc::clone(&requests);
         // A router is always ready.
         router
             .clone()
             .call(request)
-            .inspect(move |_: &Result<axum::response::Response<Body>, _>| answered.answered())
+            .map(move |Ok(response)| Ok::<_, Infallible>(answered(response, requests)))
     });
     let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
         .writev(true)
+        .max_buf_size(HEAD_LIMIT)
+        // A place beyond the limit is for one question.
+        .keep_alive(!is_beyond_limit)
         .serve_connection(TokioIo::new(stream), service);
     let connection = connections.watch(connection);
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         let _place = place;
         let mut connection = pin!(connection);
         // Set anew only when it rings or must ring earlier, so most requests never touch it.
@@ -277,6 +329,15 @@ fn answer(
         .await;
         match ended {
             Ok(Ok(())) => {}
+            // hyper has answered what is no request, by itself: it has no way to let us do so.
+            Ok(Err(error)) if error.is_parse() && !error.is_parse_version_h2() => {
+                let status = if error.is_parse_too_large() {
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+                } else {
+                    StatusCode::BAD_REQUEST
+                };
+                boundary::no_request(address.ip(), status, &error);
+            }
             Ok(Err(error)) => debug!("a connection broke: {error}"),
             Err(Alarm::TakesNothing) => {
                 metrics().connection_cut_off();
@@ -286,28 +347,46 @@ fn answer(
             Err(_) => debug!("{address} has said nothing for too long and is cut off"),
         }
     });
+    task.abort_handle()
 }
 
-/// Answers a connection that there is no room for, without reading from it.
-fn turn_away(stream: TcpStream) {
-    static ANSWER: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let body = problem::body(&Error::TooManyConnections, "-");
-        let head = format!(
-            "HTTP/1.1 503 Service Unavailable\r\n\
-             content-type: application/problem+json\r\n\
-             content-length: {}\r\n\
-             cache-control: no-store\r\n\
-             retry-after: 1\r\n\
-             x-request-id: -\r\n\
-             connection: close\r\n\r\n",
-            body.len()
-        );
-        [head.into_bytes(), body].concat()
-    });
-    // It fits into any new socket's buffer: nobody waits. Whoever is gone already misses nothing.
-    let _ = stream
-        .into_std()
-        .and_then(|mut stream| stream.write_all(&ANSWER));
+/// Has the connection know when the answer is on its way. A whole one leaves at once; of others, the body tells.
+fn answered(response: Response, activity: Arc<Activity>) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        activity.answered();
+        return response;
+    }
+    response.map(|body| Body::new(Streamed { body, activity }))
+}
+
+/// A body of many parts, whose end the connection is told of.
+struct Streamed {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl HttpBody for Streamed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.activity.answered();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {

@@ -37,7 +37,7 @@ fn main() -> Result<()> {
             health: Health::default(),
             access: config.access,
             bounds: config.bounds,
-            cors: None,
+            origins: config.origins,
             metrics: false,
         });
         serve(listener, router, config.connections, pending()).await;

@@ -278,6 +278,7 @@ async fn a_flood_of_connections_is_turned_away() -> Result<()> {
     let before = api.service.resident_bytes()?;
     for _ in 0..2000 {
         let mut stream = TcpStream::connect(api.service.address()).await?;
+        stream.write_all(SHOW.as_bytes()).await?;
         let mut received = String::new();
         timeout(PATIENCE, stream.read_to_string(&mut received))
             .await

@@ -19,6 +19,7 @@ mod health;
 mod held;
 mod holder;
 mod hostile;
+mod hostile_edge;
 mod hostile_reads;
 mod jwt;
 mod kills;

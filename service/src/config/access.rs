@@ -2,14 +2,12 @@
 
 use std::{fs, path::PathBuf};
 
-use axum::http::HeaderValue;
 use clap::Args;
-use tower_http::cors::CorsLayer;
 
 use super::{Secret, layers::Wrong};
 use crate::{
     access::{Access, Jwt, Tokens},
-    cors,
+    origin::Origins,
 };
 
 /// Who may use the service.
@@ -46,8 +44,9 @@ pub(super) struct AccessSettings {
 }
 
 impl AccessSettings {
-    pub(super) fn check(self) -> Result<(Access, Option<CorsLayer>), Wrong> {
-        let cors = check_origins(&self.cors_origins)?;
+    pub(super) fn check(self) -> Result<(Access, Origins), Wrong> {
+        let origins = Origins::parse(&self.cors_origins)
+            .map_err(|why| Wrong::setting("cors_origins", why))?;
         let mut tokens = Tokens::default();
         if let Some(text) = &self.api_tokens {
             let wrong = |why: String| Wrong::setting("api_tokens", why);
@@ -73,7 +72,7 @@ impl AccessSettings {
                 Wrong::setting(name, format!("{}: {why} (see API_TOKENS)", file.display()))
             })?;
         }
-        Ok((Access::new(tokens, self.jwt()?), cors))
+        Ok((Access::new(tokens, self.jwt()?), origins))
     }
 
     fn jwt(self) -> Result<Option<Jwt>, Wrong> {
@@ -111,34 +110,6 @@ impl AccessSettings {
         }
         Ok(Some(jwt))
     }
-}
-
-fn check_origins(origins: &[String]) -> Result<Option<CorsLayer>, Wrong> {
-    if origins.is_empty() {
-        return Ok(None);
-    }
-    if origins == ["*"] {
-        return Ok(Some(cors(None)));
-    }
-    let origins: Result<_, _> = origins.iter().map(|origin| check_origin(origin)).collect();
-    let origins = origins.map_err(|why| Wrong::setting("cors_origins", why))?;
-    Ok(Some(cors(Some(origins))))
-}
-
-/// As browsers send it: scheme, host, and the port if it is not the scheme's own.
-fn check_origin(origin: &str) -> Result<HeaderValue, String> {
-    let is_origin = origin
-        .split_once("://")
-        .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
-        .is_some_and(|(_, host)| {
-            !host.is_empty() && !host.contains(['/', '?', '#', '@', '*']) && host.is_ascii()
-        });
-    if is_origin && let Ok(value) = HeaderValue::from_str(&origin.to_ascii_lowercase()) {
-        return Ok(value);
-    }
-    Err(format!(
-        "{origin:?} is no origin: it must be like https://shop.example or http://localhost:3000"
-    ))
 }
 
 fn read(setting: &'static str, file: &PathBuf) -> Result<Vec<u8>, Wrong> {

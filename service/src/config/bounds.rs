@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Bounds")]
 pub(super) struct BoundsSettings {
-    /// The most connections at a time; beyond, 503 at once
+    /// The most connections at a time; beyond, health and metrics are answered, and 503 to all else
     #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().connections,
           value_parser = whole::<usize>(1..=1_000_000))]
     connection_limit: usize,

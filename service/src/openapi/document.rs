@@ -11,7 +11,7 @@ use utoipa::{
         ResponseBuilder,
         example::ExampleBuilder,
         path::Operation,
-        schema::Type,
+        schema::{Schema, Type},
         security::{Http, HttpAuthScheme, SecurityScheme},
     },
 };
@@ -51,10 +51,15 @@ pub(crate) fn base() -> utoipa::openapi::OpenApi {
              of the token: claim, read or admin. A JSON Web Token claims for its own subject only.",
         ))
         .build();
-    document
-        .components
-        .get_or_insert_default()
-        .add_security_scheme(BEARER, SecurityScheme::Http(bearer));
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(BEARER, SecurityScheme::Http(bearer));
+    if let Some(RefOr::T(Schema::Object(problem))) = components.schemas.get_mut("Problem") {
+        for field in ["code", "error"] {
+            if let Some(RefOr::T(Schema::Object(code))) = problem.properties.get_mut(field) {
+                code.enum_values = Some(problem::CODES.map(Into::into).into());
+            }
+        }
+    }
     document
 }
 
@@ -66,13 +71,15 @@ pub(crate) fn finish(document: &mut utoipa::openapi::OpenApi, open: bool, limite
     }
     for item in document.paths.paths.values_mut() {
         let operations = [
-            &mut item.get,
-            &mut item.post,
-            &mut item.patch,
-            &mut item.delete,
+            (&mut item.get, true),
+            (&mut item.post, false),
+            (&mut item.patch, false),
+            (&mut item.delete, false),
         ];
-        for operation in operations.into_iter().flatten() {
-            finish_operation(operation, open, limited);
+        for (operation, is_safe) in operations {
+            if let Some(operation) = operation {
+                finish_operation(operation, is_safe, open, limited);
+            }
         }
     }
 }
@@ -100,11 +107,19 @@ pub(crate) fn answers(
     })
 }
 
-fn finish_operation(operation: &mut Operation, open: bool, limited: bool) {
+fn finish_operation(operation: &mut Operation, is_safe: bool, open: bool, limited: bool) {
     if open {
         operation.security = None;
         operation.responses.responses.remove("401");
         operation.responses.responses.remove("403");
+        if !is_safe {
+            // What is left of it without tokens.
+            let foreign = response(StatusCode::FORBIDDEN, &[Error::ForeignOrigin]);
+            operation
+                .responses
+                .responses
+                .insert("403".to_owned(), foreign.into());
+        }
     }
     if !limited {
         operation.responses.responses.remove("429");
@@ -198,8 +213,11 @@ fn response(status: StatusCode, errors: &[Error]) -> Response {
         .description(description.join("; "))
         .content("application/problem+json", content)
         .build();
+    let is_about_tokens = errors
+        .iter()
+        .any(|error| matches!(error, Error::Unauthorized(_) | Error::Forbidden(_)));
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => add_header(
+        _ if is_about_tokens => add_header(
             &mut response,
             "WWW-Authenticate",
             Type::String,

@@ -21,6 +21,33 @@ pub(crate) struct Told {
     pub detail: Cow<'static, str>,
 }
 
+/// Every code that there is, for the description.
+pub(crate) const CODES: [&str; 23] = [
+    "already_claimed",
+    "claim_not_found",
+    "coupon_exists",
+    "coupon_not_found",
+    "ended",
+    "forbidden",
+    "foreign_origin",
+    "internal",
+    "invalid_request",
+    "method_not_allowed",
+    "not_ready",
+    "not_started",
+    "outcome_unknown",
+    "overloaded",
+    "paused",
+    "payload_too_large",
+    "rate_limited",
+    "request_timeout",
+    "route_not_found",
+    "sold_out",
+    "timeout",
+    "unauthorized",
+    "unavailable",
+];
+
 macro_rules! told {
     ($status:ident, $code:literal, $title:literal, $detail:expr) => {
         Told {
@@ -80,6 +107,12 @@ pub(crate) fn told(error: &Error) -> Told {
             "forbidden",
             "Forbidden",
             "the token allows claims for its own subject only"
+        ),
+        Error::ForeignOrigin => told!(
+            FORBIDDEN,
+            "foreign_origin",
+            "Foreign origin",
+            "web pages of this origin may not do this: CORS_ORIGINS lists those that may"
         ),
         Error::BodyTimeout => told!(
             REQUEST_TIMEOUT,
@@ -209,7 +242,7 @@ pub(crate) fn told(error: &Error) -> Told {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeSet, time::Duration};
 
     use anyhow::anyhow;
 
@@ -234,6 +267,7 @@ mod tests {
             ),
             (Error::Forbidden(Scope::Read), "403 forbidden"),
             (Error::ForeignSubject, "403 forbidden"),
+            (Error::ForeignOrigin, "403 foreign_origin"),
             (Error::BodyTimeout, "408 request_timeout"),
             (Error::BodyTooLarge, "413 payload_too_large"),
             (Error::CouponNotFound, "404 coupon_not_found"),
@@ -265,8 +299,10 @@ mod tests {
             (Error::Refused(said()), "500 internal"),
             (Error::Internal(said()), "500 internal"),
         ];
+        let mut codes = BTreeSet::new();
         for (error, answer) in rows {
             let told = told(&error);
+            codes.insert(told.code);
             let shown = format!("{} {}", told.status.as_u16(), told.code);
             assert_eq!(shown, answer, "{error:?}");
             assert!(told.kind.ends_with(told.code), "{told:?}");
@@ -276,5 +312,6 @@ mod tests {
                 "{error:?}: {detail}"
             );
         }
+        assert_eq!(codes, BTreeSet::from(CODES));
     }
 }

@@ -5,7 +5,7 @@
 use std::{borrow::Cow, error::Error as _, time::Duration};
 
 use axum::{
-    body::{Bytes, to_bytes},
+    body::{Bytes, HttpBody, to_bytes},
     extract::{FromRef, FromRequest, Request},
 };
 use http_body_util::LengthLimitError;
@@ -13,7 +13,12 @@ use serde::Deserialize;
 use serde_json::{error::Category, value::RawValue};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::{BODY_LIMIT, error::Error, serve::Peer};
+use crate::{
+    BODY_LIMIT,
+    admission::{Place, Room},
+    error::Error,
+    serve::Peer,
+};
 
 /// The longest name and user id, in characters: PostgreSQL's `varchar(255)`.
 const TEXT_LIMIT: usize = 255;
@@ -25,22 +30,32 @@ pub(super) type Field<'a> = Option<&'a RawValue>;
 #[derive(Clone, Copy, Debug)]
 pub struct BodyTimeout(pub Duration);
 
-/// The whole body.
-pub(crate) struct Received(pub Bytes);
+/// The whole body, and the place that its request has from then on.
+pub(crate) struct Received(pub Bytes, pub Place);
 
 impl<S: Send + Sync> FromRequest<S> for Received
 where
     BodyTimeout: FromRef<S>,
+    Room: FromRef<S>,
 {
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        // Before a client that waits for `100 Continue` is told to send it.
+        if request.body().size_hint().lower() > BODY_LIMIT as u64 {
+            return Err(Error::BodyTooLarge);
+        }
         let BodyTimeout(limit) = BodyTimeout::from_ref(state);
         // From the head to the last byte: a limit between bytes would let a body drip for ever.
         let peer = request.extensions().get::<Peer>().cloned();
         let body = to_bytes(request.into_body(), BODY_LIMIT);
         match Peer::within(peer.as_ref(), limit, body).await {
-            Some(Ok(body)) => Ok(Self(body)),
+            Some(Ok(body)) => {
+                if let Some(peer) = &peer {
+                    peer.has_sent_all();
+                }
+                Ok(Self(body, Room::from_ref(state).take()?))
+            }
             Some(Err(error))
                 if error
                     .source()

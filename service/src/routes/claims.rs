@@ -64,6 +64,7 @@ problem_type! {
     ClaimProblems:
     invalid(),
     Error::ForeignSubject,
+    Error::ForeignOrigin,
     Error::CouponNotFound,
     Error::BodyTimeout,
     Error::AlreadyClaimed,
@@ -118,7 +119,7 @@ problem_type! {
 pub(crate) async fn claim(
     claimer: Claimer,
     State(lanes): State<Lanes>,
-    Received(body): Received,
+    Received(body, _place): Received,
 ) -> Result<Response, Failure> {
     let claim: Claim = body::fields(&body)?;
     let user_id = body::text("user_id", claim.user_id)?;

@@ -95,6 +95,7 @@ problem_type! {
     /// How making a coupon can fail.
     CreateProblems:
     invalid(),
+    Error::ForeignOrigin,
     Error::BodyTimeout,
     Error::CouponExists,
     Error::BodyTooLarge,
@@ -140,7 +141,7 @@ problem_type! {
 pub(crate) async fn create(
     _: Admin,
     State(database): State<Database>,
-    Received(body): Received,
+    Received(body, _place): Received,
 ) -> Result<Response, Error> {
     let coupon: NewCoupon = body::fields(&body)?;
     let name = body::text("name", coupon.name)?;
