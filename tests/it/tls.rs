@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -169,7 +170,9 @@ impl Server {
             api.service.exit().await?;
             return Ok((found, api.service.log()));
         }
-        let told = api.claim(&format!("{host} {parameters}"), "PROMO").await?;
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let user = format!("user {}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let told = api.claim(&user, "PROMO").await?;
         assert_eq!(told.shown(), "200", "{parameters}: {}", api.service.log());
         let sql = "select ssl from pg_stat_ssl join pg_stat_activity using (pid)
                     where datname = current_database() and application_name = 'honcho-service'";
