@@ -15,7 +15,7 @@ create function @extschema@.honcho_list_coupons(
 )
 language c
 stable security definer parallel safe
-set search_path to pg_catalog, @extschema@, pg_temp
+set search_path to pg_catalog, pg_temp
 as 'MODULE_PATHNAME', 'honcho_list_coupons_wrapper';
 
 revoke all on function @extschema@.honcho_list_coupons(bigint, integer) from public;
