@@ -191,7 +191,7 @@ async fn creations_of_a_name_that_is_held_leave_connections_to_claims() -> Resul
     let settings = [
         ("DATABASE_POOL_SIZE", "2"),
         ("LOCK_TIMEOUT", "20s"),
-        ("STATEMENT_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
     ];
     let api = Api::start_with(database.caller_url(), &settings).await?;
     let body = r#"{"name":"HELD","amount":1}"#;

@@ -302,7 +302,7 @@ async fn one_timeout_ends_the_whole_wait_of_a_refusal() -> Result<()> {
 #[tokio::test]
 async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()> {
     let pair = Pair::start(100).await?;
-    let buffers = "create extension pg_buffercache schema pg_catalog";
+    let buffers = "create schema buffers; create extension pg_buffercache schema buffers";
     pair.client.batch_execute(buffers).await?;
     let deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
@@ -326,7 +326,7 @@ async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()>
                  where locktype = 'object'
                    and database = (select oid from pg_database where datname = current_database())";
     assert_eq!(pair.client.query_one(held, &[]).await?.get::<_, i64>(0), 0);
-    let pins = "select count(*) from pg_buffercache
+    let pins = "select count(*) from buffers.pg_buffercache
                  where pinning_backends > 0
                    and relfilenode in (select pg_relation_filenode(oid) from pg_class
                                         where relnamespace = 'public'::regnamespace)";
