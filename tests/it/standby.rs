@@ -314,11 +314,14 @@ async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()>
         Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
     });
     pair.until_waiting(2).await?;
-    // The same with the refused user behind one who may claim, so that it shows in the turn.
+    // The same with the refused user behind one who may claim, so that it shows in the turn, and in a
+    // transaction that does not commit yet, so that no commit waits.
     let client = pair.database.connect().await?;
     let reversed = tokio::spawn(async move {
+        client.batch_execute("begin").await?;
         let sql = "select outcome::text from honcho_claim_batch('PROMO', '{dora, ann}')";
         let rows = client.query(sql, &[]).await?;
+        client.batch_execute("commit").await?;
         Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
     });
     pair.until_waiting(3).await?;
