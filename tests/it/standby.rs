@@ -325,6 +325,9 @@ async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()>
         Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
     });
     pair.until_waiting(3).await?;
+    let told = "select count(*) from pg_stat_activity
+                 where wait_event = 'SyncRep' and query not like '%honcho_claim%'";
+    assert_eq!(pair.client.query_one(told, &[]).await?.get::<_, i64>(0), 0);
     let held = "select count(*) from pg_locks
                  where locktype = 'object'
                    and database = (select oid from pg_database where datname = current_database())";
