@@ -96,7 +96,9 @@ pub fn waits_for_standbys() -> bool {
 ///
 /// PostgreSQL does not keep the position of a synchronous commit: that was flushed, and had waited for
 /// what its own `synchronous_commit` asked, before anybody saw it. If that was less, or if its wait for
-/// the standbys was cut short, by a cancel or a crash, its work is visible without them. To wait for
+/// the standbys was cut short, by a cancel or a crash, its work is visible without them. Neither does it keep
+/// any position once the commit log has moved on by as many pages as fit in its buffers: a million transactions,
+/// which can only matter while a standby is away for as long. To wait for
 /// everything that was flushed would close this gap, but then every refusal that rests on an old claim
 /// would stop with the standby.
 pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
@@ -186,6 +188,10 @@ pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
             pg_sys::log_min_messages,
             pg_sys::whereToSendOutput,
         ) = reporting;
+        // The death of the postmaster ends the wait without a word to the interrupts' machinery.
+        if pg_sys::ProcDiePending != 0 {
+            pg_sys::InterruptPending = 1;
+        }
         // A wait that ends for want of standbys to wait for is no interruption.
         pg_sys::InterruptPending != 0 && !standbys_have(position)
     };
@@ -224,7 +230,7 @@ fn standbys_have(position: pg_sys::XLogRecPtr) -> bool {
 ///
 /// The variable is set past the settings' machinery, for the few steps between here and the flush,
 /// so that no rollback to a savepoint, no function with settings of its own and no `show` meets it.
-/// A caller who turned `synchronous_commit` off keeps that, and so does one who set `remote_apply`,
+/// A transaction that deletes files commits as ever. A caller who turned `synchronous_commit` off keeps that, and so does one who set `remote_apply`,
 /// which asks the standby for its word in the commit record itself. A prepared transaction never comes by
 /// here: it is flushed as ever.
 #[pg_guard]
@@ -239,6 +245,7 @@ unsafe extern "C-unwind" fn at_transaction_event(
                 if STATE.get() == State::Early
                     && pg_sys::synchronous_commit > OFF
                     && pg_sys::synchronous_commit < REMOTE_APPLY
+                    && !drops_files()
                 {
                     STATE.set(State::FlushDue(pg_sys::synchronous_commit));
                     pg_sys::synchronous_commit = OFF;
@@ -251,6 +258,18 @@ unsafe extern "C-unwind" fn at_transaction_event(
         }
         pg_sys::XactEvent::XACT_EVENT_PREPARE => STATE.set(State::Ordinary),
         _ => {}
+    }
+}
+
+/// Returns true if the commit deletes files, or may: a temporary table can be dropped at its end. PostgreSQL
+/// flushes such a commit at once whatever `synchronous_commit` says, and keeps no position of it for refusals to
+/// wait for.
+fn drops_files() -> bool {
+    let mut files = ptr::null_mut();
+    // SAFETY: reads this backend's state; the list is in the memory of the transaction that ends.
+    unsafe {
+        pg_sys::MyXactFlags & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE as i32 != 0
+            || pg_sys::smgrGetPendingDeletes(true, &mut files) > 0
     }
 }
 

@@ -64,6 +64,7 @@ pub extern "C-unwind" fn _PG_init() {
         unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
     }
     durability::init();
+    plan::init();
 }
 
 #[cfg(any(test, feature = "pg_test"))]

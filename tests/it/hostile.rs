@@ -2,8 +2,8 @@
 //! run them: the extension must resolve no name to any of them.
 
 use anyhow::{Result, ensure};
-use honcho_tests::{Database, connect};
-use tokio_postgres::Client;
+use honcho_tests::{Database, connect, eventually};
+use tokio_postgres::{Client, error::SqlState};
 
 use crate::{cluster, rights::CALLS};
 
@@ -367,4 +367,101 @@ async fn a_renamed_schema_breaks_no_function_and_its_old_name_leads_nowhere() ->
     field.grant("store").await?;
     call_all(&mallory, "store").await?;
     field.nothing_trapped().await
+}
+
+/// Whoever owns the database may rename the extension's schema, and put another in its place, while a function
+/// of the extension waits for a table that they have locked: PostgreSQL resolves names again after the wait.
+#[tokio::test]
+async fn a_schema_renamed_while_a_function_waits_leads_nowhere() -> Result<()> {
+    for (table, call) in [
+        ("coupons", "select public.honcho_get_coupon('PROMO')"),
+        ("coupons", "select public.honcho_list_coupons()"),
+        ("coupons", "select public.honcho_create_coupon('OTHER', 1)"),
+        ("coupons", "select public.honcho_verify()"),
+        ("claims", "select public.honcho_get_claim('ann', 'PROMO')"),
+        ("claims", "select public.honcho_list_claims('PROMO')"),
+    ] {
+        for is_planned in [false, true] {
+            let field = Field::new().await?;
+            field
+                .owner
+                .batch_execute(&format!(
+                    "alter database {0} owner to {1};
+                     create extension honcho;
+                     select honcho_create_coupon('PROMO', 10);
+                     select honcho_claim('ann', 'PROMO')",
+                    field.database.name(),
+                    field.mallory
+                ))
+                .await?;
+            let victim = field.database.connect().await?;
+            if is_planned {
+                for _ in 0..2 {
+                    victim.batch_execute(call).await?;
+                }
+            }
+            let first = field.connect_as_mallory().await?;
+            first
+                .batch_execute(&format!("begin; analyze {table}"))
+                .await?;
+            let second = field.connect_as_mallory().await?;
+            let vacuum = format!("vacuum full {table}");
+            let vacuum = tokio::spawn(async move { second.batch_execute(&vacuum).await });
+            until_waiting_for_tables(&field.owner, 1).await?;
+            let told = tokio::spawn(async move {
+                let told = victim.batch_execute(call).await;
+                (victim, told)
+            });
+            until_waiting_for_tables(&field.owner, 2).await?;
+            let third = field.connect_as_mallory().await?;
+            third
+                .batch_execute(
+                    "begin;
+                     alter schema public rename to gone;
+                     create schema public;
+                     grant usage on schema public to public;
+                     create function public.boom() returns bigint immutable language plpgsql as $$ begin
+                         insert into loot.trapped values (current_user, 'view');
+                         return 1;
+                     end $$;
+                     create view public.coupons as select public.boom() as id, 'PROMO'::varchar as name,
+                         1 as amount, 1 as remaining_amount, now() as created_at, now() as starts_at,
+                         now() as ends_at, false as paused;
+                     create view public.claims as select public.boom() as id, 'ann'::varchar as user_id,
+                         'PROMO'::varchar as coupon_name, now() as claimed_at;
+                     commit",
+                )
+                .await?;
+            first.batch_execute("commit").await?;
+            vacuum.await??;
+            let (victim, told) = told.await?;
+            // Refused, or right: never the other schema's.
+            if let Err(error) = told {
+                let code = error.code().cloned();
+                // What has no counterpart in the other schema is just not there.
+                let expected = [
+                    SqlState::T_R_SERIALIZATION_FAILURE,
+                    SqlState::UNDEFINED_TABLE,
+                ];
+                assert!(code.is_some_and(|code| expected.contains(&code)), "{call}");
+            }
+            field.nothing_trapped().await?;
+            let again = call.replace("public.", "gone.").replace("OTHER", "ANOTHER");
+            victim.batch_execute(&again).await?;
+            field.nothing_trapped().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until so many sessions of this database wait for a table.
+async fn until_waiting_for_tables(client: &Client, count: i64) -> Result<()> {
+    eventually("the sessions to wait for the table", async || {
+        let sql = "select count(*) from pg_locks
+                    where not granted and locktype = 'relation'
+                      and database = (select oid from pg_database where datname = current_database())";
+        let waiting: i64 = client.query_one(sql, &[]).await?.get(0);
+        Ok((waiting == count).then_some(()))
+    })
+    .await
 }

@@ -379,6 +379,66 @@ async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_standby() -> Result<
     pair.database.books().await
 }
 
+/// PostgreSQL flushes a commit that deletes files whatever its settings, and keeps no position of it: it must
+/// not be seen before the standby has it.
+#[tokio::test]
+async fn a_claim_beside_a_dropped_table_is_not_seen_before_the_standby_has_it() -> Result<()> {
+    for beside in [
+        "truncate junk",
+        "drop table junk",
+        "create temporary table t () on commit drop",
+    ] {
+        let pair = Pair::start(1).await?;
+        pair.client.batch_execute("create table junk ()").await?;
+        // The commit log keeps one position for 32 transactions: it must be none of an earlier one.
+        pair.client
+            .batch_execute("set synchronous_commit = local")
+            .await?;
+        for _ in 0..70 {
+            pair.client
+                .batch_execute("create table t (); drop table t")
+                .await?;
+        }
+        let deaf = pair.deafen().await?;
+        let client = pair.database.connect().await?;
+        let ann = tokio::spawn(async move {
+            let sql = format!("begin; {beside}; select honcho_claim('ann', 'PROMO'); commit");
+            client.batch_execute(&sql).await
+        });
+        pair.until_waiting(1).await?;
+        for user in ["bob", "ann"] {
+            let client = impatient(&pair.database, 300).await?;
+            let told = claim(&client, user).await.unwrap_err();
+            assert_eq!(
+                told.code(),
+                Some(&SqlState::QUERY_CANCELED),
+                "{beside}, {user}"
+            );
+        }
+        drop(deaf);
+        ann.await??;
+        pair.database.books().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_told_when_the_postmaster_dies() -> Result<()> {
+    let mut pair = Pair::start(1).await?;
+    let _deaf = pair.deafen().await?;
+    let ann = claim_with(&pair.database, "on", "ann").await?;
+    pair.until_waiting(1).await?;
+    let bob = claim_with(&pair.database, "on", "bob").await?;
+    pair.until_waiting(2).await?;
+    let postmaster = pair.primary.pid().context("no postmaster")?;
+    let postmaster = Pid::from_raw(i32::try_from(postmaster)?).context("no process")?;
+    kill_process(postmaster, Signal::KILL)?;
+    assert!(bob.await?.1.is_err());
+    // Her commit is done, and she is not told.
+    assert!(ann.await?.1.is_err());
+    pair.primary.stop(Stop::Kill)
+}
+
 #[tokio::test]
 async fn no_told_claim_is_lost_with_the_primary() -> Result<()> {
     const CLIENTS: i64 = 16;
