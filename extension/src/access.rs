@@ -220,7 +220,7 @@ pub struct Lookup<'t> {
     scan: pg_sys::IndexScanDesc,
     /// A key for each column of the index that is looked up, to be given its value.
     keys: [pg_sys::ScanKeyData; MAX_KEYS],
-    /// Whether the scan has keys to search for.
+    /// Set once the scan has keys to search for.
     begun: bool,
     slot: Slot,
 }

@@ -223,7 +223,7 @@ impl Decided {
         self.rests_on = self.rests_on.max(durability::commit_position(writer));
     }
 
-    /// Whether the refusals may be reported without a wait.
+    /// Returns true if the refusals may be reported without a wait.
     fn is_durable(&self) -> bool {
         self.rests_on <= self.waited_for || durability::is_durable(self.rests_on)
     }

@@ -132,7 +132,7 @@ pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
     }
 }
 
-/// Whether transaction `a` is older than `b`, as PostgreSQL counts them: in a circle.
+/// Returns true if transaction `a` is older than `b`, as PostgreSQL counts them: in a circle.
 fn precedes(a: pg_sys::TransactionId, b: pg_sys::TransactionId) -> bool {
     (u32::from(a).wrapping_sub(u32::from(b)) as i32) < 0
 }
@@ -144,7 +144,7 @@ fn next_transaction() -> pg_sys::TransactionId {
     pg_sys::TransactionId::from(next.value as u32)
 }
 
-/// Whether everything up to `position` is flushed here, and on the synchronous standbys if this
+/// Returns true if everything up to `position` is flushed here, and on the synchronous standbys if this
 /// session's commits wait for them.
 pub fn is_durable(position: pg_sys::XLogRecPtr) -> bool {
     // SAFETY: compares positions.
@@ -207,7 +207,7 @@ pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
     }
 }
 
-/// Whether the synchronous standbys have confirmed the WAL up to `position`, as far as this session's
+/// Returns true if the synchronous standbys have confirmed the WAL up to `position`, as far as this session's
 /// commits wait for that.
 fn standbys_have(position: pg_sys::XLogRecPtr) -> bool {
     if !waits_for_standbys() {
@@ -309,7 +309,7 @@ unsafe extern "C" {
 /// What this backend's flushes were like lately.
 #[derive(Clone, Copy, Default)]
 pub struct Pace {
-    /// How long they took, waits for others' included: a moving average over about eight, each counted
+    /// Their duration, waits for others' included: a moving average over about eight, each counted
     /// as [`Pace::SLOWEST`] at most.
     duration: Duration,
     /// Whether the last one took others' commits along.
@@ -351,7 +351,7 @@ impl Pace {
         }
     }
 
-    /// How long to put the next flush off, if that is worth it: 2 ms at most.
+    /// The time to put the next flush off, if that is worth it: 2 ms at most.
     pub fn delay(self) -> Option<Duration> {
         (self.in_company && self.duration > Self::SLOW).then(|| self.duration / 4)
     }

@@ -4,6 +4,7 @@
 //! reads and writes the two tables through `access`, `durability` lets claims share WAL flushes.
 
 mod access;
+mod analysis;
 mod args;
 // PostgreSQL 18 has checks that are not enforced and columns that are computed on reading: there the
 // executor compiles for itself.
@@ -64,7 +65,7 @@ pub extern "C-unwind" fn _PG_init() {
         unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
     }
     durability::init();
-    plan::init();
+    analysis::init();
 }
 
 #[cfg(any(test, feature = "pg_test"))]
