@@ -16,8 +16,8 @@ impl Proxies {
     /// Reads addresses and networks, separated by commas.
     ///
     /// # Errors
-    /// What none of these is.
-    pub fn parse(list: &str) -> Result<Self, String> {
+    /// The form that the list must have.
+    pub fn parse(list: &str) -> Result<Self, &'static str> {
         list.split(',')
             .map(str::trim)
             .filter(|entry| !entry.is_empty())
@@ -26,7 +26,7 @@ impl Proxies {
                 network
                     .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
                     .map_err(|_| {
-                        format!("{entry:?} is neither an address nor a network such as 10.0.0.0/8")
+                        "must be addresses and networks such as 10.0.0.0/8, separated by commas"
                     })
             })
             .collect::<Result<_, _>>()

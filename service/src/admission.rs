@@ -124,7 +124,7 @@ pub(crate) struct Refusal {
 
 #[derive(Debug)]
 struct Bound {
-    /// Its place among those under way. A request with a body has it from when the body is there.
+    /// Its place among those under way. A request that is not safe and has a body takes one when the body is there.
     _place: Option<Place>,
     peer: Option<Peer>,
     /// How long the route may take.
@@ -184,7 +184,8 @@ impl Door {
         if !is_safe && !origins.admit(request.headers(), access.is_open()) {
             return refuse(Error::ForeignOrigin);
         }
-        let place = if request.body().is_end_stream() {
+        // A safe request is served from its head on: no route reads the body that it may announce.
+        let place = if is_safe || request.body().is_end_stream() {
             match room.take() {
                 Ok(place) => Some(place),
                 Err(error) => return refuse(error),

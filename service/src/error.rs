@@ -163,9 +163,9 @@ impl Error {
             Self::Refused(source) => (Some(&REFUSED), source),
             Self::Argument(source) => (Some(&ARGUMENTS), source),
             Self::Conflict(source) => (Some(&CONFLICTS), source),
-            Self::Disconnected(source) | Self::Locked(source) | Self::Unavailable(source) => {
-                (Some(&UNAVAILABLE), source)
-            }
+            Self::Disconnected(source) => (Some(&DISCONNECTED), source),
+            Self::Locked(source) => (Some(&LOCKED), source),
+            Self::Unavailable(source) => (Some(&UNAVAILABLE), source),
             Self::OutcomeUnknown(source) => (Some(&OUTCOME_UNKNOWN), source),
             Self::Timeout(source) => (Some(&TIMEOUTS), source),
             Self::Invalid(_)
@@ -240,6 +240,8 @@ pub(crate) fn described(error: tokio_postgres::Error) -> anyhow::Error {
 static REFUSED: Crowd = Crowd::of(5);
 static ARGUMENTS: Crowd = Crowd::of(5);
 static CONFLICTS: Crowd = Crowd::new();
+static DISCONNECTED: Crowd = Crowd::new();
+static LOCKED: Crowd = Crowd::new();
 static UNAVAILABLE: Crowd = Crowd::new();
 static OUTCOME_UNKNOWN: Crowd = Crowd::new();
 static TIMEOUTS: Crowd = Crowd::new();

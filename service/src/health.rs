@@ -46,8 +46,8 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a fault of a call counts, if the watcher itself does not meet it.
 const SYMPTOM_AGE: Duration = Duration::from_secs(3);
 
-/// The extension's version, which of the functions are not found and which may not be called, whether this is
-/// a standby, and the server's version.
+/// The extension's version, the functions that are not found and those that may not be called, whether
+/// transactions are read-only, whether that is because this is a standby, and the server's version.
 const QUESTION: &str = "
     select (select extversion from pg_catalog.pg_extension where extname = 'honcho'),
            array(select f from pg_catalog.unnest($1::text[]) as f
@@ -56,6 +56,7 @@ const QUESTION: &str = "
                   where not pg_catalog.has_function_privilege(
                       pg_catalog.to_regprocedure(f), 'execute')),
            pg_catalog.current_setting('transaction_read_only') = 'on',
+           pg_catalog.pg_is_in_recovery(),
            pg_catalog.current_setting('server_version')";
 
 /// Writes about a megabyte into a temporary file of the database's own tablespace, and removes it. This asks
@@ -101,7 +102,7 @@ enum Cause {
     Refused,
     /// A server does not answer.
     Silent,
-    /// Only standbys answer.
+    /// Transactions are read-only: only standbys answer, or a setting has it so.
     ReadOnly,
     /// The extension is not in the database.
     NoExtension,
@@ -422,7 +423,7 @@ impl Watcher {
             .written
             .is_none_or(|written| written.elapsed() >= WRITE_INTERVAL);
         if is_due || call_failed {
-            let written = in_time(opened.client.batch_execute(WRITE)).await;
+            let written = write(&opened.client).await;
             self.written = written.as_ref().ok().map(|()| Instant::now());
             written?;
         }
@@ -433,6 +434,19 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// Writes, to see whether the disk takes it. A limit of the role's own, temp_file_limit, says nothing of the disk.
+async fn write(client: &Client) -> Result<(), Trouble> {
+    let written = async {
+        match client.batch_execute(WRITE).await {
+            Err(error) if error.code() == Some(&SqlState::CONFIGURATION_LIMIT_EXCEEDED) => {
+                client.batch_execute("rollback").await
+            }
+            written => written,
+        }
+    };
+    in_time(written).await
 }
 
 async fn open(target: &Target) -> Result<Session, Trouble> {
@@ -483,7 +497,8 @@ async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble>
     let missing: Vec<String> = row.try_get(1).map_err(odd)?;
     let forbidden: Vec<String> = row.try_get(2).map_err(odd)?;
     let read_only: bool = row.try_get(3).map_err(odd)?;
-    let server: String = row.try_get(4).map_err(odd)?;
+    let is_standby: bool = row.try_get(4).map_err(odd)?;
+    let server: String = row.try_get(5).map_err(odd)?;
     let Some(extension) = extension else {
         let log = anyhow!("create extension honcho; makes it");
         return Err(Trouble::new(Cause::NoExtension, log));
@@ -498,7 +513,7 @@ async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble>
              and the role usage on that",
             missing.join(", ")
         );
-        let log = anyhow!("run database.sql again, or alter extension honcho update");
+        let log = anyhow!("the extension is {extension}");
         return Err(Trouble::telling(Cause::NoFunctions, detail, log));
     }
     if !forbidden.is_empty() {
@@ -507,9 +522,14 @@ async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble>
         let log = anyhow!("run database.sql again, or grant execute on function {functions}");
         return Err(Trouble::telling(Cause::NoFunctions, detail, log));
     }
-    if read_only {
-        let log = anyhow!("transactions are read-only");
+    if read_only && is_standby {
+        let log = anyhow!("pg_is_in_recovery() is true");
         return Err(Trouble::new(Cause::ReadOnly, log));
+    }
+    if read_only {
+        let detail = "transactions are read-only (default_transaction_read_only)".to_owned();
+        let log = anyhow!("set it to off for the service's role, its database or the server");
+        return Err(Trouble::telling(Cause::ReadOnly, detail, log));
     }
     Ok(Versions { extension, server })
 }

@@ -5,6 +5,8 @@ use std::{
     env,
     future::{Future, pending},
     process::{ExitCode, exit},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -23,9 +25,8 @@ use mimalloc::MiMalloc;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-    task::spawn_blocking,
-    time::sleep,
+    sync::{oneshot, watch},
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -33,6 +34,12 @@ use tracing::{info, warn};
 // the service's time.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// The time for the files that a SIGHUP reads.
+const RELOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// The time for the runtime's threads once all requests are answered.
+const END_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let task = config::load(env::args_os().collect(), &|name| env::var_os(name));
@@ -58,8 +65,9 @@ fn serve_until_told(config: Config) -> Result<()> {
     telemetry::begin(&config.telemetry)?;
     let runtime = runtime(config.listen.worker_threads)?;
     let served = runtime.block_on(run(config));
-    // What is still under way may have something to say.
-    drop(runtime);
+    // What is still under way may have something to say, but a thread that a look-up of a name keeps waiting must
+    // not keep the process.
+    runtime.shutdown_timeout(END_WAIT);
     telemetry::finish();
     served
 }
@@ -150,28 +158,48 @@ fn watch_for_hangup(access: Access, sessions: Sessions) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let (access, sessions) = (access.clone(), sessions.clone());
-            // Files are read, be it from a disk that is slow.
-            let read = spawn_blocking(move || read_anew(&access, &sessions)).await;
-            if let Err(error) = read {
-                warn!("SIGHUP: nothing is read anew: {error}");
+            match timeout(RELOAD_WAIT, read_anew()).await {
+                Ok(Ok(new)) => adopt(&new, &access, &sessions),
+                Ok(Err(why)) => {
+                    warn!("SIGHUP: the old tokens, keys and certificates stay: {why}");
+                }
+                Err(_) => warn!(
+                    "SIGHUP: the old tokens, keys and certificates stay: the files took more than \
+                     {RELOAD_WAIT:?} to read"
+                ),
             }
         }
     });
     Ok(())
 }
 
-/// Takes what can change while the service runs out of the configuration as it is now. What is wrong with it
-/// leaves the old in force.
-fn read_anew(access: &Access, sessions: &Sessions) {
-    let new = match config::load(env::args_os().collect(), &|name| env::var_os(name)) {
-        Ok(Task::Serve(new)) => new,
-        Ok(Task::Check | Task::HealthCheck(_)) | Err(Stop::Answer(_)) => return,
-        Err(Stop::Wrong(why)) => {
-            warn!("SIGHUP: the old tokens, keys and certificates stay: {why}");
-            return;
-        }
-    };
+/// Reads the configuration as it is now. What comes of it after the caller has given up is dropped.
+///
+/// # Errors
+/// The fault of the configuration.
+async fn read_anew() -> Result<Box<Config>, String> {
+    let (told, read) = oneshot::channel();
+    // A read may hang for good (a FIFO, a network's disk). A thread of its own keeps neither the runtime's end
+    // waiting nor a place among the threads that look up names.
+    let reader = thread::Builder::new().name("reload".into()).spawn(move || {
+        let task = config::load(env::args_os().collect(), &|name| env::var_os(name));
+        let _ = told.send(match task {
+            Ok(Task::Serve(new)) => Ok(new),
+            Ok(Task::Check | Task::HealthCheck(_)) | Err(Stop::Answer(_)) => {
+                Err("the arguments ask for no service".to_owned())
+            }
+            Err(Stop::Wrong(why)) => Err(why),
+        });
+    });
+    if let Err(error) = reader {
+        return Err(error.to_string());
+    }
+    read.await
+        .unwrap_or_else(|_| Err("the reader broke off".to_owned()))
+}
+
+/// Takes out of the new configuration what can change while the service runs.
+fn adopt(new: &Config, access: &Access, sessions: &Sessions) {
     match access.replace(&new.access) {
         Ok(changes) => info!("SIGHUP: {changes}"),
         Err(why) => warn!("SIGHUP: the old tokens and keys stay: {why}"),

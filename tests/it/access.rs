@@ -416,7 +416,10 @@ fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
         ),
         (
             vec![("TRUSTED_PROXIES", "10.0.0.0/99")],
-            vec!["TRUSTED_PROXIES", "10.0.0.0/99"],
+            vec![
+                "TRUSTED_PROXIES must be addresses and networks such as 10.0.0.0/8, separated by commas, \
+                 not \"10.0.0.0/99\"",
+            ],
         ),
         (
             vec![("HEADER_TIMEOUT", "soon")],

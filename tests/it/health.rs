@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio_postgres::error::SqlState;
 
 use crate::{
     api::{Answer, Api, answer},
@@ -137,7 +138,7 @@ async fn it_says_what_is_missing_and_no_more() -> Result<()> {
             "alter function elsewhere rename to honcho_claim_batch".to_owned(),
         ),
         (
-            "the database is a standby, which takes no claims",
+            "transactions are read-only (default_transaction_read_only)",
             format!("alter role {name}_caller set default_transaction_read_only = on; {kick}"),
             format!("alter role {name}_caller reset default_transaction_read_only; {kick}"),
         ),
@@ -164,7 +165,47 @@ async fn it_says_what_is_missing_and_no_more() -> Result<()> {
         // The reason is for the log.
         api.service.logged(detail).await?;
     }
+    // An update of the extension mends none of these.
+    let log = api.service.log();
+    assert!(!log.contains("alter extension honcho update"), "{log}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_limit_on_temporary_files_is_no_outage() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let admin = database.connect().await?;
+    let role = format!("{}_caller", database.name());
+    admin
+        .batch_execute(&format!("alter role {role} set temp_file_limit = '64kB'"))
+        .await?;
+    // The limit is one that the watcher's write exceeds.
+    let write = "set work_mem = '64kB';
+                 select count(*) from generate_series(1, 50000)";
+    let limited = database.connect_as_caller().await?;
+    let refused = limited.batch_execute(write).await.err();
+    let refused = refused.and_then(|error| error.code().cloned());
+    assert_eq!(refused, Some(SqlState::CONFIGURATION_LIMIT_EXCEEDED));
+
+    let api = Api::start(database.caller_url()).await?;
+    api.until_ready().await?;
+    // The session that wrote can still be asked.
+    let last = "select pid, query_start::text from pg_stat_activity
+                 where datname = current_database() and application_name = 'honcho-service health'";
+    let row = admin.query_one(last, &[]).await?;
+    let (session, asked): (i32, String) = (row.get(0), row.get(1));
+    eventually("the next question", async || {
+        let row = admin.query_one(last, &[]).await?;
+        assert_eq!(row.get::<_, i32>(0), session);
+        Ok((row.get::<_, String>(1) != asked).then_some(()))
+    })
+    .await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    assert_eq!(api.health("ready").await?.status, 200);
+    let log = api.service.log();
+    assert!(!log.contains("not ready"), "{log}");
+    database.books().await
 }
 
 #[tokio::test]

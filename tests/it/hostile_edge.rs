@@ -382,6 +382,58 @@ async fn heads_without_their_bodies_take_nobodys_place() -> Result<()> {
 }
 
 #[tokio::test]
+async fn reads_that_announce_bodies_have_the_same_places_as_others() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let environment = [
+        ("REQUEST_LIMIT", "5"),
+        ("LOCK_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
+    ];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let announcing = [
+        "GET /api/coupons/PROMO HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n",
+        "GET /api/coupons/PROMO HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HEAD /api/coupons/PROMO HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n",
+        "OPTIONS /api/coupons/PROMO HTTP/1.1\r\nhost: here\r\ncontent-length: 1\r\n\r\n",
+    ];
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.batch_execute("lock table coupons in access exclusive mode")
+        .await?;
+    let mut waiting = Vec::new();
+    for n in 0..5 {
+        let mut client = Raw::connect(&api.service).await?;
+        client.send(announcing[n % 2]).await?;
+        waiting.push(client);
+    }
+    eventually("the reads to be under way", async || {
+        let metrics = reqwest::get(api.service.url("/metrics"))
+            .await?
+            .text()
+            .await?;
+        // The one that asks is among them.
+        Ok(metrics
+            .contains("honcho_http_requests_in_flight 6\n")
+            .then_some(()))
+    })
+    .await?;
+    assert_eq!(api.show("PROMO").await?.shown(), "503 overloaded");
+    for request in announcing {
+        let mut client = Raw::connect(&api.service).await?;
+        client.send(request).await?;
+        let answer = client.rest().await?;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{request}: {answer}");
+    }
+    held.rollback().await?;
+    for client in &mut waiting {
+        assert!(client.until("}").await?.starts_with("HTTP/1.1 200 "));
+    }
+    assert_eq!(api.show("PROMO").await?.status, 200);
+    database.books().await
+}
+
+#[tokio::test]
 async fn a_body_that_will_be_refused_is_not_asked_for() -> Result<()> {
     let database = crate::database().await?;
     let environment = [("API_TOKENS", TOKENS)];

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use honcho_tests::{Service, eventually};
+use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use serde_json::Value;
 
 use crate::{api::Api, held::hold};
@@ -221,6 +221,39 @@ async fn a_value_that_the_database_refuses_does_not_crowd_the_log() -> Result<()
     let told = log.lines().filter(|line| line.contains(" error=")).count();
     assert_eq!(told, 5, "{log}");
     database.books().await
+}
+
+#[tokio::test]
+async fn a_held_coupon_does_not_hide_an_outage() -> Result<()> {
+    let mut cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    let names = ["ONE", "TWO", "THREE"];
+    let mut holders = Vec::new();
+    for name in names {
+        database.create_coupon(name, 10).await?;
+        holders.push(hold(&database, name).await?);
+    }
+    let environment = [("LOCK_TIMEOUT", "50ms")];
+    let mut api = Api::start_with(database.caller_url(), &environment).await?;
+    api.until_ready().await?;
+    for name in names {
+        let told = api.claim("user", name).await?.shown();
+        assert_eq!(told, "503 unavailable", "{name}");
+    }
+    cluster.stop(Stop::Immediate)?;
+    for name in names {
+        let told = api.claim("user", name).await?.shown();
+        assert_eq!(told, "503 unavailable", "{name}");
+    }
+    api.service.terminate()?;
+    api.service.exit().await?;
+    let log = api.service.log();
+    for kind in [" WARN locked ", " WARN disconnected "] {
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(kind)).collect();
+        assert!(!lines.is_empty(), "{kind}: {log}");
+        assert!(!lines[0].contains("left_out"), "{kind}: {log}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

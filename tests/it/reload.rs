@@ -1,9 +1,10 @@
 //! SIGHUP: what is read anew, and what stays when it cannot be.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use honcho_tests::eventually;
+use tokio::task::spawn_blocking;
 
 use crate::{
     api::{Api, answer},
@@ -91,6 +92,52 @@ async fn tokens_are_read_anew() -> Result<()> {
     fs::remove_file(&file)?;
     api.reload("cannot read").await?;
     assert_eq!(api.status_for(KEPT).await?, 200);
+    database.books().await
+}
+
+/// A FIFO that nobody writes to keeps its reader for good.
+#[tokio::test]
+async fn a_file_that_cannot_be_read_to_its_end_keeps_neither_reload_nor_stop_waiting() -> Result<()>
+{
+    const OLD: &str = "old-0123456789abcdef";
+    const NEW: &str = "new-0123456789abcdef";
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("tokens");
+    fs::write(&file, format!("{OLD}:read"))?;
+    let environment = [("API_TOKENS_FILE", text(&file)?)];
+    let mut api = Api::start_with(database.caller_url(), &environment).await?;
+    let hang = || -> Result<()> {
+        fs::remove_file(&file)?;
+        let made = Command::new("mkfifo").arg(&file).status()?;
+        ensure!(made.success(), "no FIFO");
+        Ok(())
+    };
+    hang()?;
+    api.reload("the old tokens, keys and certificates stay: the files took more than")
+        .await?;
+    assert_eq!(api.status_for(OLD).await?, 200);
+    // What comes too late is not taken: the reader gets its end now.
+    let late = format!("{NEW}:admin");
+    let written = spawn_blocking({
+        let file = file.clone();
+        move || fs::write(file, late)
+    });
+    written.await??;
+    assert_eq!(api.status_for(NEW).await?, 401);
+
+    fs::remove_file(&file)?;
+    fs::write(&file, format!("{NEW}:read"))?;
+    api.reload("tokens: 1 new or changed, 1 gone or changed, 0 as before")
+        .await?;
+    assert_eq!(api.status_for(OLD).await?, 401);
+    assert_eq!(api.status_for(NEW).await?, 200);
+
+    hang()?;
+    api.reload("the files took more than").await?;
+    api.service.terminate()?;
+    assert!(api.service.exit().await?.success());
     database.books().await
 }
 
