@@ -52,8 +52,10 @@ const BREATH: Duration = Duration::from_millis(100);
 
 /// How much of an answer the system takes ahead of what it can send to the client. Without a limit it
 /// takes megabytes, and more only when a third of them has left: a client that is slow but not idle would
-/// seem to take in nothing meanwhile, and one that takes in nothing would cost all that memory.
-const AHEAD: u32 = 128 * 1024;
+/// seem to take in nothing meanwhile, and one that takes in nothing would cost all that memory. The system
+/// takes more when half of this has left, so this is also the measure of progress within `WRITE_TIMEOUT`: a
+/// client that takes in some kilobytes in that time stays.
+const AHEAD: u32 = 16 * 1024;
 
 /// The largest head of a request, in bytes. What a client sends of it is kept until it is complete.
 const HEAD_LIMIT: usize = 64 * 1024;

@@ -215,8 +215,13 @@ async fn creations_of_a_name_that_is_held_leave_connections_to_claims() -> Resul
 
 /// Asks for the long list with a small window, and takes its first byte.
 async fn ask_for_long_list(service: &Service) -> Result<TcpStream> {
+    ask_with_window(service, 64 * 1024).await
+}
+
+/// The same with a window of so many bytes.
+async fn ask_with_window(service: &Service, window: u32) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    socket.set_recv_buffer_size(64 * 1024)?;
+    socket.set_recv_buffer_size(window)?;
     let mut stream = socket.connect(service.address()).await?;
     let request = "GET /api/coupons/LONG HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await?;
@@ -293,10 +298,11 @@ async fn a_reader_that_takes_in_something_is_not_cut_off() -> Result<()> {
     long_list(&database).await?;
     let settings = [("WRITE_TIMEOUT", "1s"), ("IDLE_TIMEOUT", "500ms")];
     let api = Api::start_with(database.caller_url(), &settings).await?;
-    let mut stream = ask_for_long_list(&api.service).await?;
+    let mut stream = ask_with_window(&api.service, 4096).await?;
     let mut received = Vec::new();
-    let mut piece = vec![0; 16 * 1024];
-    // Slowly for six times as long as it may take in nothing, then as fast as it can.
+    // The loopback opens a larger window in steps that are larger than what leaves in a second.
+    // 32 kB/s for six times as long as it may take in nothing, then as fast as it can.
+    let mut piece = vec![0; 1600];
     let mut tick = interval(Duration::from_millis(50));
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(6) {
