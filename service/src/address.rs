@@ -134,10 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_named() {
+    fn what_is_no_network_is_refused() {
+        // The caller names the setting and its value.
         for list in ["10.0.0.0/33", "10.0.0", "10.0.0.1,proxy.local", "all"] {
-            let wrong = list.rsplit(',').next().unwrap();
-            assert!(Proxies::parse(list).unwrap_err().contains(wrong), "{list}");
+            assert!(Proxies::parse(list).is_err(), "{list}");
         }
     }
 }
