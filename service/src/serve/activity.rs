@@ -183,7 +183,8 @@ impl Activity {
     /// Whether the end of what the client sends must wait until its request is answered. It may only have
     /// ended its own half of the connection, and a client that is gone looks the same.
     fn holds_end(&self) -> bool {
-        let holds = self.under_way.load(Relaxed);
+        // An answer that is done may still have to leave.
+        let holds = self.under_way.load(Relaxed) || self.send.load(Relaxed) != NEVER;
         if holds && self.receive.load(Relaxed) == NEVER {
             self.receive.store(self.after(HALF_CLOSED), Relaxed);
         }
