@@ -119,7 +119,7 @@ fn copy(text: &str) -> *mut c_char {
     unsafe { pg_sys::pnstrdup(text.as_ptr().cast(), text.len()) }
 }
 
-/// What a callback may call without pgrx's guards, which do not belong inside the raising of an error.
+/// Functions that a callback calls without pgrx's guards, which do not belong inside the raising of an error.
 mod raw {
     use std::ffi::{c_char, c_int};
 
@@ -168,7 +168,7 @@ unsafe extern "C-unwind" fn complete(frame: *mut c_void) {
     }
 }
 
-/// Whether `error` is `kept`, raised again by pgrx: it has the same message and no context yet.
+/// Returns true if `error` is `kept`, raised again by pgrx: it has the same message and no context yet.
 ///
 /// # Safety
 /// `error` is valid, `kept` valid or null.

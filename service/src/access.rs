@@ -226,7 +226,7 @@ where
 pub(crate) struct ClaimReader(Option<Caller>);
 
 impl ClaimReader {
-    /// Whether this caller may see the claims of this user.
+    /// Returns true if this caller may see the claims of this user.
     ///
     /// # Errors
     /// [`Error::Forbidden`], naming the scope that would do.
@@ -238,7 +238,7 @@ impl ClaimReader {
         }
     }
 
-    /// Whether this caller may see everybody's claims.
+    /// Returns true if this caller may see the claims of all users.
     ///
     /// # Errors
     /// [`Error::Forbidden`], naming the scope that would do.
