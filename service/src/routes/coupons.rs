@@ -33,6 +33,8 @@ use crate::{
 /// A coupon to be made.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+// Without a window: the example's coupon can be claimed at once.
+#[schema(example = json!({"name": "PROMO_SUPER", "amount": 100}))]
 pub(crate) struct NewCoupon<'a> {
     /// What claims will name; not `.` or `..`.
     #[serde(borrow)]
