@@ -1,19 +1,19 @@
-//! What the service is told: by flags, by its environment, by a file, in this order of strength.
+//! Configuration: flags, then environment, then file.
 //!
-//! Settings come in families, one struct each, with the checks of its values beside them. A field
-//! `some_name` of a family is the flag `--some-name`, the variable `SOME_NAME` and the file's key
-//! `some_name`; its comment is what `--help` says.
+//! Each group of settings is a struct with the checks of its values. A field `some_name` is the flag `--some-name`,
+//! the variable `SOME_NAME` and the file's key `some_name`; its doc comment is the text in `--help`. The checked
+//! settings become the option structs of the parts of the service, which do not know this module.
 
-mod access;
-mod bounds;
+mod auth;
 mod database;
 mod layers;
+mod limits;
 mod telemetry;
 mod values;
 
 use std::{
     ffi::OsString,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     thread,
     time::Duration,
@@ -21,30 +21,35 @@ use std::{
 
 use clap::{Args, Parser};
 
-use access::AccessSettings;
-use bounds::BoundsSettings;
-use database::DatabaseSettings;
+pub use self::{layers::Stop, values::Secret};
 
-pub use database::{Database, Sessions};
-pub use layers::Stop;
-pub use telemetry::Telemetry;
-pub use values::Secret;
-
-use crate::{access::Access, admission::Bounds, lanes::Limits, origin, serve};
-use layers::Wrong;
-use values::{duration, whole};
+use self::{
+    auth::AuthSettings,
+    database::DatabaseSettings,
+    layers::InvalidSetting,
+    limits::LimitSettings,
+    telemetry::TelemetrySettings,
+    values::{duration, whole},
+};
+use crate::{
+    auth::Policy,
+    database::DatabaseOptions,
+    http::{AllowedOrigins, ConnectionLimits, RequestLimits},
+    lanes::LaneLimits,
+    telemetry::TelemetryOptions,
+};
 
 const ABOUT: &str = "Serves the functions of the PostgreSQL extension honcho over HTTP";
 
 const NAMES: &str = "\
-Every setting has three spellings: the flag --some-name, the environment variable SOME_NAME, and the key \
-some_name in the file that --config names (TOML). Flags are stronger than the environment, which is \
-stronger than the file. An empty variable counts as not set.
+Every setting can be given as the flag --some-name, as the environment variable SOME_NAME, or as the key \
+some_name in the TOML file that --config names. Flags override the environment, which overrides the file. An \
+empty variable counts as not set.
 
-SIGHUP reads tokens, keys of JSON Web Tokens, and the database's certificates and passwords anew; the other \
-settings are those of the start.";
+SIGHUP reloads tokens, keys of JSON Web Tokens, and the certificates and passwords for the database. Other \
+settings change only with a restart.";
 
-/// Everything that can be said on the command line.
+/// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "honcho-service", version, about = ABOUT, after_help = NAMES)]
 #[command(max_term_width = 100)]
@@ -56,51 +61,51 @@ struct Settings {
     #[command(flatten)]
     database: DatabaseSettings,
     #[command(flatten)]
-    lanes: Lanes,
+    lanes: LaneSettings,
     #[command(flatten)]
-    access: AccessSettings,
+    auth: AuthSettings,
     #[command(flatten)]
-    bounds: BoundsSettings,
+    limits: LimitSettings,
     #[command(flatten)]
-    telemetry: Telemetry,
+    telemetry: TelemetrySettings,
     #[command(flatten)]
     shutdown: Shutdown,
 }
 
-/// What to do at all.
+/// Actions other than serving.
 #[derive(Debug, Args)]
 struct Invocation {
-    /// A TOML file with settings; its variable is CONFIG_FILE
+    /// TOML file with settings; as a variable: CONFIG_FILE
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration, with the files that it names, and leave
+    /// Check the configuration and the files that it names, then exit
     #[arg(long)]
     check: bool,
-    /// Ask the service that runs with this configuration whether it is ready, and leave with 0 if so
+    /// Ask the running service with this configuration if it is ready, then exit; status 0 if it is
     #[arg(long, conflicts_with = "check")]
     health_check: bool,
 }
 
-/// Where requests come in, and who works on them.
+/// Address and threads.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Listening")]
 pub struct Listen {
-    /// The address or name to listen on
+    /// Address or name to listen on
     #[arg(long, value_name = "NAME", default_value = "127.0.0.1")]
     pub host: String,
-    /// The port to listen on; 0 takes any that is free
+    /// Port to listen on; 0 for any free port
     #[arg(long, value_name = "NUMBER", default_value_t = 8080,
           value_parser = whole::<u16>(0..=65_535))]
     pub port: u16,
-    /// The threads that serve requests; more, if the database is on another machine [default: half
-    /// the cores]
+    /// Threads that serve requests; use more if the database is on another machine [default: half the
+    /// cores]
     #[arg(long, value_name = "NUMBER", default_value_t = default_workers(),
           hide_default_value = true, value_parser = whole::<usize>(1..=1024))]
     pub worker_threads: usize,
 }
 
 impl Listen {
-    /// The host under which this machine reaches itself.
+    /// Host by which this machine reaches the service.
     pub fn own_host(&self) -> String {
         match self.host.parse() {
             Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => Ipv4Addr::LOCALHOST.to_string(),
@@ -110,26 +115,26 @@ impl Listen {
     }
 }
 
-/// How much the lanes take on.
+/// Limits of the lanes.
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Claims")]
-struct Lanes {
-    /// The most claims in one batch
-    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().batch,
+struct LaneSettings {
+    /// Most claims in one batch
+    #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().batch,
           value_parser = whole::<usize>(1..=10_000))]
     batch_limit: usize,
-    /// The most claims that wait for one coupon; beyond, 503 at once
-    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().lane,
+    /// Most claims waiting for one coupon; more are answered 503
+    #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().lane,
           value_parser = whole::<usize>(1..=u64::MAX))]
     lane_limit: usize,
-    /// The most claims that wait for all coupons together; beyond, 503 at once
-    #[arg(long, value_name = "NUMBER", default_value_t = Limits::default().total,
+    /// Most claims waiting for all coupons together; more are answered 503
+    #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().total,
           value_parser = whole::<usize>(1..=u64::MAX))]
     waiting_limit: usize,
 }
 
-impl From<Lanes> for Limits {
-    fn from(lanes: Lanes) -> Self {
+impl From<LaneSettings> for LaneLimits {
+    fn from(lanes: LaneSettings) -> Self {
         Self {
             batch: lanes.batch_limit,
             lane: lanes.lane_limit,
@@ -138,55 +143,60 @@ impl From<Lanes> for Limits {
     }
 }
 
-/// How the service stops.
+/// Shutdown.
 #[derive(Clone, Copy, Debug, Args)]
-#[command(next_help_heading = "Stopping")]
+#[command(next_help_heading = "Shutdown")]
 pub struct Shutdown {
-    /// How long requests are still taken in after SIGTERM, while /health/ready already says no
+    /// Time after SIGTERM during which new requests are still served, while /health/ready answers 503
     #[arg(long, value_name = "TIME", default_value = "0s",
           value_parser = duration(Duration::ZERO..=Duration::from_secs(300)))]
     pub shutdown_delay: Duration,
-    /// How long requests under way may take after that
+    /// Time after that for requests in progress
     #[arg(long, value_name = "TIME", default_value = "10s",
           value_parser = duration(Duration::ZERO..=Duration::from_secs(300)))]
     pub shutdown_timeout: Duration,
 }
 
-/// The configuration, complete and checked.
+/// The checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// Where requests come in.
+    /// Address and threads.
     pub listen: Listen,
-    /// Where the database is.
-    pub database: Database,
-    /// How much the lanes take on.
-    pub lanes: Limits,
-    /// Who may do what.
-    pub access: Access,
-    /// The web pages of other sites that may use the interface.
-    pub origins: origin::Origins,
-    /// How much is let in.
-    pub bounds: Bounds,
-    /// What connections are allowed.
-    pub connections: serve::Limits,
-    /// What to tell of itself.
-    pub telemetry: Telemetry,
-    /// How to stop.
+    /// Connections to the database.
+    pub database: DatabaseOptions,
+    /// Limits of the lanes.
+    pub lanes: LaneLimits,
+    /// Accepted tokens.
+    pub policy: Policy,
+    /// Origins of web pages that may use the API.
+    pub origins: AllowedOrigins,
+    /// Limits of requests.
+    pub requests: RequestLimits,
+    /// Limits of connections.
+    pub connections: ConnectionLimits,
+    /// Logs and traces.
+    pub telemetry: TelemetryOptions,
+    /// Separate address of /metrics, if there is one.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Shutdown.
     pub shutdown: Shutdown,
 }
 
-/// What the program was started for.
+/// Task of the program.
 #[derive(Debug)]
 pub enum Task {
-    /// To serve.
+    /// Serve.
     Serve(Box<Config>),
-    /// To see whether it could: it could.
+    /// Check the configuration: it is valid.
     Check,
-    /// To ask the one that listens there whether it is ready.
+    /// Ask the service at this address if it is ready.
     HealthCheck(Listen),
 }
 
-/// Reads the command line, the environment and the file. `variable` looks a variable up.
+/// Reads the command line, the environment and the file. `variable` looks up a variable.
+///
+/// # Errors
+/// A setting is invalid, or the command line asks for a text such as `--help`.
 pub fn load(
     arguments: Vec<OsString>,
     variable: &dyn Fn(&str) -> Option<OsString>,
@@ -197,30 +207,32 @@ pub fn load(
         listen,
         database,
         lanes,
-        access,
-        bounds,
+        auth,
+        limits,
         telemetry,
         shutdown,
     } = settings;
     if invocation.health_check {
         return Ok(Task::HealthCheck(listen));
     }
-    let checked = || -> Result<Config, Wrong> {
-        let (access, origins) = access.check()?;
-        let (bounds, connections) = bounds.check(&access)?;
+    let checked = || -> Result<Config, InvalidSetting> {
+        let (policy, origins) = auth.check()?;
+        let (requests, connections) = limits.check(&policy)?;
+        let (telemetry, metrics_listen) = telemetry.options();
         Ok(Config {
             listen,
             database: database.check(variable)?,
             lanes: lanes.into(),
-            access,
+            policy,
             origins,
-            bounds,
+            requests,
             connections,
             telemetry,
+            metrics_listen,
             shutdown,
         })
     };
-    let config = checked().map_err(|wrong| sources.explain(wrong))?;
+    let config = checked().map_err(|invalid| sources.explain(invalid))?;
     Ok(if invocation.check {
         Task::Check
     } else {
@@ -228,8 +240,8 @@ pub fn load(
     })
 }
 
-/// Half of the cores: a claim costs the database about as much as it costs us, and the two usually
-/// share a machine. More threads would only hand requests to each other.
+/// Half of the cores: a claim costs the database about as much as it costs the service, and the two usually share
+/// a machine. More threads would only pass requests to each other.
 fn default_workers() -> usize {
     (cores() / 2).max(1)
 }

@@ -1,143 +1,99 @@
-//! Everything that a request can be answered but success, and what is known of it: whether something
-//! was changed, whether to try again, what the log must say. What clients are told is in `problem`.
+//! Errors: every reason why a request is not answered with success, and if it is safe to repeat it.
+//!
+//! `database::sqlstate` makes them from the database's errors, `http::problem` turns them into answers and log
+//! lines.
 
-use std::{borrow::Cow, fmt::Write as _, io, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-use anyhow::anyhow;
-use deadpool_postgres::{HookError, PoolError};
-use tokio_postgres::error::SqlState;
-use tracing::field::display;
+use crate::{auth::Denied, outcome::Outcome};
 
-use crate::{
-    access::Scope, boundary::Identity, crowd::Crowd, symptoms, telemetry::metrics::metrics,
-};
-
-/// Why a request was not answered with success. What came from the database is kept for the log
-/// and never shown to a client.
+/// Reason why a request is not answered with success. Errors of the database are kept for the log and never
+/// shown to a client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request is not what the route takes; the text says why, naming the field.
+    /// The request is malformed; the text names the field.
     #[error("{0}")]
     Invalid(Cow<'static, str>),
-    /// The database refused an argument that we let through.
+    /// The database refused an argument that passed our checks.
     #[error("an argument was refused")]
     Argument(anyhow::Error),
-    /// There is no such path.
+    /// No route has this path.
     #[error("no such route")]
     RouteNotFound,
-    /// The path does not take this method.
+    /// The route does not take this method.
     #[error("no such method")]
     MethodNotAllowed,
-    /// The request shows no token that is accepted; the text, if there is one, says what is wrong with
-    /// the one that it shows.
-    #[error("no accepted token")]
-    Unauthorized(Option<&'static str>),
-    /// The token lacks this scope.
-    #[error("no scope {0}")]
-    Forbidden(Scope),
-    /// The token is about another user than the one it was to claim for.
-    #[error("another user's token")]
-    ForeignSubject,
-    /// The page that sends the request is of an origin that may not change anything.
+    /// The caller is not authenticated, or lacks a permission.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The web page that sends the request is of an origin that may not change anything.
     #[error("a page of a foreign origin")]
     ForeignOrigin,
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     #[error("the body is late")]
     BodyTimeout,
-    /// The body is larger than [`BODY_LIMIT`](crate::BODY_LIMIT).
+    /// The body is too large.
     #[error("the body is too large")]
     BodyTooLarge,
-    /// There is no such coupon.
-    #[error("no such coupon")]
-    CouponNotFound,
+    /// The claim, or the coupon to be read, has this outcome.
+    #[error("{}", .0.label())]
+    Refused(Outcome),
     /// The user has no claim on this coupon.
     #[error("no such claim")]
     ClaimNotFound,
     /// The name of the new coupon is taken.
     #[error("the name is taken")]
     CouponExists,
-    /// The user has this coupon already.
-    #[error("already claimed")]
-    AlreadyClaimed,
-    /// No stock is left.
-    #[error("sold out")]
-    SoldOut,
-    /// The coupon's time has not come.
-    #[error("not started")]
-    NotStarted,
-    /// The coupon's time is over.
-    #[error("ended")]
-    Ended,
-    /// The coupon is not being given out at present.
-    #[error("paused")]
-    Paused,
-    /// The database was in another transaction's way and undid ours.
+    /// The database undid the transaction because of a concurrent one.
     #[error("conflict")]
     Conflict(anyhow::Error),
-    /// The connection broke before anything was asked on it.
+    /// The connection broke before the call was sent.
     #[error("disconnected")]
     Disconnected(anyhow::Error),
-    /// Somebody held the coupon for too long; nothing was changed.
+    /// Another session held the coupon for too long; nothing was changed.
     #[error("locked")]
     Locked(anyhow::Error),
     /// The database is down or out of some resource; nothing was changed.
     #[error("unavailable")]
     Unavailable(anyhow::Error),
-    /// The connection broke after a change was asked for and before the answer.
+    /// The connection broke between a change and its answer.
     #[error("outcome unknown")]
     OutcomeUnknown(anyhow::Error),
     /// The database took too long and gave up; nothing was changed.
     #[error("timeout")]
     Timeout(anyhow::Error),
-    /// So many claims wait already that another is turned away.
+    /// Too many claims are waiting.
     #[error("overloaded")]
     Overloaded,
-    /// Requests would not be served at present; the text says why.
+    /// The service is not ready, for this reason.
     #[error("not ready: {0}")]
     NotReady(Cow<'static, str>),
-    /// So many requests are under way already that another is turned away.
+    /// Too many requests are in progress.
     #[error("too many requests at once")]
     TooManyRequests,
-    /// So many long lists are being read already that another is turned away.
+    /// Too many long lists are being read.
     #[error("too many long lists at once")]
     TooManyLists,
-    /// So many connections are open already that another is turned away.
+    /// Too many connections are open.
     #[error("too many connections")]
     TooManyConnections,
-    /// The caller asks too often; when another request will be let in.
+    /// The caller exceeds its rate limit until this time has passed.
     #[error("rate limited")]
     RateLimited(Duration),
-    /// The database refused, for a reason that only its operator knows: a constraint, a trigger,
-    /// a right; nothing was changed.
+    /// The database rejected the call for a reason that only its operator knows: a constraint, a trigger, a
+    /// permission; nothing was changed.
     #[error("refused")]
-    Refused(anyhow::Error),
-    /// A defect of ours.
+    Rejected(anyhow::Error),
+    /// A defect of the service.
     #[error("internal")]
     Internal(anyhow::Error),
 }
 
 impl Error {
-    /// What a SQLSTATE means for the request.
-    fn from_sqlstate(state: &SqlState, source: anyhow::Error) -> Self {
-        match state.code() {
-            // The last two: the session does not know the statement that was prepared on it, because
-            // a pooler or `discard all` came between.
-            "40001" | "40P01" | "26000" | "42P05" => Self::Conflict(source),
-            // The last: a standby, which will be followed by a primary.
-            "57P03" | "25006" => Self::Unavailable(source),
-            "55P03" => Self::Locked(source),
-            "57014" => Self::Timeout(source),
-            "57P01" | "57P02" | "57P05" => Self::Disconnected(source),
-            code => match &code[..2] {
-                "08" => Self::Disconnected(source),
-                "22" => Self::Argument(source),
-                "53" => Self::Unavailable(source),
-                _ => Self::Refused(source),
-            },
-        }
-    }
+    /// No coupon has this name.
+    pub const COUPON_NOT_FOUND: Self = Self::Refused(Outcome::NotFound);
 
-    /// The same error where a change had been asked for before it came.
+    /// Turns the error of a call into that of a call that may have been carried out before it failed.
     pub(crate) fn after_sending(self) -> Self {
         match self {
             Self::Disconnected(source) => Self::OutcomeUnknown(source),
@@ -145,194 +101,67 @@ impl Error {
         }
     }
 
-    /// Whether nothing was changed and a second attempt may fare better at once.
+    /// Returns true if nothing was changed and a second attempt may succeed at once.
     pub(crate) fn may_be_repeated(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Disconnected(_))
     }
 
-    /// Whether nothing was changed and a single claim in a batch may be to blame.
+    /// Returns true if nothing was changed and one claim of a batch may be the cause.
     pub(crate) fn may_concern_one_claim(&self) -> bool {
-        matches!(self, Self::Argument(_) | Self::Refused(_))
+        matches!(self, Self::Argument(_) | Self::Rejected(_))
     }
 
-    /// Logs what an operator must know of it. The words of the database are a field, which text lines quote:
-    /// triggers write what users say.
-    pub(crate) fn log(&self, identity: Identity<'_>) {
-        let (crowd, source) = match self {
-            Self::Internal(source) => (None, source),
-            Self::Refused(source) => (Some(&REFUSED), source),
-            Self::Argument(source) => (Some(&ARGUMENTS), source),
-            Self::Conflict(source) => (Some(&CONFLICTS), source),
-            Self::Disconnected(source) => (Some(&DISCONNECTED), source),
-            Self::Locked(source) => (Some(&LOCKED), source),
-            Self::Unavailable(source) => (Some(&UNAVAILABLE), source),
-            Self::OutcomeUnknown(source) => (Some(&OUTCOME_UNKNOWN), source),
-            Self::Timeout(source) => (Some(&TIMEOUTS), source),
+    /// The underlying error, which only the log may show.
+    pub(crate) fn cause(&self) -> Option<&anyhow::Error> {
+        match self {
+            Self::Argument(cause)
+            | Self::Conflict(cause)
+            | Self::Disconnected(cause)
+            | Self::Locked(cause)
+            | Self::Unavailable(cause)
+            | Self::OutcomeUnknown(cause)
+            | Self::Timeout(cause)
+            | Self::Rejected(cause)
+            | Self::Internal(cause) => Some(cause),
             Self::Invalid(_)
             | Self::RouteNotFound
             | Self::MethodNotAllowed
-            | Self::Unauthorized(_)
-            | Self::Forbidden(_)
-            | Self::ForeignSubject
+            | Self::Denied(_)
             | Self::ForeignOrigin
             | Self::BodyTimeout
             | Self::BodyTooLarge
-            | Self::CouponNotFound
+            | Self::Refused(_)
             | Self::ClaimNotFound
             | Self::CouponExists
-            | Self::AlreadyClaimed
-            | Self::SoldOut
-            | Self::NotStarted
-            | Self::Ended
-            | Self::Paused
             | Self::Overloaded
             | Self::NotReady(_)
             | Self::TooManyRequests
             | Self::TooManyLists
             | Self::TooManyConnections
-            | Self::RateLimited(_) => return,
-        };
-        let left_out = match crowd.map(Crowd::admits) {
-            Some(None) => return,
-            Some(Some(left_out)) => (left_out > 0).then_some(left_out),
-            None => None,
-        };
-        let Identity {
-            request_id,
-            trace_id,
-        } = identity;
-        let trace_id = trace_id.map(display);
-        let error = format!("{source:#}");
-        macro_rules! log_at {
-            ($level:ident) => {
-                tracing::$level!(error, request_id, trace_id, left_out, "{self}")
-            };
-        }
-        if matches!(self, Self::Refused(_) | Self::Internal(_)) {
-            log_at!(error);
-        } else {
-            log_at!(warn);
+            | Self::RateLimited(_) => None,
         }
     }
 }
 
-/// An error of the database in one line: what the server said and its SQLSTATE, or what stands in its place.
-pub(crate) fn described(error: tokio_postgres::Error) -> anyhow::Error {
-    let Some(told) = error.as_db_error() else {
-        return error.into();
-    };
-    let mut text = format!(
-        "{}: {} (SQLSTATE {})",
-        told.severity(),
-        told.message(),
-        told.code().code()
-    );
-    for (name, more) in [("detail", told.detail()), ("context", told.where_())] {
-        if let Some(more) = more {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "; {name}: {more}");
-        }
-    }
-    anyhow!(text)
-}
+/// An error that the requests of a failed batch share.
+#[derive(Clone, Debug)]
+pub struct SharedError(Arc<Error>);
 
-/// What every request may have to say at once.
-static REFUSED: Crowd = Crowd::of(5);
-static ARGUMENTS: Crowd = Crowd::of(5);
-static CONFLICTS: Crowd = Crowd::new();
-static DISCONNECTED: Crowd = Crowd::new();
-static LOCKED: Crowd = Crowd::new();
-static UNAVAILABLE: Crowd = Crowd::new();
-static OUTCOME_UNKNOWN: Crowd = Crowd::new();
-static TIMEOUTS: Crowd = Crowd::new();
-
-impl From<tokio_postgres::Error> for Error {
-    /// Every fault that the database tells passes here once, and is counted.
-    fn from(error: tokio_postgres::Error) -> Self {
-        if let Some(state) = error.code().cloned() {
-            metrics().database_error(state.code());
-            symptoms::note(state.code());
-            return Self::from_sqlstate(&state, described(error));
-        }
-        let broken = error.is_closed()
-            || std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
-        if broken {
-            metrics().connection_lost();
-            Self::Disconnected(error.into())
-        } else {
-            Self::Internal(error.into())
-        }
+impl SharedError {
+    /// The error itself.
+    pub(crate) fn get(&self) -> &Error {
+        &self.0
     }
 }
 
-impl From<PoolError> for Error {
-    fn from(error: PoolError) -> Self {
-        match error {
-            PoolError::Backend(error) => error.into(),
-            PoolError::Timeout(_) | PoolError::Closed => Self::Unavailable(error.into()),
-            PoolError::PostCreateHook(HookError::Backend(error)) => error.into(),
-            PoolError::PostCreateHook(HookError::Message(why)) => Self::Unavailable(anyhow!(why)),
-            PoolError::NoRuntimeSpecified => Self::Internal(error.into()),
-        }
+impl From<Error> for SharedError {
+    fn from(error: Error) -> Self {
+        Self(Arc::new(error))
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::problem;
-
-    #[test]
-    fn every_sqlstate_has_its_answer() {
-        // SQLSTATE; answer to a read or before anything was sent; answer after sending; repeated
-        let rows = [
-            ("22001", "400 invalid_request", "400 invalid_request", false),
-            ("22003", "400 invalid_request", "400 invalid_request", false),
-            ("22004", "400 invalid_request", "400 invalid_request", false),
-            ("22021", "400 invalid_request", "400 invalid_request", false),
-            ("22023", "400 invalid_request", "400 invalid_request", false),
-            ("40001", "503 unavailable", "503 unavailable", true),
-            ("40P01", "503 unavailable", "503 unavailable", true),
-            ("26000", "503 unavailable", "503 unavailable", true),
-            ("42P05", "503 unavailable", "503 unavailable", true),
-            ("55P03", "503 unavailable", "503 unavailable", false),
-            ("53000", "503 unavailable", "503 unavailable", false),
-            ("53100", "503 unavailable", "503 unavailable", false),
-            ("53200", "503 unavailable", "503 unavailable", false),
-            ("53300", "503 unavailable", "503 unavailable", false),
-            ("57P03", "503 unavailable", "503 unavailable", false),
-            ("25006", "503 unavailable", "503 unavailable", false),
-            ("08000", "503 unavailable", "503 outcome_unknown", true),
-            ("08006", "503 unavailable", "503 outcome_unknown", true),
-            ("57P01", "503 unavailable", "503 outcome_unknown", true),
-            ("57P02", "503 unavailable", "503 outcome_unknown", true),
-            ("57P05", "503 unavailable", "503 outcome_unknown", true),
-            ("57014", "504 timeout", "504 timeout", false),
-            ("42501", "500 internal", "500 internal", false),
-            ("42883", "500 internal", "500 internal", false),
-            ("42P01", "500 internal", "500 internal", false),
-            ("23505", "500 internal", "500 internal", false),
-            ("23514", "500 internal", "500 internal", false),
-            ("28P01", "500 internal", "500 internal", false),
-            ("3D000", "500 internal", "500 internal", false),
-            ("XX000", "500 internal", "500 internal", false),
-            ("XX001", "500 internal", "500 internal", false),
-        ];
-        for (code, before, after, repeated) in rows {
-            let error = || Error::from_sqlstate(&SqlState::from_code(code), anyhow!("said"));
-            assert_eq!(shown(&error()), before, "{code}");
-            assert_eq!(
-                shown(&error().after_sending()),
-                after,
-                "{code} after sending"
-            );
-            assert_eq!(error().may_be_repeated(), repeated, "{code} repeated");
-        }
-    }
-
-    fn shown(error: &Error) -> String {
-        let told = problem::told(error);
-        format!("{} {}", told.status.as_u16(), told.code)
+impl fmt::Display for SharedError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
     }
 }

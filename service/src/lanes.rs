@@ -1,9 +1,9 @@
-//! Lanes: the claims on one coupon gather while the batch before them is under way.
+//! Lanes: claims on one coupon gather while the batch before them is in progress.
 //!
-//! One lane per coupon that is being claimed, one batch per lane in flight. No timer holds a claim
-//! back: on a quiet coupon it leaves at once and alone, and under load the batches grow by
-//! themselves. Lanes share nothing but the pool of connections, so one whose coupon somebody has
-//! locked delays no other, and a lane that has nothing to do is gone.
+//! There is one lane for each coupon that is being claimed, with at most one batch in progress. No timer delays a
+//! claim: on a quiet coupon it leaves immediately and alone, and under load batches grow. Lanes share only the
+//! pool of connections, so a coupon that another session has locked delays no other coupon. A lane without claims
+//! closes.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,19 +21,19 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    db::{Database, Outcome},
-    error::Error,
-    problem::Failure,
+    database::Database,
+    error::{Error, SharedError},
+    outcome::Outcome,
     telemetry::{
-        metrics::metrics,
+        metrics::{LaneDepths, metrics},
         traces::{self, BatchSpan},
     },
 };
 
-/// How much the lanes take on.
+/// Limits of the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most claims in one batch; the database takes 10,000.
+pub struct LaneLimits {
+    /// The most claims in one batch; the extension accepts 10,000.
     pub batch: usize,
     /// The most claims waiting in one lane.
     pub lane: usize,
@@ -41,10 +41,9 @@ pub struct Limits {
     pub total: usize,
 }
 
-impl Default for Limits {
+impl Default for LaneLimits {
     fn default() -> Self {
-        // A batch of this size takes the database a few milliseconds, during which it keeps one
-        // coupon to itself.
+        // A batch of this size holds its coupon for a few milliseconds.
         Self {
             batch: 1_000,
             lane: 10_000,
@@ -53,52 +52,41 @@ impl Default for Limits {
     }
 }
 
-/// How many claims wait, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Depths {
-    /// Lanes that are open.
-    pub lanes: usize,
-    /// Claims that wait in them.
-    pub waiting: usize,
-    /// Claims that wait in the lane in which most do.
-    pub deepest: usize,
-}
-
-/// The way of every claim to the database. Clones share the lanes.
+/// All lanes. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Lanes(Arc<Shared>);
+pub struct Lanes(Arc<LanesInner>);
 
 #[derive(Debug)]
-struct Shared {
+struct LanesInner {
     database: Database,
-    limits: Limits,
-    /// The claims that wait in each lane. A coupon has a lane here as long as its task runs.
+    limits: LaneLimits,
+    /// The claims waiting in each lane. A coupon has an entry as long as the task of its lane runs.
     waiting: Mutex<Waiting>,
-    /// How many of them there are.
+    /// Number of waiting claims.
     total: AtomicUsize,
-    /// How many clients went away while they waited, since that was last looked for.
+    /// Number of clients that disconnected while they waited, since their claims were last removed.
     departed: AtomicUsize,
     /// The tasks of the open lanes.
     tasks: TaskTracker,
 }
 
-/// The claims that wait, by coupon.
-type Waiting = HashMap<Arc<str>, VecDeque<Claim>>;
+/// Waiting claims by coupon.
+type Waiting = HashMap<Arc<str>, VecDeque<WaitingClaim>>;
 
 /// A claim that waits for its batch.
 #[derive(Debug)]
-struct Claim {
+struct WaitingClaim {
     user_id: String,
-    reply: oneshot::Sender<Result<Outcome, Failure>>,
+    reply: oneshot::Sender<Result<Outcome, SharedError>>,
     entered: Instant,
-    /// The request's span, where spans are exported.
+    /// Span of the request, if spans are exported.
     span: Option<Box<SpanContext>>,
 }
 
 impl Lanes {
-    /// Lanes to `database`, none of them open yet.
-    pub fn new(database: Database, limits: Limits) -> Self {
-        Self(Arc::new(Shared {
+    /// Makes lanes to `database`. None is open yet.
+    pub fn new(database: Database, limits: LaneLimits) -> Self {
+        Self(Arc::new(LanesInner {
             database,
             limits,
             waiting: Mutex::default(),
@@ -108,54 +96,54 @@ impl Lanes {
         }))
     }
 
-    /// Claims `coupon_name` for `user_id` in the coupon's next batch. The answer comes after the
-    /// batch has committed; whoever drops the future while it waits is left out of the batch.
+    /// Claims `coupon_name` for `user_id` in the coupon's next batch. Completes after the batch has committed. A
+    /// claim whose future is dropped while it waits is left out of the batch.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] at once where too many wait already; else what became of the batch.
-    pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, Failure> {
+    /// [`Error::Overloaded`] immediately if too many claims are waiting; otherwise the error of the batch.
+    pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, SharedError> {
         let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
-        let claim = Claim {
+        let claim = WaitingClaim {
             user_id,
             reply,
             entered: Instant::now(),
             span: traces::current(),
         };
-        let told = match self.enter(coupon_name, claim) {
+        let outcome = match self.enter(coupon_name, claim) {
             Ok(()) => answer.await.unwrap_or_else(|_| {
                 Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
             }),
             Err(error) => {
-                metrics().claim_turned_away();
+                metrics().claim_overloaded();
                 Err(error.into())
             }
         };
         mem::forget(departure);
-        told
+        outcome
     }
 
-    /// Waits until no lane is open: whatever was on its way to the database has come back, also for
-    /// those who did not wait for it.
+    /// Waits until no lane is open: then every batch has been answered, also those whose clients have
+    /// disconnected.
     pub async fn drained(&self) {
         self.0.tasks.close();
         self.0.tasks.wait().await;
     }
 
-    /// How full the lanes are.
-    pub fn depths(&self) -> Depths {
+    /// Counts the waiting claims.
+    pub fn depths(&self) -> LaneDepths {
         let waiting = self.0.waiting();
-        Depths {
+        LaneDepths {
             lanes: waiting.len(),
             waiting: waiting.values().map(VecDeque::len).sum(),
             deepest: waiting.values().map(VecDeque::len).max().unwrap_or(0),
         }
     }
 
-    fn enter(&self, coupon_name: &str, claim: Claim) -> Result<(), Error> {
+    fn enter(&self, coupon_name: &str, claim: WaitingClaim) -> Result<(), Error> {
         let mut waiting = self.0.waiting();
         if !self.0.has_room(&waiting, coupon_name) {
-            self.0.let_departed_go(&mut waiting);
+            self.0.remove_departed(&mut waiting);
             if !self.0.has_room(&waiting, coupon_name) {
                 return Err(Error::Overloaded);
             }
@@ -165,9 +153,9 @@ impl Lanes {
             None => {
                 let coupon_name: Arc<str> = coupon_name.into();
                 waiting.insert(Arc::clone(&coupon_name), VecDeque::from([claim]));
-                let shared = Arc::clone(&self.0);
+                let lanes = Arc::clone(&self.0);
                 self.0.tasks.spawn(run(Lane {
-                    shared,
+                    lanes,
                     coupon_name,
                     closed: false,
                 }));
@@ -178,9 +166,9 @@ impl Lanes {
     }
 }
 
-impl Shared {
+impl LanesInner {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // No claim is half entered or half taken at any point that could panic.
+        // Every claim is entered or taken completely at any point that could panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,9 +179,9 @@ impl Shared {
                 .is_none_or(|claims| claims.len() < self.limits.lane)
     }
 
-    /// Gives the places of clients who went away to others; only when there is no other place left,
-    /// for it goes through all that wait.
-    fn let_departed_go(&self, waiting: &mut Waiting) {
+    /// Removes the claims of clients that have disconnected. It looks at all waiting claims, so it is only called
+    /// when there is no room left.
+    fn remove_departed(&self, waiting: &mut Waiting) {
         if self.departed.swap(0, Ordering::Relaxed) == 0 {
             return;
         }
@@ -206,7 +194,7 @@ impl Shared {
     }
 }
 
-/// Counts a client as gone if it is dropped.
+/// Counts a client as departed if this is dropped.
 struct Departure<'a>(&'a AtomicUsize);
 
 impl Drop for Departure<'_> {
@@ -217,13 +205,13 @@ impl Drop for Departure<'_> {
 
 /// An open lane.
 struct Lane {
-    shared: Arc<Shared>,
+    lanes: Arc<LanesInner>,
     coupon_name: Arc<str>,
-    /// Whether this lane is closed, so that its entry, if there is one, is another's.
+    /// True if this lane is closed. Then an entry of its coupon belongs to another lane.
     closed: bool,
 }
 
-/// Carries out a lane's claims until none waits.
+/// Carries out the claims of a lane until none is waiting.
 async fn run(mut lane: Lane) {
     while let Some(batch) = lane.next_batch() {
         lane.carry_out(batch).await;
@@ -231,21 +219,21 @@ async fn run(mut lane: Lane) {
 }
 
 impl Lane {
-    /// The next batch: those who came first and still wait. Closes the lane and returns nothing
-    /// where nobody does.
-    fn next_batch(&mut self) -> Option<Vec<Claim>> {
-        let mut waiting = self.shared.waiting();
+    /// Takes the next batch: the oldest claims whose clients still wait. Closes the lane and returns nothing if
+    /// there are none.
+    fn next_batch(&mut self) -> Option<Vec<WaitingClaim>> {
+        let mut waiting = self.lanes.waiting();
         let claims = waiting.get_mut(&self.coupon_name)?;
         let entered = claims.len();
-        let mut batch = Vec::with_capacity(entered.min(self.shared.limits.batch));
-        while batch.len() < self.shared.limits.batch
+        let mut batch = Vec::with_capacity(entered.min(self.lanes.limits.batch));
+        while batch.len() < self.lanes.limits.batch
             && let Some(claim) = claims.pop_front()
         {
             if !claim.reply.is_closed() {
                 batch.push(claim);
             }
         }
-        self.shared
+        self.lanes
             .total
             .fetch_sub(entered - claims.len(), Ordering::Relaxed);
         if batch.is_empty() {
@@ -256,10 +244,10 @@ impl Lane {
         Some(batch)
     }
 
-    /// Carries out a batch and answers its claims. What the database refuses as a whole it may refuse for
-    /// the sake of one claim: then each half is tried by itself, the one that came first before the other.
-    /// So one such claim among n costs about 2 log n calls, and the others still share theirs.
-    async fn carry_out(&self, batch: Vec<Claim>) {
+    /// Carries out a batch and answers its claims. The database may reject a whole batch because of one claim:
+    /// then each half is tried separately, the older one first. One such claim among n costs about 2 log n calls,
+    /// and the others still share theirs.
+    async fn carry_out(&self, batch: Vec<WaitingClaim>) {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|claim| now - claim.entered));
         let mut later = Vec::new();
@@ -277,9 +265,9 @@ impl Lane {
                     continue;
                 }
                 Err(error) => {
-                    let failure = Failure::from(error);
+                    let error = SharedError::from(error);
                     for claim in part {
-                        answer(claim, Err(failure.clone()));
+                        answer(claim, Err(error.clone()));
                     }
                 }
             }
@@ -287,9 +275,9 @@ impl Lane {
         }
     }
 
-    async fn claim_batch(&self, batch: &[Claim]) -> Result<Vec<Outcome>, Error> {
+    async fn claim_batch(&self, batch: &[WaitingClaim]) -> Result<Vec<Outcome>, Error> {
         let begun = Instant::now();
-        let span = BatchSpan::begin(
+        let span = BatchSpan::start(
             batch.len(),
             batch.iter().filter_map(|claim| claim.span.as_deref()),
         );
@@ -298,10 +286,10 @@ impl Lane {
         outcomes.inspect_err(|error| span.fail(error))
     }
 
-    async fn call(&self, batch: &[Claim]) -> Result<Vec<Outcome>, Error> {
+    async fn call(&self, batch: &[WaitingClaim]) -> Result<Vec<Outcome>, Error> {
         let user_ids: Vec<&str> = batch.iter().map(|claim| claim.user_id.as_str()).collect();
         let outcomes = self
-            .shared
+            .lanes
             .database
             .claim_batch(&self.coupon_name, &user_ids)
             .await?;
@@ -316,22 +304,22 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if !self.closed {
-            // The task broke off: whoever waits learns it by the loss of the reply.
-            let mut waiting = self.shared.waiting();
+            // The task panicked: its waiting claims end with an error, because their senders are dropped.
+            let mut waiting = self.lanes.waiting();
             let left = waiting
                 .remove(&self.coupon_name)
                 .map_or(0, |claims| claims.len());
-            self.shared.total.fetch_sub(left, Ordering::Relaxed);
+            self.lanes.total.fetch_sub(left, Ordering::Relaxed);
         }
     }
 }
 
-fn answer(claim: Claim, outcome: Result<Outcome, Failure>) {
+fn answer(claim: WaitingClaim, outcome: Result<Outcome, SharedError>) {
     match &outcome {
         Ok(outcome) => metrics().claimed(*outcome),
         Err(_) => metrics().claim_failed(),
     }
-    // Whoever went away meanwhile finds the outcome by asking again.
+    // A client that has disconnected finds the outcome by claiming again.
     let _ = claim.reply.send(outcome);
 }
 

@@ -1,4 +1,4 @@
-//! Asks a running service whether it is ready: for images without a program that could.
+//! Health check of a running service, for images without an HTTP client.
 
 use std::{
     io::{Read, Write},
@@ -8,18 +8,18 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::config::Listen;
+/// Longest time for each step.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the service may take, for each step.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What is read of an answer, in bytes: far more than it has.
+/// Limit of the answer, in bytes: far more than it has.
 const ANSWER_LIMIT: u64 = 16 * 1024;
 
-/// Asks the service that listens there; an error says what is not ready.
-pub fn ask(listen: &Listen) -> Result<()> {
-    let (host, port) = (listen.own_host(), listen.port);
-    let answer = get(&host, port).with_context(|| format!("no answer from {host}:{port}"))?;
+/// Asks the service at this address if it is ready, and prints its answer.
+///
+/// # Errors
+/// It is not ready, or does not answer.
+pub fn ask(host: &str, port: u16) -> Result<()> {
+    let answer = get(host, port).with_context(|| format!("no answer from {host}:{port}"))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).unwrap_or_default();
     println!("{body}");
@@ -34,9 +34,9 @@ fn get(host: &str, port: u16) -> Result<String> {
         .to_socket_addrs()?
         .next()
         .context("no address")?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let request = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();

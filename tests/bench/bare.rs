@@ -6,12 +6,11 @@ use std::{env, future::pending};
 
 use anyhow::{Result, bail};
 use honcho_service::{
-    App, bare_router,
     config::{self, Task},
-    db::Database,
+    database::Database,
     health::Health,
+    http::{App, bare_router, runtime, serve},
     lanes::Lanes,
-    serve::{runtime, serve},
 };
 use mimalloc::MiMalloc;
 use tokio::net::TcpListener;
@@ -35,8 +34,8 @@ fn main() -> Result<()> {
             database,
             lanes,
             health: Health::default(),
-            access: config.access,
-            bounds: config.bounds,
+            policy: config.policy,
+            limits: config.requests,
             origins: config.origins,
             metrics: false,
         });

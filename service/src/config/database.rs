@@ -1,4 +1,4 @@
-//! Where the database is and how its sessions are bounded.
+//! Settings of the database and of its sessions.
 
 use std::{ffi::OsString, time::Duration};
 
@@ -6,72 +6,54 @@ use clap::Args;
 
 use super::{
     Secret, cores,
-    layers::Wrong,
+    layers::InvalidSetting,
     values::{duration, whole},
 };
-use crate::{
-    libpq::{Fault, Parameters},
-    target::Target,
+use crate::database::{
+    DatabaseOptions, Sessions,
+    server::{ConninfoError, Parameters, Servers},
 };
 
-/// The database and its sessions.
+/// Settings of the database and of its sessions.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Database")]
 pub(super) struct DatabaseSettings {
-    /// The database, as a libpq URL or keyword string; libpq's variables (PGHOST, PGPASSWORD, …) say
-    /// what it leaves out
+    /// Connection string of the database, a libpq URL or keywords; libpq's variables (PGHOST,
+    /// PGPASSWORD, …) add what it leaves out
     #[arg(long, value_name = "URL")]
     database_url: Option<Secret>,
-    /// The most connections that requests use; half as many more wait for coupons that somebody holds,
-    /// and one sees to /health/ready [default: 4 per core, 8 to 32]
+    /// Most connections for requests; half as many more wait for coupons that other sessions hold, and
+    /// two check the database's health [default: 4 per core, 8 to 32]
     #[arg(long, value_name = "NUMBER", default_value_t = default_pool_size(),
           hide_default_value = true, value_parser = whole::<usize>(1..=10_000))]
     database_pool_size: usize,
-    /// How long a statement may take before the database breaks it off: 504
+    /// Longest statement; then the database cancels it and the answer is 504
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = limit())]
     statement_timeout: Duration,
-    /// How long a claim may wait for a coupon that somebody else has locked, in line and as long again
-    /// at its head: 503. At most half of STATEMENT_TIMEOUT [default: 2s, or that half if it is less]
+    /// Longest wait of a claim for a coupon that another session holds, once in line and once at its
+    /// head; then the answer is 503. At most half of STATEMENT_TIMEOUT [default: 2s, or that half if it
+    /// is less]
     #[arg(long, value_name = "TIME", value_parser = limit())]
     lock_timeout: Option<Duration>,
 }
 
-/// The database and its sessions, checked.
-#[derive(Debug)]
-pub struct Database {
-    /// How to reach it.
-    pub sessions: Sessions,
-    /// The most connections that requests use.
-    pub pool_size: usize,
-    /// The longest statement.
-    pub statement_timeout: Duration,
-}
-
-/// The two kinds of sessions that there are.
-#[derive(Clone, Debug)]
-pub struct Sessions {
-    /// Which wait but a moment for a coupon that somebody holds.
-    pub brisk: Target,
-    /// Which wait for `lock_timeout`.
-    pub patient: Target,
-}
-
-/// How long a claim may wait, unless that is said.
+/// Longest wait of a claim, unless it is set.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a session waits for a coupon before it leaves the wait to one of the patient ones: longer
-/// than claims take that queue for it, shorter than those who need the connection would notice.
-const MOMENT: Duration = Duration::from_millis(250);
+/// Longest wait of a fast session for a coupon, before the call continues on a waiting session: longer than claims
+/// take that queue for it, shorter than other users of the connection would notice.
+const FAST_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl DatabaseSettings {
+    /// Checks the settings, and reads certificates and passwords.
     pub(super) fn check(
         self,
         variable: &dyn Fn(&str) -> Option<OsString>,
-    ) -> Result<Database, Wrong> {
+    ) -> Result<DatabaseOptions, InvalidSetting> {
         let url = self.database_url.as_ref().map_or("", Secret::reveal);
-        let wrong = |fault: Fault| match fault.variable {
-            Some(name) => Wrong::variable(name, fault.why),
-            None => Wrong::setting("database_url", fault.why),
+        let invalid = |error: ConninfoError| match error.variable {
+            Some(name) => InvalidSetting::variable(name, error.why),
+            None => InvalidSetting::setting("database_url", error.why),
         };
         let longest_wait = self.statement_timeout / 2;
         let lock_timeout = self.lock_timeout.unwrap_or(LOCK_TIMEOUT.min(longest_wait));
@@ -83,25 +65,25 @@ impl DatabaseSettings {
                 humantime::format_duration(lock_timeout),
                 humantime::format_duration(self.statement_timeout)
             );
-            return Err(Wrong::setting("lock_timeout", why));
+            return Err(InvalidSetting::setting("lock_timeout", why));
         }
-        let parameters = Parameters::new(url, variable).map_err(wrong)?;
+        let parameters = Parameters::new(url, variable).map_err(invalid)?;
         let session = |lock_timeout: Duration| {
-            // The options of the connection string come after these, so an operator has the last word.
-            // What the planner thinks of a set-returning function would have every page compiled, which
-            // costs 20 times what the page does.
+            // The options of the connection string come after these, so they take precedence. Without jit=off,
+            // the planner's estimates for set-returning functions would have every page compiled, which costs
+            // 20 times as much as the page.
             let limits = format!(
                 "-c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=30s \
                  -c jit=off",
                 self.statement_timeout.as_millis(),
                 lock_timeout.as_millis()
             );
-            Target::new(&parameters, &limits).map_err(wrong)
+            Servers::new(&parameters, &limits).map_err(invalid)
         };
-        Ok(Database {
+        Ok(DatabaseOptions {
             sessions: Sessions {
-                brisk: session(lock_timeout.min(MOMENT))?,
-                patient: session(lock_timeout)?,
+                fast: session(lock_timeout.min(FAST_LOCK_TIMEOUT))?,
+                waiting: session(lock_timeout)?,
             },
             pool_size: self.database_pool_size,
             statement_timeout: self.statement_timeout,
@@ -109,23 +91,12 @@ impl DatabaseSettings {
     }
 }
 
-impl Sessions {
-    /// Uses the certificates and passwords of `new` for new connections.
-    ///
-    /// # Errors
-    /// `new` leads to another database.
-    pub fn adopt(&self, new: &Self) -> Result<(), &'static str> {
-        self.brisk.adopt(&new.brisk)?;
-        self.patient.adopt(&new.patient)
-    }
-}
-
 fn limit() -> impl Fn(&str) -> Result<Duration, String> + Clone {
     duration(Duration::from_millis(10)..=Duration::from_secs(300))
 }
 
-/// Claims on one coupon queue up in the database whatever we do, so more connections than keep
-/// its cores busy only make the queue longer.
+/// Claims on one coupon queue in the database in any case, so more connections than keep its cores busy only make
+/// the queue longer.
 fn default_pool_size() -> usize {
     (4 * cores()).clamp(8, 32)
 }

@@ -1,5 +1,5 @@
-//! Flags over environment over file: whatever no flag says is made one, so that every value, from
-//! wherever it comes, passes the same parser and is told the same if it is wrong.
+//! Layers of settings: flags over environment over file. Values from the environment and the file are turned into
+//! flags, so that every value passes the same parser and gets the same errors.
 
 use std::{
     collections::HashMap,
@@ -22,33 +22,33 @@ use toml::{Table, Value};
 /// The argument that names the file, and its variable.
 const FILE: (&str, &str) = ("config", "CONFIG_FILE");
 
-/// Why the program ends before it begins: it was asked for a text, or told something wrong.
+/// Reason why the program ends before it starts.
 #[derive(Debug)]
 pub enum Stop {
-    /// A text that was asked for.
+    /// A requested text, such as `--help`.
     Answer(clap::Error),
-    /// What is wrong and what would be right. Never repeats a secret.
-    Wrong(String),
+    /// Description of an invalid setting and of what is allowed. Never repeats a secret.
+    Invalid(String),
 }
 
 impl Stop {
-    /// Tells the user, and returns how to exit.
-    pub fn tell(&self) -> ExitCode {
-        // Where neither output can be written to, nobody is there to hear it.
+    /// Prints the text, and returns the exit status.
+    pub fn print(&self) -> ExitCode {
+        // An error here cannot be reported either.
         let _ = match self {
             Self::Answer(text) => text.print(),
-            Self::Wrong(text) => writeln!(io::stderr(), "honcho-service: {text}"),
+            Self::Invalid(text) => writeln!(io::stderr(), "honcho-service: {text}"),
         };
         ExitCode::from(match self {
             Self::Answer(_) => 0,
-            Self::Wrong(_) => 2,
+            Self::Invalid(_) => 2,
         })
     }
 }
 
-/// A setting whose value cannot be.
+/// A setting with an invalid value.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(super) struct InvalidSetting {
     subject: Subject,
     why: String,
 }
@@ -59,8 +59,8 @@ enum Subject {
     Variable(&'static str),
 }
 
-impl Wrong {
-    /// The setting of this name. `why` must not contain its value if that is a secret.
+impl InvalidSetting {
+    /// An invalid setting of ours. `why` must not contain its value if that is a secret.
     pub(super) fn setting(name: &'static str, why: impl Into<String>) -> Self {
         Self {
             subject: Subject::Setting(name),
@@ -68,7 +68,7 @@ impl Wrong {
         }
     }
 
-    /// A variable of the environment that is not a setting of ours.
+    /// An invalid variable that is not a setting of ours.
     pub(super) fn variable(name: &'static str, why: impl Into<String>) -> Self {
         Self {
             subject: Subject::Variable(name),
@@ -77,22 +77,22 @@ impl Wrong {
     }
 }
 
-/// Where each setting comes from that was set.
+/// The source of each setting that is set.
 #[derive(Debug, Default)]
-pub(super) struct Origins(HashMap<String, Origin>);
+pub(super) struct Sources(HashMap<String, Source>);
 
 #[derive(Debug)]
-enum Origin {
+enum Source {
     Flag,
     Variable,
     File(PathBuf),
 }
 
-impl Origins {
-    /// What to tell a user about a wrong value: under the name by which it was set.
-    pub(super) fn explain(&self, wrong: Wrong) -> Stop {
-        let Wrong { subject, why } = wrong;
-        Stop::Wrong(match subject {
+impl Sources {
+    /// Describes an invalid value, under the name by which it was set.
+    pub(super) fn explain(&self, invalid: InvalidSetting) -> Stop {
+        let InvalidSetting { subject, why } = invalid;
+        Stop::Invalid(match subject {
             Subject::Setting(name) => format!("{}: {why}", self.name(name)),
             Subject::Variable(name) => format!("{name}: {why}"),
         })
@@ -100,9 +100,9 @@ impl Origins {
 
     fn name(&self, setting: &str) -> String {
         match self.0.get(setting) {
-            Some(Origin::Flag) => format!("--{}", setting.replace('_', "-")),
-            Some(Origin::File(file)) => format!("{}: {setting}", file.display()),
-            Some(Origin::Variable) | None => variable_of(setting),
+            Some(Source::Flag) => format!("--{}", setting.replace('_', "-")),
+            Some(Source::File(file)) => format!("{}: {setting}", file.display()),
+            Some(Source::Variable) | None => variable_of(setting),
         }
     }
 }
@@ -111,7 +111,7 @@ impl Origins {
 pub(super) fn load<S: Parser>(
     mut arguments: Vec<OsString>,
     variable: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<(S, Origins), Stop> {
+) -> Result<(S, Sources), Stop> {
     let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
     let command = S::command();
     let flags = flags(&command, &arguments)?;
@@ -122,16 +122,16 @@ pub(super) fn load<S: Parser>(
             None => File::default(),
         },
     };
-    let mut origins = Origins::default();
+    let mut sources = Sources::default();
     for setting in settings(&command) {
         let id = setting.get_id().as_str();
         let in_file = file.table.remove(id);
-        let (values, origin) = if flags.value_source(id) == Some(ValueSource::CommandLine) {
-            (Vec::new(), Origin::Flag)
+        let (values, source) = if flags.value_source(id) == Some(ValueSource::CommandLine) {
+            (Vec::new(), Source::Flag)
         } else if let Some(value) = variable(&variable_of(id)) {
-            (vec![value], Origin::Variable)
+            (vec![value], Source::Variable)
         } else if let Some(value) = in_file {
-            (file.texts(id, value)?, Origin::File(file.path.clone()))
+            (file.texts(id, value)?, Source::File(file.path.clone()))
         } else {
             continue;
         };
@@ -140,16 +140,16 @@ pub(super) fn load<S: Parser>(
             flag.push(value);
             arguments.push(flag);
         }
-        origins.0.insert(id.to_owned(), origin);
+        sources.0.insert(id.to_owned(), source);
     }
     if let Some(key) = file.table.keys().next() {
-        return Err(file.wrong(format_args!(
+        return Err(file.invalid(format_args!(
             "there is no setting {key:?}; --help lists them"
         )));
     }
     match S::try_parse_from(arguments) {
-        Ok(settings) => Ok((settings, origins)),
-        Err(error) => Err(refused(&command, &origins, error)),
+        Ok(settings) => Ok((settings, sources)),
+        Err(error) => Err(refused(&command, &sources, error)),
     }
 }
 
@@ -157,14 +157,14 @@ fn variable_of(setting: &str) -> String {
     setting.to_uppercase()
 }
 
-/// All that can be set in the environment and the file.
+/// All settings that the environment and the file can set.
 fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
     command
         .get_arguments()
         .filter(|argument| argument.get_id() != FILE.0 && argument.get_action().takes_values())
 }
 
-/// What the command line says, its values not looked at yet.
+/// Reads the flags without parsing their values.
 fn flags(command: &Command, arguments: &[OsString]) -> Result<ArgMatches, Stop> {
     command
         .clone()
@@ -178,12 +178,12 @@ fn flags(command: &Command, arguments: &[OsString]) -> Result<ArgMatches, Stop> 
         .try_get_matches_from(arguments)
         .map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::Answer(error),
-            ErrorKind::UnknownArgument => Stop::Wrong(unknown(&error)),
-            _ => Stop::Wrong(first_line(&error)),
+            ErrorKind::UnknownArgument => Stop::Invalid(unknown(&error)),
+            _ => Stop::Invalid(first_line(&error)),
         })
 }
 
-/// Names a flag that there is not. What is no flag is not repeated: it may be a connection string.
+/// Describes an unknown flag. An argument that is not a flag is not repeated: it may be a connection string.
 fn unknown(error: &clap::Error) -> String {
     let name = shown(error, ContextKind::InvalidArg);
     if !name.starts_with('-') {
@@ -197,8 +197,8 @@ fn unknown(error: &clap::Error) -> String {
     }
 }
 
-/// What to tell about a value that its parser does not take.
-fn refused(command: &Command, origins: &Origins, error: clap::Error) -> Stop {
+/// Describes a value that its parser refuses.
+fn refused(command: &Command, sources: &Sources, error: clap::Error) -> Stop {
     let flag = shown(&error, ContextKind::InvalidArg);
     let setting = settings(command).find(|setting| {
         let long = setting.get_long().unwrap_or_default();
@@ -207,18 +207,18 @@ fn refused(command: &Command, origins: &Origins, error: clap::Error) -> Stop {
             .is_some_and(|name| name == long)
     });
     let Some(setting) = setting else {
-        return Stop::Wrong(first_line(&error));
+        return Stop::Invalid(first_line(&error));
     };
-    let name = origins.name(setting.get_id().as_str());
+    let name = sources.name(setting.get_id().as_str());
     let value = shown(&error, ContextKind::InvalidValue);
     let why = match (error.kind(), error.source()) {
         (ErrorKind::ValueValidation, Some(why)) => why.to_string(),
         (ErrorKind::InvalidValue, _) if error.get(ContextKind::ValidValue).is_some() => {
             format!("must be one of {}", shown(&error, ContextKind::ValidValue))
         }
-        _ => return Stop::Wrong(first_line(&error)),
+        _ => return Stop::Invalid(first_line(&error)),
     };
-    Stop::Wrong(format!("{name} {why}, not {value:?}"))
+    Stop::Invalid(format!("{name} {why}, not {value:?}"))
 }
 
 fn shown(error: &clap::Error, kind: ContextKind) -> String {
@@ -235,7 +235,7 @@ fn first_line(error: &clap::Error) -> String {
     line.trim_start_matches("error: ").to_owned()
 }
 
-/// The file, and what of it has not been used yet.
+/// The file, with the keys that have not been used yet.
 #[derive(Default)]
 struct File {
     path: PathBuf,
@@ -245,18 +245,18 @@ struct File {
 impl File {
     fn read(path: PathBuf, named_by: &str) -> Result<Self, Stop> {
         let text = fs::read_to_string(&path).map_err(|error| {
-            Stop::Wrong(format!(
+            Stop::Invalid(format!(
                 "{named_by}: cannot read {}: {error}",
                 path.display()
             ))
         })?;
         match text.parse() {
             Ok(table) => Ok(Self { path, table }),
-            Err(error) => Err(Stop::Wrong(not_toml(&path, &text, &error))),
+            Err(error) => Err(Stop::Invalid(not_toml(&path, &text, &error))),
         }
     }
 
-    /// A value as flags would have it.
+    /// Turns a value into the texts that flags have.
     fn texts(&self, key: &str, value: Value) -> Result<Vec<OsString>, Stop> {
         let values = match value {
             Value::Array(values) => values,
@@ -267,19 +267,19 @@ impl File {
             Value::Integer(number) => Ok(number.to_string().into()),
             Value::Float(number) => Ok(number.to_string().into()),
             Value::Boolean(truth) => Ok(truth.to_string().into()),
-            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => Err(self.wrong(
+            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => Err(self.invalid(
                 format_args!("{key} must be a text, a number, true or false, or a list of them"),
             )),
         });
         texts.collect()
     }
 
-    fn wrong(&self, what: fmt::Arguments<'_>) -> Stop {
-        Stop::Wrong(format!("{}: {what}", self.path.display()))
+    fn invalid(&self, what: fmt::Arguments<'_>) -> Stop {
+        Stop::Invalid(format!("{}: {what}", self.path.display()))
     }
 }
 
-/// The line and the reason; not the line's text, which may be a password.
+/// Describes a syntax error by line and reason, without the line's text, which may be a password.
 fn not_toml(path: &Path, text: &str, error: &toml::de::Error) -> String {
     let before = error.span().and_then(|span| text.get(..span.start));
     let line = before.map_or(1, |before| before.matches('\n').count() + 1);

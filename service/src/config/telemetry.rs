@@ -1,32 +1,45 @@
-//! What the service tells those who operate it, and where.
+//! Settings of metrics, logs and traces.
 
 use std::net::SocketAddr;
 
 use clap::Args;
 
 use crate::telemetry::{
-    logs::{Filter, Format},
-    traces::Endpoint,
+    TelemetryOptions,
+    logs::{LogFilter, LogFormat},
+    traces::CollectorUrl,
 };
 
-/// Metrics, logs and traces.
+/// Settings of metrics, logs and traces.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Metrics, logs, traces")]
-pub struct Telemetry {
-    /// Where /metrics is served, and nothing else; without this it is among the other routes
+pub(super) struct TelemetrySettings {
+    /// Separate address for /metrics only [default: /metrics is among the other routes]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket)]
-    pub metrics_listen: Option<SocketAddr>,
-    /// How the lines of the log are written
+    metrics_listen: Option<SocketAddr>,
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
-    pub log_format: Format,
-    /// What is logged: off, error, warn, info, debug or trace, also by target, as in info,http=warn;
-    /// http is a line for each request
+    log_format: LogFormat,
+    /// Level of log lines: off, error, warn, info, debug or trace, also by target, as in info,http=warn;
+    /// the target http has a line for each request
     #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub log_level: Filter,
-    /// The OpenTelemetry collector to which spans go (OTLP over HTTP), such as http://localhost:4318;
-    /// the SDK's other OTEL_ variables say how
+    log_level: LogFilter,
+    /// OpenTelemetry collector of spans (OTLP over HTTP), such as http://localhost:4318; the SDK's other
+    /// OTEL_ variables apply [default: none]
     #[arg(long, value_name = "URL")]
-    pub otel_exporter_otlp_endpoint: Option<Endpoint>,
+    otel_exporter_otlp_endpoint: Option<CollectorUrl>,
+}
+
+impl TelemetrySettings {
+    /// Splits the settings into those of telemetry and the address of /metrics.
+    pub(super) fn options(self) -> (TelemetryOptions, Option<SocketAddr>) {
+        let options = TelemetryOptions {
+            log_format: self.log_format,
+            log_filter: self.log_level,
+            collector: self.otel_exporter_otlp_endpoint,
+        };
+        (options, self.metrics_listen)
+    }
 }
 
 fn socket(text: &str) -> Result<SocketAddr, &'static str> {

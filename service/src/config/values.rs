@@ -1,14 +1,13 @@
-//! The kinds of values that settings have, and what a wrong one is told.
+//! Types and parsers of settings' values.
 
 use std::{fmt, ops::RangeInclusive, time::Duration};
 
-/// A text that must not be shown, for it is a password or contains one. Taken as it is, so that no
-/// parser repeats it in an error.
+/// A secret text, such as a password. It has no parser, so that no error repeats it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself.
+    /// The text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -26,7 +25,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Takes whole numbers of this range.
+/// Makes a parser of whole numbers in this range.
 pub(super) fn whole<T: TryFrom<u64>>(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<T, String> + Clone {
@@ -41,7 +40,7 @@ pub(super) fn whole<T: TryFrom<u64>>(
     }
 }
 
-/// Takes times of this range, with their units.
+/// Makes a parser of times with units in this range.
 pub(super) fn duration(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(&str) -> Result<Duration, String> + Clone {

@@ -1,8 +1,8 @@
-//! The log: one line an event on standard error, as text or as JSON.
+//! Logs: one line for each event on standard error, as text or as JSON.
 //!
-//! Every request has a line, so a line is made here, in a buffer that its thread keeps, and put to
-//! those that wait for a thread which does nothing but write. Nobody waits for that thread: a line
-//! that finds no room, because standard error is blocked or slow, is dropped and counted.
+//! Every request has a line, so lines must be cheap. Each is formatted in a buffer of its thread and queued for a
+//! thread that only writes. No request waits for that thread: a line that does not fit into the queue, because
+//! standard error is blocked or slow, is dropped and counted.
 
 mod line;
 mod outbox;
@@ -18,14 +18,14 @@ use tracing_subscriber::{
 
 use self::outbox::Outbox;
 
-/// How long the last lines may take to be written.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Longest time for writing the last lines.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 static OUTBOX: Outbox = Outbox::new();
 
-/// How a line is written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum LogFormat {
     /// `2026-11-22T12:00:00.000000Z  INFO message key=value …`
     #[default]
     Text,
@@ -33,18 +33,18 @@ pub enum Format {
     Json,
 }
 
-/// Which events are logged: a level, or a level for each target.
+/// Events that are logged: those of a level, or of a level for each target.
 #[derive(Clone, Debug)]
-pub struct Filter(Targets);
+pub struct LogFilter(Targets);
 
-impl FromStr for Filter {
+impl FromStr for LogFilter {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const WRONG: &str = "must be off, error, warn, info, debug or trace, \
                              or such levels by target, as in info,http=warn";
         let is_level = |directive: &str| {
-            // A lone word that is no level would be a target, with everything of all others off.
+            // A lone word that is no level would be a target, and turn all others off.
             let level = directive.rsplit('=').next().unwrap_or_default().trim();
             ["off", "error", "warn", "info", "debug", "trace"]
                 .iter()
@@ -57,11 +57,11 @@ impl FromStr for Filter {
     }
 }
 
-/// Begins to log to standard error.
+/// Starts logging to standard error.
 ///
 /// # Errors
-/// When the process logs already, or can start no thread.
-pub fn begin(format: Format, Filter(targets): Filter) -> Result<()> {
+/// The process logs already, or cannot start a thread.
+pub fn start(format: LogFormat, LogFilter(targets): LogFilter) -> Result<()> {
     registry()
         .with(targets)
         .with(Lines(format))
@@ -74,28 +74,28 @@ pub fn begin(format: Format, Filter(targets): Filter) -> Result<()> {
     Ok(())
 }
 
-/// Writes out what waits, for a second at most, and ends the log.
+/// Writes the queued lines, for a second at most, and ends the log.
 pub fn finish() {
-    OUTBOX.finish(FAREWELL);
+    OUTBOX.finish(SHUTDOWN_TIMEOUT);
 }
 
-/// How many lines were dropped so far.
+/// Number of lines dropped so far.
 pub(crate) fn dropped_lines() -> u64 {
     OUTBOX.dropped()
 }
 
-/// Makes lines of events.
-struct Lines(Format);
+/// Formats events as lines.
+struct Lines(LogFormat);
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         thread_local!(static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
-        // Taken, not borrowed: what is logged may log while it is written.
+        // Taken, not borrowed: a value may log while it is formatted.
         let mut line = BUFFER.try_with(Cell::take).unwrap_or_default();
         line.clear();
         match self.0 {
-            Format::Text => line::text(&mut line, event),
-            Format::Json => line::json(&mut line, event),
+            LogFormat::Text => line::text(&mut line, event),
+            LogFormat::Json => line::json(&mut line, event),
         }
         OUTBOX.put(&line);
         let _ = BUFFER.try_with(|buffer| buffer.set(line));

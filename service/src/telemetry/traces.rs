@@ -1,4 +1,4 @@
-//! W3C trace context, and spans for an OpenTelemetry collector where there is one.
+//! Traces: W3C trace context, and spans for an OpenTelemetry collector if one is configured.
 
 use std::{env, str::FromStr, sync::OnceLock, time::Duration};
 
@@ -21,23 +21,23 @@ use opentelemetry_sdk::{
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// How long the last spans may take to leave.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Longest time for sending the last spans.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 static EXPORT: OnceLock<Export> = OnceLock::new();
 
-/// The way of spans to the collector.
+/// Exporter of spans.
 #[derive(Debug)]
 struct Export {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
-/// The base URL of a collector that takes OTLP over HTTP.
+/// Base URL of a collector that takes OTLP over HTTP.
 #[derive(Clone, Debug)]
-pub struct Endpoint(String);
+pub struct CollectorUrl(String);
 
-impl FromStr for Endpoint {
+impl FromStr for CollectorUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -48,16 +48,15 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Begins to export spans. Sampling, queue, resource and headers are those of OpenTelemetry's own
-/// `OTEL_…` variables.
+/// Starts exporting spans. Sampling, queue, resource and headers follow OpenTelemetry's `OTEL_…` variables.
 ///
 /// # Errors
-/// When the exporter cannot be made. It makes no connection yet.
-pub fn begin(endpoint: &Endpoint) -> Result<()> {
+/// The exporter cannot be made. It does not connect yet.
+pub fn start(collector: &CollectorUrl) -> Result<()> {
     let exporter = SpanExporter::builder()
         .with_http()
         .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(format!("{}/v1/traces", endpoint.0))
+        .with_endpoint(format!("{}/v1/traces", collector.0))
         .build()?;
     let mut resource = Resource::builder()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
@@ -75,25 +74,25 @@ pub fn begin(endpoint: &Endpoint) -> Result<()> {
         .context("spans are exported already")
 }
 
-/// Sends the spans that are left, for two seconds at most. Blocks.
+/// Sends the remaining spans, for two seconds at most. Blocks.
 pub fn finish() {
     if let Some(export) = EXPORT.get()
-        && let Err(error) = export.provider.shutdown_with_timeout(FAREWELL)
+        && let Err(error) = export.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT)
     {
         tracing::warn!("the last spans were lost: {error}");
     }
 }
 
-/// The caller's span, if the request names a valid one.
+/// Reads the caller's span, if the request names a valid one.
 fn caller(headers: &HeaderMap) -> Option<Context> {
-    // Most requests have none, and then this is all that it costs.
+    // Most requests have none, and this is all that it costs them.
     headers.contains_key(TRACEPARENT).then(|| {
         TraceContextPropagator::new()
             .extract_with_context(&Context::new(), &HeaderExtractor(headers))
     })
 }
 
-/// The trace that a request belongs to, with its span where spans are exported.
+/// Trace of a request, with the request's span if spans are exported.
 #[derive(Debug)]
 pub(crate) struct Trace {
     /// Holds the request's span, or the caller's.
@@ -102,8 +101,8 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Begins the request's span, as a child of the caller's.
-    pub(crate) fn begin(method: &Method, route: &str, headers: &HeaderMap) -> Self {
+    /// Starts the request's span as a child of the caller's.
+    pub(crate) fn start(method: &Method, route: &str, headers: &HeaderMap) -> Self {
         let caller = caller(headers);
         let Some(export) = EXPORT.get() else {
             return Self {
@@ -127,12 +126,12 @@ impl Trace {
         }
     }
 
-    /// What the request's work runs in, where spans are exported.
+    /// Context for the request's work, if spans are exported.
     pub(crate) fn context(&self) -> Option<&Context> {
         self.context.as_ref().filter(|_| self.exported)
     }
 
-    /// The trace's id, if it has one.
+    /// Id of the trace, if there is one.
     pub(crate) fn id(&self) -> Option<TraceId> {
         let context = self.context.as_ref()?;
         let id = context.span().span_context().trace_id();
@@ -156,7 +155,7 @@ impl Trace {
     }
 }
 
-/// The span that we are in, if it is to be exported.
+/// The current span, if it is to be exported.
 pub(crate) fn current() -> Option<Box<SpanContext>> {
     EXPORT.get()?;
     Context::map_current(|context| {
@@ -166,14 +165,14 @@ pub(crate) fn current() -> Option<Box<SpanContext>> {
     })
 }
 
-/// The span of a batch, which ends when this is dropped; none where none of its claims has one.
-/// It is the child of the first claim's, so that they are sampled together, and linked with all.
+/// Span of a batch, which ends when this is dropped; none if none of its claims has a span. It is a child of the
+/// first claim's, so that both are sampled together, and linked with all.
 #[derive(Debug)]
 pub(crate) struct BatchSpan(Option<Context>);
 
 impl BatchSpan {
-    /// Begins the span of a batch of so many claims, of which these are traced.
-    pub(crate) fn begin<'a>(claims: usize, traced: impl Iterator<Item = &'a SpanContext>) -> Self {
+    /// Starts the span of a batch of so many claims, of which `traced` have spans.
+    pub(crate) fn start<'a>(claims: usize, traced: impl Iterator<Item = &'a SpanContext>) -> Self {
         let Some(export) = EXPORT.get() else {
             return Self(None);
         };
@@ -199,7 +198,7 @@ impl BatchSpan {
         Self(Some(parent.with_span(span)))
     }
 
-    /// Says that the batch failed.
+    /// Marks the batch as failed.
     pub(crate) fn fail(&self, error: &impl ToString) {
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(error.to_string()));

@@ -1,4 +1,4 @@
-//! What a line of the log looks like.
+//! Formats log lines as text or JSON.
 
 use std::{
     cell::Cell,
@@ -12,7 +12,7 @@ use tracing::{
     field::{Field, Visit},
 };
 
-/// `2026-11-22T12:00:00.000000Z  INFO message key=value …`
+/// Formats an event as `2026-11-22T12:00:00.000000Z  INFO message key=value …`.
 pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>) {
     put_time(line);
     line.extend_from_slice(match *event.metadata().level() {
@@ -22,11 +22,11 @@ pub(super) fn text(line: &mut Vec<u8>, event: &Event<'_>) {
         Level::DEBUG => b" DEBUG",
         Level::TRACE => b" TRACE",
     });
-    event.record(&mut Text(line));
+    event.record(&mut TextVisitor(line));
     line.push(b'\n');
 }
 
-/// One JSON object.
+/// Formats an event as one JSON object.
 pub(super) fn json(line: &mut Vec<u8>, event: &Event<'_>) {
     line.extend_from_slice(b"{\"timestamp\":\"");
     put_time(line);
@@ -35,11 +35,11 @@ pub(super) fn json(line: &mut Vec<u8>, event: &Event<'_>) {
     line.extend_from_slice(b"\",\"target\":\"");
     line.extend_from_slice(event.metadata().target().as_bytes());
     line.push(b'"');
-    event.record(&mut Json(line));
+    event.record(&mut JsonVisitor(line));
     line.extend_from_slice(b"}\n");
 }
 
-/// The time in UTC to the microsecond. All but the fraction is kept for the rest of the second.
+/// Writes the time in UTC with microseconds. All but the fraction is cached for the rest of the second.
 fn put_time(line: &mut Vec<u8>) {
     const UP_TO_SECONDS: usize = "2026-11-22T12:00:00".len();
     thread_local!(static SECOND: Cell<(u64, [u8; UP_TO_SECONDS])> = const {
@@ -69,7 +69,7 @@ fn put_time(line: &mut Vec<u8>) {
     line.extend_from_slice(&fraction);
 }
 
-/// The bytes that need no quotes: all that can be seen, but for quotes, `=` and the backslash.
+/// Bytes that need no quotes: visible ASCII without quotes, `=` and the backslash.
 const PLAIN: [bool; 256] = {
     let mut plain = [false; 256];
     let mut byte = b'!';
@@ -81,10 +81,10 @@ const PLAIN: [bool; 256] = {
 };
 
 /// Writes an event's fields as `key=value`, and the message as it is.
-struct Text<'a>(&'a mut Vec<u8>);
+struct TextVisitor<'a>(&'a mut Vec<u8>);
 
-impl Text<'_> {
-    /// Gives whether the field is the message.
+impl TextVisitor<'_> {
+    /// Writes the field's name, unless the field is the message. Returns true if it is.
     fn put_key(&mut self, field: &Field) -> bool {
         self.0.push(b' ');
         let is_message = field.name() == "message";
@@ -95,7 +95,7 @@ impl Text<'_> {
         is_message
     }
 
-    /// Makes sure that what stands from `start` on is one value of one line.
+    /// Quotes and escapes the value that begins at `start`, if it needs that to stay one value in one line.
     fn tidy(&mut self, start: usize, is_message: bool) {
         let value = &self.0[start..];
         if value.iter().all(|&byte| PLAIN[usize::from(byte)]) && !value.is_empty() {
@@ -109,8 +109,8 @@ impl Text<'_> {
         // Writing to memory cannot fail.
         let _ = if is_message {
             value.chars().try_for_each(|character| {
-                // What cannot be seen, such as the marks that turn the direction of writing, is no text. Of
-                // what can, only quotation marks and the backslash have an escape.
+                // Invisible characters, such as those that change the direction of writing, are escaped. Of the
+                // visible ones only quotation marks and the backslash have an escape, and they stay.
                 let mut escaped = character.escape_debug();
                 if escaped.len() == 1 || matches!(character, '"' | '\'' | '\\') {
                     write!(self.0, "{character}")
@@ -124,7 +124,7 @@ impl Text<'_> {
     }
 }
 
-impl Visit for Text<'_> {
+impl Visit for TextVisitor<'_> {
     fn record_u64(&mut self, field: &Field, value: u64) {
         self.put_key(field);
         self.0
@@ -147,9 +147,9 @@ impl Visit for Text<'_> {
 }
 
 /// Writes an event's fields as members of an object.
-struct Json<'a>(&'a mut Vec<u8>);
+struct JsonVisitor<'a>(&'a mut Vec<u8>);
 
-impl Json<'_> {
+impl JsonVisitor<'_> {
     fn put_key(&mut self, field: &Field) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(field.name().as_bytes());
@@ -163,7 +163,7 @@ impl Json<'_> {
     }
 }
 
-impl Visit for Json<'_> {
+impl Visit for JsonVisitor<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, value);
     }

@@ -1,4 +1,4 @@
-//! Lines that wait to be written, all in one piece.
+//! Queue of log lines that wait to be written.
 
 use std::{
     io::Write,
@@ -7,27 +7,26 @@ use std::{
     time::Duration,
 };
 
-/// What may wait, in bytes: a tenth of a second of 80,000 requests a second.
-const ROOM: usize = 2 * 1024 * 1024;
+/// Capacity in bytes: a tenth of a second at 80,000 requests a second.
+const CAPACITY: usize = 2 * 1024 * 1024;
 
-/// How long lines gather between two writes. Waking the writer for every line would cost more than
-/// the line.
+/// Pause between two writes. Waking the writer for every line would cost more than the line.
 const GATHERING: Duration = Duration::from_millis(10);
 
-/// Where many threads put lines and one takes them out.
+/// Queue of lines with many producers and one writer.
 #[derive(Debug)]
 pub(super) struct Outbox {
     contents: Mutex<Contents>,
-    /// Rings when there is a line again, when there will be no more, and when the last is written.
+    /// Notified when the queue is no longer empty, when no more lines come, and when the last is written.
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct Contents {
     lines: Vec<u8>,
-    /// How many lines found no room or could not be written.
+    /// Number of lines that did not fit or could not be written.
     dropped: u64,
-    /// Whether the writer waits for a line.
+    /// True while the writer waits for a line.
     is_idle: bool,
     stage: Stage,
 }
@@ -35,9 +34,9 @@ struct Contents {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// What waits is the last.
+    /// No more lines come.
     Closing,
-    /// All of it is written.
+    /// All lines are written.
     Closed,
 }
 
@@ -54,10 +53,10 @@ impl Outbox {
         }
     }
 
-    /// Puts in a line, or drops it where there is no room.
+    /// Adds a line, or drops it if it does not fit.
     pub fn put(&self, line: &[u8]) {
         let mut contents = self.contents();
-        if contents.lines.len() + line.len() > ROOM {
+        if contents.lines.len() + line.len() > CAPACITY {
             contents.dropped += 1;
             return;
         }
@@ -68,12 +67,12 @@ impl Outbox {
         }
     }
 
-    /// How many lines were dropped so far.
+    /// Number of lines dropped so far.
     pub fn dropped(&self) -> u64 {
         self.contents().dropped
     }
 
-    /// Writes lines, many at once, until there will be no more.
+    /// Writes lines, many at a time, until no more come.
     pub fn empty_into(&self, mut writer: impl Write) {
         let mut lines = Vec::new();
         let mut contents = self.contents();
@@ -91,7 +90,7 @@ impl Outbox {
             let written = writer.write_all(&lines);
             contents = self.contents();
             if written.is_err() {
-                // Where nobody reads the log any more, the service goes on without.
+                // The service goes on without a log.
                 contents.dropped += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
             }
             lines.clear();
@@ -110,8 +109,8 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    /// Has the last lines written, and waits for that for so long at most.
-    pub fn finish(&self, patience: Duration) {
+    /// Waits until the last lines are written, for `limit` at most.
+    pub fn finish(&self, limit: Duration) {
         let mut contents = self.contents();
         if contents.stage == Stage::Open {
             contents.stage = Stage::Closing;
@@ -119,15 +118,13 @@ impl Outbox {
         }
         let finished = self
             .changed
-            .wait_timeout_while(contents, patience, |contents| {
-                contents.stage != Stage::Closed
-            });
-        // Written or not, this is all that can be done for them.
+            .wait_timeout_while(contents, limit, |contents| contents.stage != Stage::Closed);
+        // Lines that are not written by now are lost.
         drop(finished);
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
-        // No line is half there at any point that could panic.
+        // Every line is complete at any point that could panic.
         self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

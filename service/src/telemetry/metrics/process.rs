@@ -1,4 +1,4 @@
-//! What the process knows about itself, read at each scrape.
+//! Metrics of the process, read at each scrape.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ use prometheus_client::{
 
 use crate::telemetry::logs;
 
-/// The process, by the names that Prometheus' own clients use.
+/// Metrics of the process, with the names that Prometheus' own clients use.
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
 
 impl Collector for ProcessCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // Where /proc cannot be read, the rest of the metrics is still there.
+        // Without /proc the other metrics are still there.
         let Ok(process) = Figures::read() else {
             return Ok(());
         };
@@ -31,7 +31,7 @@ impl Collector for ProcessCollector {
         };
         emit(
             "process_cpu",
-            "Processor time used, in user and system mode",
+            "CPU time in user and system mode",
             Some(&Unit::Seconds),
             &ConstCounter::new(process.cpu_seconds),
         )?;
@@ -43,7 +43,7 @@ impl Collector for ProcessCollector {
         )?;
         emit(
             "process_start_time",
-            "When the process started, in Unix time",
+            "Start time since the Unix epoch",
             Some(&Unit::Seconds),
             &ConstGauge::new(process.started),
         )?;
@@ -62,7 +62,7 @@ impl Collector for ProcessCollector {
         match process.max_fds {
             Some(max_fds) => emit(
                 "process_max_fds",
-                "The most file descriptors that may be open",
+                "Limit of open file descriptors",
                 None,
                 &ConstGauge::new(max_fds),
             ),
@@ -71,14 +71,14 @@ impl Collector for ProcessCollector {
     }
 }
 
-/// What is told of the process.
+/// Figures of the process.
 struct Figures {
     cpu_seconds: f64,
     resident_bytes: u64,
     started: f64,
     open_fds: u64,
     threads: i64,
-    /// None: as many as one likes.
+    /// None if there is no limit.
     max_fds: Option<u64>,
 }
 
@@ -101,7 +101,7 @@ impl Figures {
     }
 }
 
-/// The log's own loss.
+/// Lost log lines.
 #[derive(Debug)]
 pub(super) struct LogCollector;
 
@@ -110,7 +110,7 @@ impl Collector for LogCollector {
         let dropped = ConstCounter::new(logs::dropped_lines());
         let descriptor = encoder.encode_descriptor(
             "log_lines_dropped",
-            "Log lines dropped because they were not taken fast enough",
+            "Log lines dropped because standard error was too slow",
             None,
             dropped.metric_type(),
         )?;

@@ -1,6 +1,6 @@
 //! Requests by route, method and status.
 //!
-//! Every request passes here, so its handles are found in tables that are read without a lock.
+//! Every request is counted here, so handles are found in tables that are read without a lock.
 
 use std::{
     iter::repeat_with,
@@ -17,14 +17,17 @@ use prometheus_client::{
 
 use super::{SECONDS, counter, gauge};
 
-/// What is known of all requests.
+/// Label of requests that match no route.
+pub(crate) const UNMATCHED: &str = "unmatched";
+
+/// Metrics of all requests.
 #[derive(Debug)]
 pub(super) struct Requests {
     answered: Family<AnswerLabels, Counter>,
     durations: Family<EndpointLabels, Histogram, fn() -> Histogram>,
     in_flight: Gauge,
     abandoned: Counter,
-    routes: Slots<Route>,
+    routes: Slots<RouteMetrics>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -52,30 +55,26 @@ impl Requests {
             Family::new_with_constructor(|| Histogram::new(SECONDS));
         registry.register_with_unit(
             "http_request_duration",
-            "Time from a request's head until its answer's head",
+            "Time from the head of a request to the head of its answer",
             Unit::Seconds,
             durations.clone(),
         );
         Self {
             answered,
             durations,
-            in_flight: gauge(
-                registry,
-                "http_requests_in_flight",
-                "Requests that are under way",
-            ),
+            in_flight: gauge(registry, "http_requests_in_flight", "Requests in progress"),
             abandoned: counter(
                 registry,
                 "http_requests_abandoned",
-                "Requests whose client went away before the answer",
+                "Requests whose client disconnected before the answer",
             ),
             routes: Slots::new(ROUTES),
         }
     }
 
-    pub(super) fn begin(&self) -> Underway<'_> {
+    pub(super) fn begin(&self) -> RequestTimer<'_> {
         self.in_flight.inc();
-        Underway {
+        RequestTimer {
             requests: self,
             begun: Instant::now(),
             finished: false,
@@ -89,7 +88,7 @@ impl Requests {
         });
     }
 
-    pub(super) fn foresee(&self, template: &str, method: &Method, status: StatusCode) {
+    pub(super) fn preset(&self, template: &str, method: &Method, status: StatusCode) {
         self.with_handles(template, method, status, |_, _| {});
     }
 
@@ -102,12 +101,12 @@ impl Requests {
     ) {
         let route = self.routes.find_or_add(
             |route| *route.template == *template,
-            || Route::new(template),
+            || RouteMetrics::new(template),
         );
-        // There are as many slots as can be needed: routes and statuses are ours.
+        // There are enough slots: routes and statuses are the service's own.
         let Some(route) = route else { return };
         let (index, method) = known(method);
-        let endpoint = route.endpoints[index].get_or_init(|| Endpoint {
+        let endpoint = route.endpoints[index].get_or_init(|| EndpointMetrics {
             duration: self.durations.get_or_create_owned(&EndpointLabels {
                 route: template.to_owned(),
                 method,
@@ -131,17 +130,17 @@ impl Requests {
     }
 }
 
-/// More routes than there are.
+/// An upper bound of the number of routes.
 const ROUTES: usize = 64;
 
-/// More statuses than one route has.
+/// An upper bound of the number of statuses of a route.
 const STATUSES: usize = 32;
 
 const METHODS: [&str; 10] = [
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "OTHER",
 ];
 
-/// A method's place among [`METHODS`]; clients may make up others.
+/// Index and name of a method in [`METHODS`]; clients may send others.
 fn known(method: &Method) -> (usize, &'static str) {
     let other = METHODS.len() - 1;
     let index = METHODS
@@ -151,14 +150,14 @@ fn known(method: &Method) -> (usize, &'static str) {
     (index, METHODS[index])
 }
 
-/// The handles of one route.
+/// Handles of one route.
 #[derive(Debug)]
-struct Route {
+struct RouteMetrics {
     template: Box<str>,
-    endpoints: [OnceLock<Endpoint>; METHODS.len()],
+    endpoints: [OnceLock<EndpointMetrics>; METHODS.len()],
 }
 
-impl Route {
+impl RouteMetrics {
     fn new(template: &str) -> Self {
         Self {
             template: template.into(),
@@ -167,9 +166,9 @@ impl Route {
     }
 }
 
-/// The handles of one route and method.
+/// Handles of one route and method.
 #[derive(Debug)]
-struct Endpoint {
+struct EndpointMetrics {
     duration: Histogram,
     statuses: Slots<(StatusCode, Counter)>,
 }
@@ -183,8 +182,7 @@ impl<T> Slots<T> {
         Self(repeat_with(OnceLock::new).take(length).collect())
     }
 
-    /// The first entry that `is` accepts, which is `new()` where there was none; none when the
-    /// table is full.
+    /// Returns the first entry that `is` accepts, or adds `new()`; none if the table is full.
     fn find_or_add(&self, is: impl Fn(&T) -> bool, new: impl Fn() -> T) -> Option<&T> {
         self.0
             .iter()
@@ -193,16 +191,16 @@ impl<T> Slots<T> {
     }
 }
 
-/// A request that is under way.
+/// A request in progress.
 #[derive(Debug)]
-pub(crate) struct Underway<'a> {
+pub(crate) struct RequestTimer<'a> {
     requests: &'a Requests,
     begun: Instant,
     finished: bool,
 }
 
-impl Underway<'_> {
-    /// Counts the request by its answer. Gives the time that it took.
+impl RequestTimer<'_> {
+    /// Counts the request by its answer. Returns the time that it took.
     pub(crate) fn finish(
         mut self,
         template: &str,
@@ -216,7 +214,7 @@ impl Underway<'_> {
     }
 }
 
-impl Drop for Underway<'_> {
+impl Drop for RequestTimer<'_> {
     fn drop(&mut self) {
         self.requests.in_flight.dec();
         if !self.finished {

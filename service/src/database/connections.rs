@@ -1,0 +1,392 @@
+//! Connections to the database: how a call gets one, how long it waits, and what happens to both if there is no
+//! answer.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
+    Status as PoolStatus, Timeouts,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
+
+use super::{
+    options::{DatabaseOptions, Sessions},
+    permits::CallPermits,
+    server::Servers,
+    settings::{Unfit, dropped_settings},
+};
+use crate::{error::Error, telemetry::metrics::metrics};
+
+/// Longest wait for a connection, unless connecting may take longer.
+const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+
+/// Time beyond the session's `statement_timeout` after which an answer is given up, and the connection with it.
+/// It is only reached if the server or the network hangs.
+const ANSWER_SLACK: Duration = Duration::from_secs(1);
+
+/// The most long lists that are read at a time. Each holds some pages in memory until its client has received
+/// them.
+const LONG_LISTS: usize = 100;
+
+/// An argument of a call that may outlive its caller.
+pub(super) type Argument = Box<dyn ToSql + Send + Sync>;
+
+/// Longest attempt to cancel a statement whose answer is late.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
+
+/// The connections for calls.
+#[derive(Debug)]
+pub(super) struct Connections {
+    fast: Pool,
+    /// Half as many connections more, whose sessions wait for the whole `lock_timeout`: a call on a coupon that
+    /// another session holds continues here and takes no connection from other calls.
+    waiting: Pool,
+    /// Half of the connections: reads leave the rest to claims.
+    reads: CallPermits,
+    /// A quarter of the connections: pages of long lists leave the rest of the reads' to short reads.
+    list_pages: CallPermits,
+    /// Permits of long lists.
+    long_lists: Arc<Semaphore>,
+    /// A quarter of the connections: a creation waits while an open transaction holds the name.
+    creations: CallPermits,
+    waits: Waits,
+    /// Time of the last failover: older connections lead to a server that is no longer the primary.
+    moved: watch::Sender<std::time::Instant>,
+    servers: Servers,
+}
+
+/// The longest call, its one repetition included, is the sum of these.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    /// Wait for a permit and a connection.
+    connection: Duration,
+    /// Wait for the answer.
+    answer: Duration,
+}
+
+impl Waits {
+    /// Time at which a call that begins now is given up.
+    fn deadline(self) -> Instant {
+        Instant::now() + self.connection + self.answer
+    }
+}
+
+impl Connections {
+    /// Prepares the pools. Does not connect yet.
+    pub fn new(options: &DatabaseOptions) -> anyhow::Result<Self> {
+        let Sessions { fast, waiting } = &options.sessions;
+        let size = options.pool_size;
+        Ok(Self {
+            fast: pool(fast, size)?,
+            waiting: pool(waiting, size.div_ceil(2))?,
+            reads: CallPermits::new("read", size.div_ceil(2)),
+            list_pages: CallPermits::new("list", size.div_ceil(4)),
+            long_lists: Arc::new(Semaphore::new(LONG_LISTS)),
+            creations: CallPermits::new("create", size.div_ceil(4)),
+            waits: Waits {
+                connection: CONNECTION_WAIT.max(fast.connect_timeout()),
+                answer: options.statement_timeout + ANSWER_SLACK,
+            },
+            moved: watch::Sender::new(std::time::Instant::now()),
+            servers: fast.clone(),
+        })
+    }
+
+    /// Returns true if there is none, in use or idle.
+    pub fn are_none(&self) -> bool {
+        self.fast.status().size == 0
+    }
+
+    /// Drops idle connections.
+    pub fn forget_idle(&self) {
+        self.fast.retain(|_, _| false);
+        self.waiting.retain(|_, _| false);
+    }
+
+    /// Gives up the calls on connections from before `when`.
+    pub fn give_up_before(&self, when: std::time::Instant) {
+        self.forget_idle();
+        self.moved.send_replace(when);
+    }
+
+    /// Closes all, those in use at the end of their calls.
+    pub fn close(&self) {
+        self.fast.close();
+        self.waiting.close();
+    }
+
+    /// Status of the two pools, with their names in metrics.
+    pub fn status(&self) -> [(&'static str, PoolStatus); 2] {
+        [
+            ("fast", self.fast.status()),
+            ("waiting", self.waiting.status()),
+        ]
+    }
+
+    /// Takes a connection of this pool, by this time.
+    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
+        let begun = Instant::now();
+        let by = by.min(begun + self.waits.connection);
+        let taken = timeout_at(by, pool.get()).await;
+        let timed_out = matches!(taken, Err(_) | Ok(Err(PoolError::Timeout(_))));
+        metrics().pool_wait(begun.elapsed(), timed_out);
+        match taken {
+            Ok(client) => Ok(client?),
+            Err(late) => Err(Error::Unavailable(late.into())),
+        }
+    }
+
+    /// Calls a function that reads, under a permit, to the end even if the caller is dropped.
+    pub async fn read(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let permit = self.reads.acquire(deadline - self.waits.answer).await?;
+        let connections = Arc::clone(self);
+        let call = async move { connections.query(sql, &arguments, deadline).await };
+        permit.run(call).await
+    }
+
+    /// Reads a page of a long list: such pages wait for each other, so that other reads wait for few of them.
+    pub async fn read_page(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let by = deadline - self.waits.answer;
+        let page_permit = self.list_pages.acquire(by).await?;
+        let permit = self.reads.acquire(by).await?;
+        let connections = Arc::clone(self);
+        let call = async move {
+            let answer = connections.query(sql, &arguments, deadline).await;
+            drop(page_permit);
+            answer
+        };
+        permit.run(call).await
+    }
+
+    /// Takes a permit for a long list.
+    ///
+    /// # Errors
+    /// [`Error::TooManyLists`] if there is none.
+    pub fn permit_long_list(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = Arc::clone(&self.long_lists).try_acquire_owned();
+        permit.map_err(|_| Error::TooManyLists)
+    }
+
+    /// Calls a function that creates something, under a permit, to the end even if the caller is dropped.
+    pub async fn create(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        let permit = self.creations.acquire(deadline - self.waits.answer).await?;
+        let connections = Arc::clone(self);
+        let call = async move {
+            let arguments = borrowed(&arguments);
+            connections.write_by(deadline, sql, &arguments).await
+        };
+        permit.run(call).await
+    }
+
+    async fn query(
+        &self,
+        sql: &str,
+        arguments: &[Argument],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let arguments = borrowed(arguments);
+        let answer = self.query_once(&self.fast, sql, &arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.query_once(pool, sql, &arguments, deadline).await,
+            None => answer,
+        }
+    }
+
+    async fn query_once(
+        &self,
+        pool: &Pool,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.connection(pool, deadline).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let answer = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, arguments).await
+        };
+        match timeout_at(by, answer).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => {
+                if makes_unusable(&error) {
+                    discard(client);
+                }
+                Err(error.into())
+            }
+            Err(late) => {
+                metrics().answer_lost();
+                abandon(client, &self.servers);
+                Err(Error::Timeout(late.into()))
+            }
+        }
+    }
+
+    /// Calls a function that writes. A call that certainly changed nothing is repeated once if that may help; a
+    /// call that may have been carried out is not.
+    ///
+    /// The caller must not be dropped before the answer: its connection would go to another call while the
+    /// database is still busy with this one. Lanes wait for it in tasks of their own.
+    pub async fn write(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        self.write_by(self.waits.deadline(), sql, arguments).await
+    }
+
+    async fn write_by(
+        &self,
+        deadline: Instant,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
+        match self.second_attempt(&answer) {
+            Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
+            None => answer,
+        }
+    }
+
+    /// The pool on which to repeat a call that certainly changed nothing, if that may help.
+    fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
+        let pool = match first {
+            Err(Error::Locked(_)) => &self.waiting,
+            Err(error) if error.may_be_repeated() => &self.fast,
+            _ => return None,
+        };
+        metrics().retried();
+        Some(pool)
+    }
+
+    async fn write_once(
+        &self,
+        pool: &Pool,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+        deadline: Instant,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.connection(pool, deadline).await?;
+        let by = deadline.min(Instant::now() + self.waits.answer);
+        let statement = match timeout_at(by, client.prepare_cached(sql)).await {
+            Ok(Ok(statement)) => statement,
+            Ok(Err(error)) => {
+                if makes_unusable(&error) {
+                    discard(client);
+                }
+                return Err(error.into());
+            }
+            Err(_) => {
+                metrics().answer_lost();
+                abandon(client, &self.servers);
+                return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
+            }
+        };
+        let connected = Object::metrics(&client).created;
+        let mut moved = self.moved.subscribe();
+        let answer = tokio::select! {
+            biased;
+            answer = client.query(&statement, arguments) => answer,
+            () = sleep_until(by) => {
+                metrics().answer_lost();
+                abandon(client, &self.servers);
+                return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
+            }
+            // No error: the sender is in this struct.
+            _ = moved.wait_for(|when| *when > connected) => {
+                discard(client);
+                return Err(Error::OutcomeUnknown(anyhow!("the database has moved")));
+            }
+        };
+        answer.map_err(|error| {
+            let is_unusable = makes_unusable(&error);
+            let error = Error::from(error).after_sending();
+            if is_unusable || matches!(error, Error::OutcomeUnknown(_)) {
+                discard(client);
+            }
+            error
+        })
+    }
+}
+
+/// A pool of at most `size` connections.
+fn pool(servers: &Servers, size: usize) -> anyhow::Result<Pool> {
+    let recycling = ManagerConfig {
+        recycling_method: RecyclingMethod::Fast,
+    };
+    // `servers` has the configuration.
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), servers.clone(), recycling);
+    let timeouts = Timeouts {
+        wait: Some(CONNECTION_WAIT),
+        create: Some(servers.connect_timeout()),
+        recycle: None,
+    };
+    let checked = servers.clone();
+    let pool = Pool::builder(manager)
+        .max_size(size)
+        .post_create(Hook::async_fn(move |client, _| {
+            let checked = checked.clone();
+            Box::pin(async move {
+                checked.check(client).await.map_err(|unfit| match unfit {
+                    Unfit::Unlimited(limits) => HookError::message(dropped_settings(&limits)),
+                    Unfit::Broken(error) => HookError::Backend(error),
+                })
+            })
+        }))
+        .runtime(Runtime::Tokio1)
+        .timeouts(timeouts)
+        .build()?;
+    Ok(pool)
+}
+
+fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
+    arguments
+        .iter()
+        .map(|argument| &**argument as &(dyn ToSql + Sync))
+        .collect()
+}
+
+/// Returns true if an error shows that its connection is unusable: it leads to a standby, while the primary may
+/// be at the same address by now, or it has lost its prepared statements.
+fn makes_unusable(error: &tokio_postgres::Error) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            &SqlState::READ_ONLY_SQL_TRANSACTION
+                | &SqlState::INVALID_SQL_STATEMENT_NAME
+                | &SqlState::DUPLICATE_PSTATEMENT
+        )
+    )
+}
+
+/// Drops a connection whose answer is late, and cancels its statement: otherwise each repeated request would
+/// leave a stuck backend.
+fn abandon(client: Object, servers: &Servers) {
+    let token = client.cancel_token();
+    discard(client);
+    tokio::spawn(servers.clone().cancel(token, CANCEL_WAIT));
+}
+
+/// Drops a connection instead of returning it to its pool.
+fn discard(client: Object) {
+    drop(Object::take(client));
+}

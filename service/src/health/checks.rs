@@ -1,0 +1,236 @@
+//! The checks of the database, each on a session of the watcher.
+
+use std::{borrow::Cow, time::Duration};
+
+use anyhow::anyhow;
+use tokio::time::timeout;
+use tokio_postgres::{Client, Statement, error::SqlState, types::Type};
+
+use super::{Cause, Reason};
+use crate::database::{
+    FUNCTIONS,
+    server::{OpenConnection, Servers},
+    settings::{Unfit, dropped_settings},
+    sqlstate::describe,
+};
+
+/// Longest wait for an answer of the database.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// Version of the service. The extension's must be equal in the first two numbers.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// SQL that reads the extension's version, the functions that are not found and those that may not be executed,
+/// if transactions are read-only, if the server is a standby, and the server's version.
+const QUESTION: &str = "
+    select (select extversion from pg_catalog.pg_extension where extname = 'honcho'),
+           array(select f from pg_catalog.unnest($1::text[]) as f
+                  where pg_catalog.to_regprocedure(f) is null),
+           array(select f from pg_catalog.unnest($1::text[]) as f
+                  where not pg_catalog.has_function_privilege(
+                      pg_catalog.to_regprocedure(f), 'execute')),
+           pg_catalog.current_setting('transaction_read_only') = 'on',
+           pg_catalog.pg_is_in_recovery(),
+           pg_catalog.current_setting('server_version')";
+
+/// SQL that writes about a megabyte into a temporary file in the database's own tablespace and removes it. This
+/// takes new blocks each time, which a full disk refuses, and needs no privilege, no table and no WAL.
+const WRITE: &str = "
+    begin;
+    set local work_mem = '64kB';
+    set local temp_tablespaces = '';
+    select pg_catalog.count(*) from pg_catalog.generate_series(1, 50000);
+    commit";
+
+/// Versions of the extension and the server.
+pub(super) struct Versions {
+    pub extension: String,
+    pub server: String,
+}
+
+/// A failed check: the reason, and an explanation for the log only.
+pub(super) struct Trouble {
+    pub reason: Reason,
+    pub log: anyhow::Error,
+}
+
+impl Trouble {
+    /// A failure that its kind explains.
+    pub fn new(cause: Cause, log: anyhow::Error) -> Self {
+        let detail = Cow::Borrowed(cause.detail());
+        let reason = Reason { cause, detail };
+        Self { reason, log }
+    }
+
+    /// A failure with an explanation of its own.
+    fn explained(cause: Cause, detail: String, log: anyhow::Error) -> Self {
+        let detail = Cow::Owned(detail);
+        let reason = Reason { cause, detail };
+        Self { reason, log }
+    }
+}
+
+/// A connection that ends when this is dropped, and the question that is prepared on it.
+pub(super) struct Session {
+    pub connection: OpenConnection,
+    pub question: Option<Statement>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.task.abort();
+    }
+}
+
+/// Checks that the disk has room. A limit of the role, temp_file_limit, does not count as a full disk.
+pub(super) async fn test_write(client: &Client) -> Result<(), Trouble> {
+    let written = async {
+        match client.batch_execute(WRITE).await {
+            Err(error) if error.code() == Some(&SqlState::CONFIGURATION_LIMIT_EXCEEDED) => {
+                client.batch_execute("rollback").await
+            }
+            written => written,
+        }
+    };
+    in_time(written).await
+}
+
+/// Opens a session.
+pub(super) async fn open(servers: &Servers) -> Result<Session, Trouble> {
+    match timeout(servers.connect_timeout(), servers.open()).await {
+        Ok(Ok(connection)) => Ok(Session {
+            connection,
+            question: None,
+        }),
+        Ok(Err(error)) => {
+            let cause = match error.code() {
+                Some(_) => Cause::Refused,
+                None => Cause::Unreachable,
+            };
+            Err(Trouble::new(cause, describe(error)))
+        }
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
+    }
+}
+
+/// Checks the settings of a new session, and prepares and asks the question on it.
+pub(super) async fn begin(
+    client: &Client,
+    servers: &Servers,
+) -> Result<(Statement, Versions), Trouble> {
+    check_settings(client, servers).await?;
+    let types = [Type::TEXT_ARRAY];
+    let question = in_time(client.prepare_typed(QUESTION, &types)).await?;
+    let versions = ask(client, &question).await?;
+    Ok((question, versions))
+}
+
+/// Checks that a session has the requested settings.
+pub(super) async fn check_settings(client: &Client, servers: &Servers) -> Result<(), Trouble> {
+    match timeout(ANSWER_WAIT, servers.check(client)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Unfit::Unlimited(limits))) => Err(Trouble::explained(
+            Cause::Pooler,
+            dropped_settings(&limits),
+            anyhow!("the session was asked for them when it began"),
+        )),
+        Ok(Err(Unfit::Broken(error))) => Err(trouble(error)),
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
+    }
+}
+
+/// Checks that calls would be served.
+pub(super) async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble> {
+    let functions: &[&str] = &FUNCTIONS;
+    let row = in_time(client.query_one(question, &[&functions])).await?;
+    let odd = |error: tokio_postgres::Error| Trouble::new(Cause::Silent, error.into());
+    let extension: Option<String> = row.try_get(0).map_err(odd)?;
+    let missing: Vec<String> = row.try_get(1).map_err(odd)?;
+    let forbidden: Vec<String> = row.try_get(2).map_err(odd)?;
+    let read_only: bool = row.try_get(3).map_err(odd)?;
+    let is_standby: bool = row.try_get(4).map_err(odd)?;
+    let server: String = row.try_get(5).map_err(odd)?;
+    let Some(extension) = extension else {
+        let log = anyhow!("create extension honcho; adds it");
+        return Err(Trouble::new(Cause::NoExtension, log));
+    };
+    if !are_compatible(&extension, VERSION) {
+        let log = anyhow!("the extension is {extension}, the service {VERSION}");
+        return Err(Trouble::new(Cause::OtherVersion, log));
+    }
+    if !missing.is_empty() {
+        let detail = format!(
+            "the service's role does not find {}: its search_path needs the extension's schema, \
+             and the role usage on that",
+            missing.join(", ")
+        );
+        let log = anyhow!("the extension is {extension}");
+        return Err(Trouble::explained(Cause::NoFunctions, detail, log));
+    }
+    if !forbidden.is_empty() {
+        let functions = forbidden.join(", ");
+        let detail = format!("the service's role lacks execute on {functions}");
+        let log = anyhow!("run database.sql again, or grant execute on function {functions}");
+        return Err(Trouble::explained(Cause::NoFunctions, detail, log));
+    }
+    if read_only && is_standby {
+        let log = anyhow!("pg_is_in_recovery() is true");
+        return Err(Trouble::new(Cause::ReadOnly, log));
+    }
+    if read_only {
+        let detail = "transactions are read-only (default_transaction_read_only)".to_owned();
+        let log = anyhow!("set it to off for the service's role, its database or the server");
+        return Err(Trouble::explained(Cause::ReadOnly, detail, log));
+    }
+    Ok(Versions { extension, server })
+}
+
+/// Waits for an answer for a limited time.
+pub(super) async fn in_time<T>(
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Trouble> {
+    match timeout(ANSWER_WAIT, answer).await {
+        Ok(answer) => answer.map_err(trouble),
+        Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
+    }
+}
+
+/// Classifies an error of an open session.
+fn trouble(error: tokio_postgres::Error) -> Trouble {
+    let cause = match error.code() {
+        Some(&SqlState::DISK_FULL) => Cause::DiskFull,
+        Some(&SqlState::INVALID_SQL_STATEMENT_NAME | &SqlState::DUPLICATE_PSTATEMENT) => {
+            Cause::Pooler
+        }
+        _ => Cause::Unreachable,
+    };
+    Trouble::new(cause, describe(error))
+}
+
+/// Returns true if two versions are equal in their first two numbers: then either side may be upgraded first.
+fn are_compatible(one: &str, other: &str) -> bool {
+    let first_two = |version: &str| {
+        let mut numbers = version.split('.').map(str::to_owned);
+        (numbers.next(), numbers.next())
+    };
+    first_two(one) == first_two(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::are_compatible;
+
+    #[test]
+    fn compatible_versions_agree_in_two_numbers() {
+        for (one, other, agree) in [
+            ("0.2.0", "0.2.0", true),
+            ("0.2.0", "0.2.17", true),
+            ("0.2.0", "0.3.0", false),
+            ("0.2.0", "1.2.0", false),
+            ("0.2.0", "0.20.0", false),
+            ("0.2", "0.2.1", true),
+        ] {
+            assert_eq!(are_compatible(one, other), agree, "{one} {other}");
+        }
+    }
+}

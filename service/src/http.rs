@@ -1,0 +1,155 @@
+//! The HTTP interface: the routers, and the state that the routes share.
+
+mod assets;
+mod extract;
+mod layers;
+mod openapi;
+pub(crate) mod problem;
+mod routes;
+mod server;
+mod state;
+
+use axum::{
+    Router,
+    extract::FromRef,
+    http::{Method, StatusCode},
+};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use self::{
+    extract::body::BodyTimeout,
+    layers::{admission::Admission, permits::RequestPermits, stack::Stack},
+    state::{AppState, Parts},
+};
+pub use self::{
+    layers::{
+        admission::RequestLimits,
+        client_address::TrustedProxies,
+        origins::AllowedOrigins,
+        rate_limit::{Rate, RateLimit, RateLimitKey},
+    },
+    server::{ConnectionLimits, raise_file_limit, runtime, serve},
+};
+use crate::{
+    auth::Policy, database::Database, error::Error, health::Health, lanes::Lanes,
+    telemetry::metrics::metrics,
+};
+
+/// The parts behind the HTTP interface.
+#[derive(Debug)]
+pub struct App {
+    /// Database, for everything but claims.
+    pub database: Database,
+    /// Lanes, for claims.
+    pub lanes: Lanes,
+    /// Health of the service.
+    pub health: Health,
+    /// Accepted tokens.
+    pub policy: Policy,
+    /// Limits of requests.
+    pub limits: RequestLimits,
+    /// Origins of web pages that may use the API.
+    pub origins: AllowedOrigins,
+    /// True if `/metrics` is among the routes.
+    pub metrics: bool,
+}
+
+/// Makes the router of the whole interface.
+///
+/// # Errors
+/// The description cannot be written, which is a defect.
+pub fn router(app: App) -> anyhow::Result<Router> {
+    let App {
+        database,
+        lanes,
+        health,
+        policy,
+        limits,
+        origins,
+        metrics: has_metrics,
+    } = app;
+    let permits = RequestPermits::new(limits.in_progress);
+    let state = AppState::from(Parts {
+        database,
+        lanes,
+        health,
+        policy: policy.clone(),
+        body_timeout: BodyTimeout(limits.body_timeout),
+        permits: permits.clone(),
+    });
+    let (mut router, mut document) = described();
+    openapi::finish(&mut document, policy.is_open(), limits.rate_limit.is_some());
+    for (route, method, status) in openapi::answers(&document) {
+        metrics().preset(route, &method, status);
+    }
+    let cors = origins.cors(openapi::methods(&document));
+    if has_metrics {
+        router = router.merge(routes::metrics::routes());
+    }
+    let admission = Admission::new(policy, origins, limits, permits);
+    let router = with_stack(router.merge(assets::routes(&document)?), admission).with_state(state);
+    Ok(match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    })
+}
+
+/// Makes the router of `/metrics` alone.
+pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
+    #[derive(Clone, FromRef)]
+    struct MetricsState {
+        database: Database,
+        lanes: Lanes,
+    }
+    let limits = RequestLimits::default();
+    let permits = RequestPermits::new(limits.in_progress);
+    let admission = Admission::new(
+        Policy::default(),
+        AllowedOrigins::default(),
+        limits,
+        permits,
+    );
+    with_stack(routes::metrics::routes(), admission).with_state(MetricsState { database, lanes })
+}
+
+/// Makes the router of the API without layers, to measure their cost.
+pub fn bare_router(app: App) -> Router {
+    described().0.with_state(AppState::from(Parts {
+        database: app.database,
+        lanes: app.lanes,
+        health: app.health,
+        policy: app.policy,
+        body_timeout: BodyTimeout(app.limits.body_timeout),
+        permits: RequestPermits::new(app.limits.in_progress),
+    }))
+}
+
+/// The routes of the API, with their description, and those of health.
+fn described() -> (Router<AppState>, OpenApi) {
+    let (router, document) = OpenApiRouter::with_openapi(openapi::base())
+        .merge(routes::coupons::routes())
+        .merge(routes::claims::routes())
+        .split_for_parts();
+    (router.merge(routes::health::routes()), document)
+}
+
+/// Adds the answers to unknown paths and methods, and the layers around all routes.
+fn with_stack<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    admission: Admission,
+) -> Router<S> {
+    router
+        .fallback(async || Error::RouteNotFound)
+        .method_not_allowed_fallback(other_method)
+        .layer(Stack(admission))
+}
+
+/// Answers a method that the path does not take. The router adds `Allow`.
+async fn other_method(method: Method) -> Result<StatusCode, Error> {
+    if method == Method::OPTIONS {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(Error::MethodNotAllowed)
+    }
+}

@@ -1,0 +1,6 @@
+//! Extractors: the parts of a request that routes work with.
+
+pub(crate) mod body;
+pub(crate) mod caller;
+pub(crate) mod fields;
+pub(crate) mod page;

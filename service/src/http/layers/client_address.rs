@@ -1,0 +1,142 @@
+//! Address of the client: the peer's, or the one in `X-Forwarded-For` behind trusted proxies.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Networks of the proxies whose `X-Forwarded-For` is trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+impl TrustedProxies {
+    /// Reads addresses and networks, separated by commas.
+    ///
+    /// # Errors
+    /// An entry is malformed; the text describes the allowed form.
+    pub fn parse(list: &str) -> Result<Self, &'static str> {
+        list.split(',')
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty())
+            .map(|entry| {
+                let network = entry.parse::<IpNet>();
+                network
+                    .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
+                    .map_err(|_| {
+                        "must be addresses and networks such as 10.0.0.0/8, separated by commas"
+                    })
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// Address of the client. Every proxy appends the address of its peer, so the last address that is not a trusted
+    /// proxy's is the client's. The client itself may have written those before it.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer.to_canonical();
+        if !self.trusts(client) {
+            return client;
+        }
+        let forwarded = headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .rev()
+            .flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
+        for entry in forwarded {
+            let Some(address) = address(entry.trim()) else {
+                break;
+            };
+            client = address;
+            if !self.trusts(client) {
+                break;
+            }
+        }
+        client
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// An address, which some proxies write with a port.
+fn address(entry: &str) -> Option<IpAddr> {
+    let address = entry
+        .parse::<IpAddr>()
+        .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
+    address.ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        for (proxies, peer, told, expected) in [
+            ("", "192.0.2.1", vec!["198.51.100.7"], "192.0.2.1"),
+            ("10.0.0.0/8", "192.0.2.1", vec!["198.51.100.7"], "192.0.2.1"),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["198.51.100.7"],
+                "198.51.100.7",
+            ),
+            ("10.0.0.0/8", "10.1.2.3", vec![], "10.1.2.3"),
+            // What the client itself has sent stands first.
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["203.0.113.9, 198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["203.0.113.9", "198.51.100.7, 10.9.9.9"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["nonsense, 10.9.9.9"],
+                "10.9.9.9",
+            ),
+            (
+                "10.0.0.0/8, 2001:db8::1",
+                "2001:db8::1",
+                vec!["[2001:db8::5]:443"],
+                "2001:db8::5",
+            ),
+            (
+                "127.0.0.1",
+                "::ffff:127.0.0.1",
+                vec!["::ffff:198.51.100.7"],
+                "198.51.100.7",
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in &told {
+                headers.append(X_FORWARDED_FOR, value.parse().unwrap());
+            }
+            let proxies = TrustedProxies::parse(proxies).unwrap();
+            let client = proxies.client(peer.parse().unwrap(), &headers);
+            assert_eq!(
+                client,
+                expected.parse::<IpAddr>().unwrap(),
+                "{peer} {told:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        // The caller names the setting and its value.
+        for list in ["10.0.0.0/33", "10.0.0", "10.0.0.1,proxy.local", "all"] {
+            assert!(TrustedProxies::parse(list).is_err(), "{list}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The server: accepts connections and serves requests on them until shutdown.
+//!
+//! A connection costs memory and a file, so a client that is slow to send a request's head, to receive an answer, or to
+//! send the next request, is cut off.
+
+mod activity;
+mod connection;
+mod files;
+mod peer;
+
+use std::{collections::VecDeque, future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::server::graceful::GracefulShutdown;
+use socket2::SockRef;
+use tokio::{
+    net::TcpListener,
+    runtime::{self, Runtime},
+    sync::Semaphore,
+    task::AbortHandle,
+    time::sleep,
+};
+use tracing::{debug, error, warn};
+
+pub use self::files::raise_file_limit;
+pub(crate) use self::peer::Peer;
+
+/// Pause after accepting a connection failed: most likely there are no files left for a moment.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of an answer that the system buffers beyond those that it can send. Without a limit it buffers megabytes, and
+/// takes more only after sending a third of them: a slow client would seem idle meanwhile, and an idle one would cost
+/// all that memory. The system takes more after sending half of this, so this also measures progress within
+/// `WRITE_TIMEOUT`: a client that receives some kilobytes in that time stays connected.
+const AHEAD: u32 = 16 * 1024;
+
+/// Number of the newest connections beyond the limit that are kept. A request for health arrives before so many others
+/// have come, even in a rush.
+const BEYOND: usize = 1000;
+
+/// Limits of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// The most open connections. Further ones may only request health and metrics.
+    pub connections: usize,
+    /// Longest time for receiving a request's head, from its first byte, or from the connection's beginning.
+    pub header_timeout: Duration,
+    /// Longest time between requests.
+    pub idle_timeout: Duration,
+    /// Longest time without progress in sending an answer.
+    pub write_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            connections: 20_000,
+            header_timeout: Duration::from_secs(10),
+            // Longer than load balancers keep connections: the side that sends requests should close them.
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Number of tasks that a thread runs between two checks for input. Meanwhile the database's answer for a whole lane
+/// waits behind as many requests: Tokio's default of 61 costs refusals 6 to 8 %.
+const EVENT_INTERVAL: u32 = 8;
+
+/// Makes the runtime of the service.
+///
+/// # Errors
+/// The system has no threads or files for it.
+pub fn runtime(threads: usize) -> io::Result<Runtime> {
+    runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .event_interval(EVENT_INTERVAL)
+        .enable_all()
+        .build()
+}
+
+/// Serves `router` on `listener` until `stop` completes, then finishes the requests in progress.
+///
+/// It replaces `axum::serve`, which has no limits and hides settings: here no part of an answer waits for the
+/// acknowledgement of the one before, the system buffers little, and head and body are sent in one write without being
+/// copied together.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: ConnectionLimits,
+    stop: impl Future<Output = ()>,
+) {
+    // The connections inherit it.
+    if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(AHEAD) {
+        warn!("no TCP_NOTSENT_LOWAT: {error}");
+    }
+    let connections = GracefulShutdown::new();
+    let permits = Arc::new(Semaphore::new(
+        limits.connections.min(Semaphore::MAX_PERMITS),
+    ));
+    let mut was_full = false;
+    let mut beyond = Beyond::default();
+    let mut stop = pin!(stop);
+    loop {
+        let taken = tokio::select! {
+            taken = listener.accept() => taken,
+            () = &mut stop => break,
+        };
+        match taken {
+            Ok((stream, peer)) => {
+                let permit = Arc::clone(&permits).try_acquire_owned().ok();
+                let is_full = permit.is_none();
+                if is_full && !was_full {
+                    warn!(
+                        "{} connections are open: further ones may only request health and metrics",
+                        limits.connections
+                    );
+                }
+                was_full = is_full;
+                let task =
+                    connection::spawn(stream, peer, router.clone(), limits, permit, &connections);
+                if is_full {
+                    beyond.add(task);
+                }
+            }
+            Err(error) if is_of_one_connection(&error) => debug!("a connection broke: {error}"),
+            Err(error) => {
+                error!("cannot accept connections: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+/// The newest connections beyond the limit, oldest first.
+#[derive(Default)]
+struct Beyond(VecDeque<AbortHandle>);
+
+impl Beyond {
+    /// Adds a connection, and closes the oldest if there are too many, so that idle connections cannot keep out later ones.
+    fn add(&mut self, connection: AbortHandle) {
+        if self.0.len() >= BEYOND {
+            self.0.retain(|connection| !connection.is_finished());
+        }
+        if self.0.len() >= BEYOND
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+/// Returns true if the error concerns the new connection only.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+    )
+}

@@ -1,0 +1,199 @@
+//! Serves one connection.
+
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::poll_fn,
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    http::{Method, StatusCode},
+    response::Response,
+};
+use futures_util::FutureExt;
+use hyper::{
+    Request,
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use tokio::{
+    net::TcpStream,
+    sync::OwnedSemaphorePermit,
+    task::{AbortHandle, coop::unconstrained},
+    time::{Instant, sleep_until},
+};
+use tower_service::Service;
+use tracing::{debug, info, warn};
+
+use super::{
+    ConnectionLimits,
+    activity::{Activity, Alarm, Watched},
+    peer::Peer,
+};
+use crate::telemetry::metrics::{UNMATCHED, metrics};
+
+/// The largest head of a request, in bytes. It is buffered until it is complete.
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// Serves a connection in a task of its own. Without a `permit` it is beyond the limit.
+pub(super) fn spawn(
+    stream: TcpStream,
+    address: SocketAddr,
+    router: Router,
+    limits: ConnectionLimits,
+    permit: Option<OwnedSemaphorePermit>,
+    connections: &GracefulShutdown,
+) -> AbortHandle {
+    if let Err(error) = stream.set_nodelay(true) {
+        warn!("no TCP_NODELAY: {error}");
+    }
+    let activity = Arc::new(Activity::new(limits));
+    let requests = Arc::clone(&activity);
+    let is_beyond_limit = permit.is_none();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        requests.head_received(request.body().is_end_stream());
+        request.extensions_mut().insert(Peer {
+            address,
+            is_beyond_limit,
+            activity: Arc::clone(&requests),
+        });
+        let requests = Arc::clone(&requests);
+        // A router is always ready.
+        router
+            .clone()
+            .call(request)
+            .map(move |Ok(response)| Ok::<_, Infallible>(observed(response, requests)))
+    });
+    let stream = Watched::new(stream, Arc::clone(&activity));
+    let connection = http1::Builder::new()
+        .writev(true)
+        .max_buf_size(HEAD_LIMIT)
+        // A connection beyond the limit serves one request.
+        .keep_alive(!is_beyond_limit)
+        .serve_connection(TokioIo::new(stream), service);
+    let connection = connections.watch(connection);
+    let task = tokio::spawn(async move {
+        let _permit = permit;
+        let mut connection = pin!(connection);
+        // Reset only when it rings or must ring earlier, so most requests never touch it.
+        let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
+        let mut is_set = false;
+        let ended = poll_fn(|context| {
+            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                return Poll::Ready(Ok(ended));
+            }
+            loop {
+                let due = activity.due();
+                if let Some(due) = due
+                    && due < alarm.deadline()
+                {
+                    alarm.as_mut().reset(due);
+                    is_set = false;
+                }
+                // The connection is one task with one waker, so registering it with the alarm once is enough.
+                if is_set && !alarm.is_elapsed() {
+                    return Poll::Pending;
+                }
+                is_set = true;
+                // Tokio's budget for the task must not prevent the registration.
+                ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
+                match activity.ring() {
+                    cut @ (Alarm::Silent | Alarm::Stuck) => return Poll::Ready(Err(cut)),
+                    Alarm::Answer => {
+                        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                            return Poll::Ready(Ok(ended));
+                        }
+                    }
+                    Alarm::Early => {}
+                }
+                let next = activity.due();
+                alarm
+                    .as_mut()
+                    .reset(next.unwrap_or_else(|| Instant::now() + limits.idle_timeout));
+                is_set = false;
+            }
+        })
+        .await;
+        match ended {
+            Ok(Ok(())) => {}
+            // hyper has answered an unparsable request itself, and cannot leave that to the service.
+            Ok(Err(error)) if error.is_parse() && !error.is_parse_version_h2() => {
+                let status = if error.is_parse_too_large() {
+                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+                } else {
+                    StatusCode::BAD_REQUEST
+                };
+                log_unparsable(address.ip(), status, &error);
+            }
+            Ok(Err(error)) => debug!("a connection broke: {error}"),
+            Err(Alarm::Stuck) => {
+                metrics().connection_cut_off();
+                let waited = limits.write_timeout;
+                warn!("{address} received nothing of an answer for {waited:?} and is cut off");
+            }
+            Err(_) => debug!("{address} sent nothing for too long and is cut off"),
+        }
+    });
+    task.abort_handle()
+}
+
+/// Counts and logs a request that could not be parsed, and that hyper has answered with `status`.
+fn log_unparsable(client: IpAddr, status: StatusCode, reason: &dyn Error) {
+    let method = Method::from_bytes(b"OTHER").unwrap_or_default();
+    metrics().begin().finish(UNMATCHED, &method, status);
+    info!(
+        target: "http",
+        message = "no request",
+        route = UNMATCHED,
+        status = status.as_u16(),
+        reason = reason.to_string(),
+        client = display(client),
+    );
+}
+
+/// Reports the end of an answer to the connection: immediately if the answer is complete, otherwise when its body ends.
+fn observed(response: Response, activity: Arc<Activity>) -> Response {
+    if response.body().size_hint().exact().is_some() {
+        activity.answered();
+        return response;
+    }
+    response.map(|body| Body::new(ObservedBody { body, activity }))
+}
+
+/// A streamed body that reports its end to the connection.
+struct ObservedBody {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) || self.body.is_end_stream() {
+            self.activity.answered();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

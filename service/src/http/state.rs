@@ -1,0 +1,51 @@
+//! State that the routes share.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+
+use crate::{
+    auth::Policy,
+    database::Database,
+    health::Health,
+    http::{extract::body::BodyTimeout, layers::permits::RequestPermits},
+    lanes::Lanes,
+};
+
+/// State of the routes. It is one pointer, because the router clones it for every request.
+#[derive(Clone, Debug)]
+pub(crate) struct AppState(Arc<Parts>);
+
+/// Parts of the state, which extractors can take one by one.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub database: Database,
+    pub lanes: Lanes,
+    pub health: Health,
+    pub policy: Policy,
+    pub body_timeout: BodyTimeout,
+    pub permits: RequestPermits,
+}
+
+impl From<Parts> for AppState {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+macro_rules! part {
+    ($field:ident: $Part:ty) => {
+        impl FromRef<AppState> for $Part {
+            fn from_ref(AppState(parts): &AppState) -> Self {
+                parts.$field.clone()
+            }
+        }
+    };
+}
+
+part!(database: Database);
+part!(lanes: Lanes);
+part!(health: Health);
+part!(policy: Policy);
+part!(body_timeout: BodyTimeout);
+part!(permits: RequestPermits);
