@@ -56,7 +56,7 @@ RUN touch extension/src/lib.rs \
 
 FROM postgres:${PG_MAJOR}-${DEBIAN}
 COPY --from=build /package /
-COPY scripts/cluster.sql /usr/local/share/honcho/database.sql
+COPY scripts/lib/database.sql /usr/local/share/honcho/database.sql
 COPY docker/initdb /docker-entrypoint-initdb.d
 # Over TCP, for the server that runs the init scripts listens on its socket alone.
 HEALTHCHECK --interval=5s --timeout=3s --retries=5 --start-period=1m \

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: where this checkout keeps its things, which PostgreSQL it uses,
+# Sourced by the scripts: where this checkout keeps its things, which PostgreSQL it uses,
 # and as whom that runs.
 # shellcheck disable=SC2034 # what is named here is for them
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd -- "$root" || exit
 
 note() { printf '%s\n' "$*" >&2; }
