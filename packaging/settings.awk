@@ -1,5 +1,5 @@
-# Makes /etc/default/honcho-service out of `honcho-service --help`, so that it has every setting: what is
-# there under a heading of its own, with its default, commented out.
+# Writes /etc/default/honcho-service from `honcho-service --help`: every setting that stands under a heading there,
+# commented out, with its default.
 
 function wrapped(text,    line, words, count, i) {
     count = split(text, words, " ")
@@ -17,15 +17,15 @@ function wrapped(text,    line, words, count, i) {
 function emit(    default_value) {
     if (name == "") return
     print ""
-    # Words are a rule, not a value; so are these two.
+    # A default of several words is a rule and not a value, and so are these two words.
     if (match(text, /\[default: [^] ]+\]/) && text !~ /\[default: (any|none)\]/) {
         default_value = substr(text, RSTART + 10, RLENGTH - 11)
         text = substr(text, 1, RSTART - 2)
     }
     wrapped(text)
     if (name == "DATABASE_URL") {
-        wrapped("This one is in the PostgreSQL of this machine, which knows the service by the name of its " \
-                "user, without a password. To make it: " \
+        wrapped("This one is in the PostgreSQL of this machine, which accepts the service by the name of its " \
+                "user, without a password. To create it: " \
                 "sudo -u postgres psql -f /usr/share/honcho-service/database.sql")
         print "DATABASE_URL=postgresql://honcho_service@/honcho?host=/run/postgresql"
     } else {
@@ -35,7 +35,7 @@ function emit(    default_value) {
 }
 
 BEGIN {
-    print "# Settings of honcho-service. What is commented out shows the default."
+    print "# Settings of honcho-service. Commented lines show the defaults."
     print "# After a change: systemctl restart honcho-service"
 }
 /^[^ ]/ {

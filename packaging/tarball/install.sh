@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the honcho extension into the PostgreSQL of $PG_CONFIG (default: the pg_config of the PATH).
+# Installs the honcho extension into the PostgreSQL of $PG_CONFIG (default: the first pg_config in PATH).
 set -eu
 
 here=$(cd -- "$(dirname -- "$0")" && pwd)
@@ -11,10 +11,10 @@ version=$("$pg_config" --version) || {
 case $version in
     "PostgreSQL @PG@."* | "PostgreSQL @PG@"[!0-9]*) ;;
     *)
-        echo "install.sh: this is for PostgreSQL @PG@, and $pg_config is of $version" >&2
+        echo "install.sh: this is for PostgreSQL @PG@, and $pg_config belongs to $version" >&2
         exit 1
         ;;
 esac
 install -m 755 -- "$here/pkglibdir/honcho.so" "$("$pg_config" --pkglibdir)/"
 install -m 644 -- "$here"/sharedir/extension/* "$("$pg_config" --sharedir)/extension/"
-echo "Installed into $version. Now, in a database of yours: create extension honcho; or alter extension honcho update;"
+echo "Installed into $version. Next, in your database: create extension honcho; or alter extension honcho update;"

@@ -88,6 +88,11 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
+/// The date of today (UTC).
+pub fn today() -> Result<String> {
+    output(Command::new("date").args(["--utc", "+%F"]))
+}
+
 /// What PostgreSQL, left to itself, takes for its shared memory where there is enough of it.
 fn huge_pages() -> Result<String> {
     let count = field("/proc/meminfo", "HugePages_Total")?;

@@ -178,6 +178,7 @@ async fn run(options: Options) -> Result<bool> {
         }
     }
     let run = Run {
+        date: machine::today()?,
         took: started.elapsed(),
         rounds: options.rounds,
         seconds: options.seconds,
@@ -207,7 +208,7 @@ async fn run(options: Options) -> Result<bool> {
     if let Some(out) = out {
         std::fs::create_dir_all(&out)?;
         std::fs::write(out.join("benchmarks.md"), report)?;
-        plot::draw(&out.join("claims-per-second.svg"), &results)?;
+        plot::draw(&out.join("claims-per-second.svg"), &run, &results)?;
         eprintln!("Wrote {}", out.display());
     }
     Ok(!broken)

@@ -12,6 +12,8 @@ pub type Results = BTreeMap<Case, Vec<Result<Figures, String>>>;
 
 /// What the figures were measured with.
 pub struct Run {
+    /// The day on which it was measured (UTC), as `2026-11-23`.
+    pub date: String,
     pub rounds: u32,
     pub seconds: u32,
     pub took: Duration,
@@ -54,7 +56,7 @@ pub fn per_second(results: &Results, case: Case) -> Option<f64> {
 /// How many times the rate of `theirs` that of `ours` is: in the middle of the rounds, in each of
 /// which both were measured in the same minutes. Between the rounds the machine may become faster or
 /// slower, for both.
-fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
+pub fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
     let rates = |case| {
         let rounds = results.get(&case).into_iter().flatten();
         rounds.map(|outcome| match outcome {
@@ -150,7 +152,7 @@ fn targets(results: &Results) -> Vec<Target> {
             for (clients, least) in needs {
                 at_least(
                     format!(
-                        "SQL claims, {clients} clients{}, against the prior transaction ({through})",
+                        "SQL claims, {clients} clients{}, against the usual transaction ({through})",
                         suffix(flush)
                     ),
                     ratio(
@@ -189,7 +191,7 @@ fn targets(results: &Results) -> Vec<Target> {
         .zip(pool(Pool16))
         .map(|(four, sixteen)| four.min(sixteen));
     at_least(
-        "HTTP claims, 256 connections, against the prior transaction in axum, its better pool"
+        "HTTP claims, 256 connections, against the usual transaction in axum, its better pool"
             .into(),
         better_pool,
         12.0,
@@ -220,7 +222,7 @@ fn targets(results: &Results) -> Vec<Target> {
         }
     }
     at_least(
-        "HTTP claims, 1 connection: p50 of the prior transaction in axum, its better pool, against ours"
+        "HTTP claims, 1 connection: p50 of the usual transaction in axum, its better pool, against ours"
             .into(),
         p50(1, Pool4).zip(p50(1, Pool16)).and_then(|(four, sixteen)| {
             Some(four.min(sixteen) / p50(1, Honcho)?)
@@ -362,8 +364,8 @@ impl Table {
     }
 }
 
-/// The name of a subject in the report and the plot.
-pub fn title(subject: Subject, scene: Scene) -> &'static str {
+/// The name of a subject in the report.
+fn title(subject: Subject, scene: Scene) -> &'static str {
     let http = matches!(
         scene,
         Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons
@@ -375,10 +377,10 @@ pub fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Honcho if matches!(scene, Scene::GrownGet(_)) => "Honcho over HTTP",
         Subject::Honcho => "honcho_claim",
         Subject::Bare => "Honcho's routes with nothing around them",
-        Subject::Prior => "prior transaction",
+        Subject::Prior => "usual transaction",
         Subject::PriorFunction => "the same as a PL/pgSQL function",
-        Subject::Pool4 => "prior transaction in axum, pool of 4",
-        Subject::Pool16 => "prior transaction in axum, pool of 16",
+        Subject::Pool4 => "usual transaction in axum, pool of 4",
+        Subject::Pool16 => "usual transaction in axum, pool of 16",
         Subject::NoOp => "axum route that only parses the claim",
         Subject::RedisAlways => "Redis + Lua, appendfsync always",
         Subject::RedisEverysec => "Redis + Lua, appendfsync everysec",
@@ -397,12 +399,13 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
     writeln!(report, "# Benchmarks\n")?;
     writeln!(
         report,
-        "Written by `make bench`, which measures Honcho and its peers in turns in one run: {} \
+        "Written by `make bench` on {}. It measures Honcho and its peers in turns in one run: {} \
          rounds of {} s for each case, {:.0} minutes in all on this machine. Figures are medians \
          of the rounds, p50 and p99 too. Ratios of rates are medians of the rounds' own, for the \
          machine is not as fast in each. After each measurement the books are checked \
          (`honcho_verify`, and as many claims in the table as the clients were told of), so a fast \
          wrong answer is no figure here.\n",
+        run.date,
         run.rounds,
         run.seconds,
         run.took.as_secs_f64() / 60.0,

@@ -1,5 +1,5 @@
--- What the service needs of a cluster: its role, and its database with the extension, brought up to date.
--- Changes nothing else that is there already.
+-- Creates what the service needs in a cluster: the role honcho_service, and the database honcho with the extension.
+-- Run again, it upgrades the extension, grants its new functions, and changes nothing else.
 \set ON_ERROR_STOP on
 set client_min_messages = warning;
 

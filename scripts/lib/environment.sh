@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: where this checkout keeps its things, which PostgreSQL it uses,
-# and as whom that runs.
-# shellcheck disable=SC2034 # what is named here is for them
+# Sourced by the scripts: paths and versions of this checkout, the PostgreSQL that it uses, and the user that
+# PostgreSQL runs as.
+# shellcheck disable=SC2034 # the scripts use these variables
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd -- "$root" || exit
 
 note() { printf '%s\n' "$*" >&2; }
@@ -12,15 +12,15 @@ die() {
     exit 1
 }
 
-# .honcho is a symlink where PostgreSQL's user cannot reach the checkout. PostgreSQL relocates itself
-# from the path of its program, so that path must be free of symlinks.
+# .honcho is a symlink if PostgreSQL's user cannot reach the checkout. PostgreSQL finds its files from the path of its
+# program, so that path must contain no symlink.
 state=$(readlink -m -- "$root/.honcho")
 
-# The last PostgreSQL set up, unless another one is asked for.
+# PG, or else the PostgreSQL that was set up last.
 major=${PG:-}
 if [[ -z $major && -r $state/pg ]]; then major=$(<"$state/pg"); fi
 
-# Settings of the caller's own PostgreSQL must not lead ours elsewhere.
+# PGHOST, PGPORT and the like of the calling shell must not lead the scripts to another server.
 for name in "${!PG@}"; do
     if [[ $name != PG ]]; then unset "$name"; fi
 done
@@ -28,11 +28,11 @@ export LC_ALL=C.UTF-8
 PATH=$PATH:${CARGO_HOME:-${HOME-}/.cargo}/bin
 
 bin_of() { printf '%s/lib/postgresql/%s/bin' "$state/$1" "$major"; }
-# HONCHO_TREE names another tree than the one that `make build` installs into: test-upgrade does.
+# HONCHO_TREE selects another tree than the one that `make build` installs into; test-upgrade sets it.
 bindir=$(bin_of "${HONCHO_TREE:-pg$major}")
 test_bindir=$(bin_of "pg$major-test")
 
-# One home of the version, of pgrx's, and of the oldest Rust: Cargo.toml.
+# Cargo.toml is the home of these versions.
 version=$(sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml)
 pgrx_version=$(sed -n 's/^pgrx *= *"=\(.*\)"/\1/p' Cargo.toml)
 rust_version=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
@@ -41,7 +41,7 @@ export PG_CONFIG=$bindir/pg_config
 export PGRX_HOME=$state/pgrx
 export HONCHO_SERVICE=${CARGO_TARGET_DIR:-$root/target}/release/honcho-service
 if [[ $HONCHO_SERVICE != /* ]]; then HONCHO_SERVICE=$root/$HONCHO_SERVICE; fi
-# pgrx's tests call cargo-pgrx by this name too.
+# pgrx's tests read this variable too.
 export CARGO_PGRX=$state/tools/bin/cargo-pgrx
 if [[ ! -x $CARGO_PGRX ]]; then
     if found=$(command -v cargo-pgrx); then CARGO_PGRX=$found; fi
@@ -50,15 +50,14 @@ cargo_deny_version=0.20.2
 CARGO_DENY=$state/tools/bin/cargo-deny
 PROMTOOL=$state/tools/bin/promtool
 export PGBOUNCER=$state/tools/bin/pgbouncer
-# pgrx's tests connect as $USER, which containers often leave out.
+# pgrx's tests connect as $USER, which is often unset in containers.
 export USER=${USER:-$(id -un)}
 
 # PostgreSQL refuses to run as root.
 owner=
 if ((EUID == 0)); then owner=postgres; fi
 
-# Runs a program as PostgreSQL's user. From /, because PostgreSQL 15 gives up in a directory that its
-# user cannot enter.
+# Runs a program as PostgreSQL's user. In /, because PostgreSQL 15 fails in a directory that its user cannot enter.
 as_owner() {
     if [[ -n $owner ]]; then
         (cd / && exec runuser -u "$owner" -- "$@")
@@ -71,7 +70,7 @@ as_root() {
     if ((EUID == 0)); then "$@"; else sudo -- "$@"; fi
 }
 
-# A private directory of PostgreSQL's user.
+# Makes a private directory of PostgreSQL's user.
 owned_dir() { install -d -m 700 ${owner:+-o "$owner" -g "$owner"} -- "$1"; }
 
 need_setup() {
