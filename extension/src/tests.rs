@@ -7,8 +7,8 @@ mod tests {
 
     use std::time::Duration;
 
-    use crate::durability::Pace;
-    use crate::outcome::Outcome;
+    use crate::claiming::durability::Pace;
+    use crate::claiming::outcome::Outcome;
 
     const ALL: [Outcome; 7] = [
         Outcome::Claimed,

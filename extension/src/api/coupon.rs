@@ -1,17 +1,17 @@
 //! Creating and reading coupons: plain SQL, off the claim's path.
 
-use pgrx::datum::TimestampWithTimeZone;
+use pgrx::AllocatedByPostgres;
+use pgrx::datum::{TimestampWithTimeZone, TryFromDatumError};
 use pgrx::prelude::*;
 use pgrx::spi::{self, SpiHeapTupleData};
 
-use crate::access::{self, Text};
-use crate::args::{self, MAX_PAGE};
-use crate::durability;
-use crate::errors::Context;
-use crate::plan::{Plan, column};
-use crate::rows::TableIterator;
-use crate::schema::Schema;
-use crate::store::{Tables, View};
+use crate::api::args::{self, MAX_PAGE};
+use crate::claiming::{creation, reference, store};
+use crate::pg::errors::Context;
+use crate::pg::plan::{Plan, column};
+use crate::pg::rows::TableIterator;
+use crate::pg::schema::Schema;
+use crate::pg::session;
 
 type Coupon = (
     i64,
@@ -54,7 +54,7 @@ fn honcho_create_coupon(
     {
         args::invalid("ends_at must lie after starts_at".into());
     }
-    access::require_writable(c"honcho_create_coupon()");
+    session::require_writable(c"honcho_create_coupon()");
     thread_local!(static PLAN: Plan = const {
         Plan::new(
             "insert into {schema}.coupons (name, amount, remaining_amount, starts_at, ends_at)
@@ -73,24 +73,9 @@ fn honcho_create_coupon(
     let arguments = [name.into(), amount.into(), starts_at.into(), ends_at.into()];
     let created = Plan::write(&PLAN, schema, &arguments)? == 1;
     if !created {
-        wait_until_taken(schema, name);
+        creation::wait_until_taken(schema, name);
     }
     Ok(created)
-}
-
-/// Waits until it is durable that `name` is taken: a transaction that creates a coupon and claims it
-/// is seen before it is flushed.
-fn wait_until_taken(schema: Schema, name: &str) {
-    access::next_command();
-    let tables = Tables::open(schema);
-    let mut view = View::new(&tables);
-    let position = view
-        .coupon(Text::new(name))
-        .map_or(durability::NOTHING, |coupon| {
-            durability::commit_position(coupon.written_by)
-        });
-    view.release();
-    durability::wait_until_durable(position);
 }
 
 /// Reads one coupon.
@@ -197,4 +182,26 @@ fn coupon(row: &SpiHeapTupleData<'_>) -> spi::Result<Coupon> {
         row.get(7)?,
         column(row, 8)?,
     ))
+}
+
+/// Refuses to delete, rename or truncate coupons that have claims. The trigger on `coupons` after these.
+///
+/// # Errors
+/// `23503`, naming the table `claims` and the constraint `claims_coupon_name_fkey`.
+///
+/// # Locks
+/// Those of a `select`. A claim under way holds the coupon's row, so that the statement has waited for
+/// it by the time this looks.
+#[pg_trigger]
+fn honcho_keep_claimed<'a>(
+    trigger: &'a PgTrigger<'a>,
+) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, TryFromDatumError> {
+    let schema = Schema::of_function(trigger.trigger().tgfoid);
+    let name = |row: Option<PgHeapTuple<'_, AllocatedByPostgres>>| match row {
+        Some(row) => store::coupon_name(&row),
+        None => Ok(None),
+    };
+    let (old, new) = (name(trigger.old())?, name(trigger.new())?);
+    reference::keep_claimed(schema, old.as_deref(), new.as_deref());
+    Ok(None)
 }

@@ -3,10 +3,10 @@
 use pgrx::prelude::*;
 use pgrx::spi;
 
-use crate::args;
-use crate::plan::{Plan, column};
-use crate::rows::TableIterator;
-use crate::schema::Schema;
+use crate::api::args;
+use crate::pg::plan::{Plan, column};
+use crate::pg::rows::TableIterator;
+use crate::pg::schema::Schema;
 
 /// Checks what must be true of each coupon, against the rows themselves.
 ///

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use pgrx::PgList;
 use pgrx::prelude::*;
 
-use crate::schema::Schema;
+use crate::pg::schema::Schema;
 
 /// The relations that a statement of ours may name.
 type Relations = [pg_sys::Oid; 4];

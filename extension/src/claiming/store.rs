@@ -1,6 +1,6 @@
 //! The tables `coupons` and `claims` as the claim reads and writes them.
 //!
-//! The claim goes through [`crate::access`] rather than through SQL: see there for why. Columns are
+//! The claim goes through [`crate::pg`] rather than through SQL: see there for why. Columns are
 //! found by the attribute numbers of sql/tables.sql.
 
 use std::ffi::CStr;
@@ -11,9 +11,14 @@ use pgrx::datum::TryFromDatumError;
 use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::pg_sys::{self, Datum};
 
-use crate::access::{self, Lookup, Relation, Row, Snapshot, Text, Writer};
-use crate::outcome::Outcome;
-use crate::schema::Schema;
+use crate::claiming::outcome::Outcome;
+use crate::pg::column::Text;
+use crate::pg::errors;
+use crate::pg::lookup::Lookup;
+use crate::pg::relation::{Relation, Row};
+use crate::pg::schema::Schema;
+use crate::pg::session::{self, Snapshot};
+use crate::pg::writer::Writer;
 
 const ID: usize = 1;
 const NAME: usize = 2;
@@ -66,7 +71,7 @@ impl Coupon {
     /// Why a user who holds none is refused now, if so.
     pub fn refusal(&self) -> Option<Outcome> {
         if self.starts_at.is_some() || self.ends_at.is_some() {
-            let now = access::now();
+            let now = session::now();
             if self.starts_at.is_some_and(|starts_at| now < starts_at) {
                 return Some(Outcome::NotStarted);
             }
@@ -207,7 +212,7 @@ pub fn coupon_name(
 /// Returns true if there is a claim on the coupon called `name`, or on any coupon if there is no name.
 /// It sees all that is committed and all that this transaction has written, at every isolation level.
 pub fn is_claimed(schema: Schema, name: Option<&str>) -> bool {
-    access::next_command();
+    session::next_command();
     let tables = Tables::open(schema);
     let _snapshot = Snapshot::push_latest();
     let name = name.map(Text::new);
@@ -271,23 +276,23 @@ impl<'t> Ledger<'t> {
             // A trigger may restock in passing: what counts is how many are given.
             let given = coupon.given() + user_ids.len() as i32;
             if Coupon::read(self.coupons.written()).given() != given {
-                access::refuse_triggers_change("a trigger on coupons left the stock as it was");
+                errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
             }
         }
         self.coupons.end();
 
-        let claimed_at = access::now();
+        let claimed_at = session::now();
         self.claims.begin();
         for user_id in user_ids {
             self.claims.insert(&[
-                (CLAIM_ID, access::next_value(self.claim_ids)),
+                (CLAIM_ID, session::next_value(self.claim_ids)),
                 (CLAIM_USER_ID, user_id.datum()),
                 (CLAIM_COUPON_NAME, coupon_name.datum()),
                 (CLAIM_CLAIMED_AT, Datum::from(claimed_at)),
             ]);
         }
         self.claims.end();
-        access::next_command();
+        session::next_command();
         if self.has_user_triggers {
             self.require_written(coupon_name, user_ids);
         }
@@ -300,11 +305,11 @@ impl<'t> Ledger<'t> {
     fn require_written(&self, coupon_name: Text, user_ids: &[Text]) {
         let mut view = View::new(self.tables);
         if view.coupon(coupon_name).is_none() {
-            access::refuse_triggers_change("a trigger removed or renamed the coupon of the claim");
+            errors::refuse_triggers_change("a trigger removed or renamed the coupon of the claim");
         }
         for &user_id in user_ids {
             if view.claim(user_id, coupon_name).is_none() {
-                access::refuse_triggers_change(
+                errors::refuse_triggers_change(
                     "a trigger removed the claim or changed its user or coupon",
                 );
             }

@@ -11,9 +11,8 @@
 //! Heavyweight locks wake one waiter at a time, know deadlocks and timeouts, and go with the
 //! transaction; without them, all waiters would chase the versions of the coupon's row.
 
-use pgrx::pg_sys;
-
-use crate::store::Tables;
+use crate::claiming::store::Tables;
+use crate::pg::lock::{self, Lock, Release};
 
 /// This transaction's turn to change the stock of a coupon, until it (or the savepoint around it)
 /// ends.
@@ -35,18 +34,16 @@ impl Turn {
     /// `55P03` after `lock_timeout`, which counts for either lock; `57014` on a cancel, `40P01` on a
     /// deadlock.
     pub fn wait(tables: &Tables, id: i64) -> Turn {
-        let turn = Lock::new(pg_sys::DEFAULT_LOCKMETHOD, tables.coupons_oid(), id);
+        let turn = Lock::new(Release::WithOthers, tables.coupons_oid(), id);
         // The end of a transaction releases the locks of this method last: were the place in line gone
         // before the turn, the next one might wake up only to sleep again.
-        let line = Lock::new(pg_sys::USER_LOCKMETHOD, tables.claims_oid(), id);
+        let line = Lock::new(Release::Last, tables.claims_oid(), id);
         let lined_up = !turn.try_acquire();
         if lined_up {
             line.acquire();
             turn.acquire();
         }
-        // SAFETY: takes in what others have changed in the catalogs meanwhile; the definitions of what
-        // is open here are kept by their own locks.
-        unsafe { pg_sys::AcceptInvalidationMessages() };
+        lock::accept_invalidations();
         Turn {
             turn,
             line,
@@ -71,46 +68,5 @@ impl Turn {
             self.line.release();
             others
         }
-    }
-}
-
-/// A heavyweight lock in exclusive mode.
-struct Lock(pg_sys::LOCKTAG);
-
-impl Lock {
-    const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
-
-    fn new(method: u32, class: pg_sys::Oid, id: i64) -> Lock {
-        Lock(pg_sys::LOCKTAG {
-            // SAFETY: set once, when the session connects to its database.
-            locktag_field1: unsafe { pg_sys::MyDatabaseId }.to_u32(),
-            locktag_field2: class.to_u32(),
-            locktag_field3: id as u32,
-            locktag_field4: (id >> 32) as u16,
-            locktag_type: pg_sys::LockTagType::LOCKTAG_OBJECT as u8,
-            locktag_lockmethodid: method as u8,
-        })
-    }
-
-    fn acquire(&self) {
-        // SAFETY: the tag is valid; an error leaves through pgrx's guard.
-        unsafe { pg_sys::LockAcquire(&self.0, Self::MODE, false, false) };
-    }
-
-    fn try_acquire(&self) -> bool {
-        // SAFETY: as above.
-        let result = unsafe { pg_sys::LockAcquire(&self.0, Self::MODE, false, true) };
-        result != pg_sys::LockAcquireResult::LOCKACQUIRE_NOT_AVAIL
-    }
-
-    fn release(&self) {
-        // SAFETY: as above.
-        unsafe { pg_sys::LockRelease(&self.0, Self::MODE, false) };
-    }
-
-    /// Whether somebody waits for the lock, which this transaction has.
-    fn has_waiters(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { pg_sys::LockHasWaiters(&self.0, Self::MODE, false) }
     }
 }

@@ -96,6 +96,18 @@ pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<
     );
 }
 
+/// Refuses what a trigger has made of a claim.
+///
+/// # Errors
+/// `09000`, with `message`.
+pub fn refuse_triggers_change(message: &'static str) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+        message
+    );
+}
+
 /// The key that an error is about.
 pub struct Key<'a> {
     /// The schema of the table.

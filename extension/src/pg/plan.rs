@@ -14,8 +14,8 @@ use pgrx::prelude::*;
 use pgrx::spi::{self, OwnedPreparedStatement, SpiHeapTupleData};
 use pgrx::{FromDatum, IntoDatum};
 
-use crate::analysis::Checked;
-use crate::schema::Schema;
+use crate::pg::analysis::Checked;
+use crate::pg::schema::Schema;
 
 /// A static statement that is planned once per backend.
 pub struct Plan {

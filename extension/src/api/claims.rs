@@ -4,10 +4,10 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::prelude::*;
 use pgrx::spi::{self, SpiHeapTupleData};
 
-use crate::args::{self, MAX_PAGE};
-use crate::plan::{Plan, column};
-use crate::rows::TableIterator;
-use crate::schema::Schema;
+use crate::api::args::{self, MAX_PAGE};
+use crate::pg::plan::{Plan, column};
+use crate::pg::rows::TableIterator;
+use crate::pg::schema::Schema;
 
 type Claim = (i64, String, String, TimestampWithTimeZone);
 

@@ -1,141 +1,28 @@
-//! Claiming: what the project exists for.
+//! The decision of a claim: look before you queue.
 //!
-//! Look before you queue: one unlocked look decides most requests of a sale, for which nothing is
-//! locked, no transaction id is taken and nothing is written. The rest wait for their turn, look
-//! again, and take.
+//! One unlocked look decides most requests of a sale, for which nothing is locked, no transaction id is
+//! taken and nothing is written. The rest wait for their turn, look again, and take.
 
 use std::collections::HashSet;
 
-use pgrx::prelude::*;
+use pgrx::{error, pg_sys};
 
-use crate::access::{self, Text};
-use crate::errors::{self, Context, Key};
-use crate::outcome::{Outcome, SqlOutcome};
-use crate::queue::Turn;
-use crate::rows::TableIterator;
-use crate::schema::Schema;
-use crate::store::{Coupon, Ledger, Tables, View};
-use crate::{args, durability};
+use crate::claiming::durability;
+use crate::claiming::outcome::Outcome;
+use crate::claiming::queue::Turn;
+use crate::claiming::store::{Coupon, Ledger, Tables, View};
+use crate::pg::column::Text;
+use crate::pg::errors::Context;
+use crate::pg::schema::Schema;
+use crate::pg::session;
 
-/// The most users that one batch may name.
-const MAX_BATCH: usize = 10_000;
-
-/// Claims one coupon for one user, in the caller's own transaction.
-///
-/// # Arguments
-/// `user_id` and `coupon_name`: 1 to 255 characters.
-///
-/// # Returns
-/// The outcome; anything but `claimed` has written nothing and locked no row. In order of
-/// precedence: `not_found`, `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
-///
-/// # Errors
-/// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or as long again at its
-/// head; `40001` under repeatable read and serializable when the coupon changed after the snapshot;
-/// `40P01` on a deadlock; `25006` in a read-only transaction, unless the claim is refused.
-///
-/// # Locks
-/// A refusal: those of a `select`; if there was stock when it was asked for, it waited in the queue
-/// too, and has left it again. Else the coupon's turn, its place in line if it had to wait, and the
-/// coupon's row (`for no key update`), until the transaction ends.
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-fn honcho_claim(
-    user_id: Option<&str>,
-    coupon_name: Option<&str>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> SqlOutcome {
-    let user_id = args::text("user_id", user_id);
-    let coupon_name = args::text("coupon_name", coupon_name);
-    let schema = Schema::of_call(fcinfo);
-    claim_one(schema, user_id, coupon_name).to_sql(schema)
-}
-
-/// Claims one coupon for many users, in the caller's own transaction: one wait in the queue, one
-/// commit.
-///
-/// # Arguments
-/// `coupon_name`: 1 to 255 characters. `user_ids`: at most 10,000 of 1 to 255 characters each; the
-/// first ones in order get what is left. A user named twice gets `already_claimed` the second time.
-///
-/// # Returns
-/// One row per user, in order: its ordinal from 1, and the outcome as `honcho_claim` gives it.
-///
-/// # Errors and locks
-/// Those of `honcho_claim`; a bad element is named by its position, and then nothing is written.
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-fn honcho_claim_batch(
-    coupon_name: Option<&str>,
-    user_ids: Option<Array<'_, &str>>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> TableIterator<'static, (name!(ordinal, i32), name!(outcome, SqlOutcome))> {
-    // First: the elements of an array are not checked to be valid strings.
-    let schema = Schema::of_call(fcinfo);
-    let coupon_name = args::text("coupon_name", coupon_name);
-    let user_ids = args::not_null("user_ids", user_ids);
-    if user_ids.len() > MAX_BATCH {
-        args::invalid(format!(
-            "user_ids must have at most {MAX_BATCH} elements, not {}",
-            user_ids.len()
-        ));
-    }
-    let user_ids: Vec<&str> = user_ids
-        .iter()
-        .enumerate()
-        .map(|(i, user_id)| match user_id {
-            Some(user_id) if args::is_plain(user_id) => user_id,
-            other => args::text(&format!("user_ids[{}]", i + 1), other),
-        })
-        .collect();
-    let outcomes = claim(schema, &user_ids, coupon_name);
-    TableIterator::new((1..).zip(Outcome::all_to_sql(outcomes, schema)))
-}
-
-/// Claims one coupon for one user, for callers who want a refusal to abort their transaction.
-///
-/// # Returns
-/// The claim's id.
-///
-/// # Errors
-/// Those of `honcho_claim`, and for a refusal: `23505` already claimed, naming the key; `P0002` no such
-/// coupon; `UC001` sold out, `UC002` not started, `UC003` ended, `UC004` paused. The detail is the
-/// outcome's label.
-///
-/// # Locks
-/// Those of `honcho_claim`.
-#[pg_extern(volatile, parallel_unsafe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-fn honcho_claim_or_raise(
-    user_id: Option<&str>,
-    coupon_name: Option<&str>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> i64 {
-    let user_id = args::text("user_id", user_id);
-    let coupon_name = args::text("coupon_name", coupon_name);
-    let schema = Schema::of_call(fcinfo);
-    let outcome = claim_one(schema, user_id, coupon_name);
-    let Some((sqlstate, phrase)) = outcome.refusal() else {
-        return claim_id(schema, user_id, coupon_name);
-    };
-    let message = format!("coupon \"{coupon_name}\" {phrase}");
-    if outcome == Outcome::AlreadyClaimed {
-        let tables = Tables::open(schema);
-        let key = Key {
-            schema: &schema.name(),
-            table: c"claims",
-            constraint: tables.claims_key(),
-        };
-        errors::raise(sqlstate, message, outcome.label(), Some(key));
-    }
-    errors::raise(sqlstate, message, outcome.label(), None);
-}
-
-fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
+/// Claims `coupon_name` for one user.
+pub fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
     claim(schema, &[user_id], coupon_name)[0]
 }
 
-fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
+/// The id of the claim that this transaction has just made.
+pub fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
     let tables = Tables::open(schema);
     let id = View::new(&tables).claim_id(Text::new(user_id), Text::new(coupon_name));
     // Only a trigger that deletes what it just saw inserted, or moves it, can bring this about.
@@ -143,7 +30,7 @@ fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
 }
 
 /// Claims `coupon_name` for each of `user_ids`; the outcomes in their order.
-fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
+pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
     let _context = Context::new(c"while claiming", coupon_name);
     let request = Request {
         coupon_name: Text::new(coupon_name),
@@ -151,7 +38,7 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         user_ids,
     };
     // What the caller's own statement has written so far counts.
-    access::next_command();
+    session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
     let Some(coupon) = view.coupon(request.coupon_name) else {
@@ -168,7 +55,7 @@ fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
         return decided.reported();
     }
 
-    access::require_writable(c"honcho_claim()");
+    session::require_writable(c"honcho_claim()");
     let mut ledger = Ledger::open(&tables);
     view.release();
     loop {
