@@ -5,20 +5,11 @@
 mod tests {
     use pgrx::prelude::*;
 
+    use std::collections::HashSet;
     use std::time::Duration;
 
     use crate::claiming::durability::Pace;
     use crate::claiming::outcome::Outcome;
-
-    const ALL: [Outcome; 7] = [
-        Outcome::Claimed,
-        Outcome::AlreadyClaimed,
-        Outcome::SoldOut,
-        Outcome::NotFound,
-        Outcome::NotStarted,
-        Outcome::Ended,
-        Outcome::Paused,
-    ];
 
     fn create(name: &str, amount: i32) {
         let created = Spi::get_one_with_args::<bool>(
@@ -80,14 +71,20 @@ mod tests {
         assert_eq!(pace.delay(), None);
     }
 
+    /// Each refusal has a SQLSTATE of its own, too.
     #[pg_test]
     fn the_outcomes_are_the_values_of_the_enum() {
-        let labels: Vec<&str> = ALL.iter().map(|outcome| outcome.label()).collect();
+        let labels: Vec<String> = Outcome::ALL
+            .iter()
+            .map(|outcome| outcome.label().to_owned())
+            .collect();
         let values = Spi::get_one::<Vec<String>>("select enum_range(null::honcho_outcome)::text[]");
-        assert_eq!(
-            values,
-            Ok(Some(labels.iter().map(|label| label.to_string()).collect()))
-        );
+        assert_eq!(values, Ok(Some(labels)));
+        let sqlstates: HashSet<_> = Outcome::ALL
+            .iter()
+            .filter_map(|outcome| outcome.refusal().map(|refusal| refusal.sqlstate))
+            .collect();
+        assert_eq!(sqlstates.len(), Outcome::ALL.len() - 1);
     }
 
     #[pg_test]

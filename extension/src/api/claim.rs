@@ -5,7 +5,7 @@ use pgrx::prelude::*;
 use crate::api::args;
 use crate::api::outcome::{self, SqlOutcome};
 use crate::claiming::decision;
-use crate::claiming::outcome::Outcome;
+use crate::claiming::outcome::{Outcome, Refusal};
 use crate::claiming::store::Tables;
 use crate::pg::errors::{self, Key};
 use crate::pg::rows::TableIterator;
@@ -109,7 +109,7 @@ fn honcho_claim_or_raise(
     let coupon_name = args::text("coupon_name", coupon_name);
     let schema = Schema::of_call(fcinfo);
     let outcome = decision::claim_one(schema, user_id, coupon_name);
-    let Some((sqlstate, phrase)) = outcome.refusal() else {
+    let Some(Refusal { sqlstate, phrase }) = outcome.refusal() else {
         return decision::claim_id(schema, user_id, coupon_name);
     };
     let message = format!("coupon \"{coupon_name}\" {phrase}");

@@ -21,7 +21,7 @@ impl SqlOutcome {
 
 /// The values of many outcomes, each kind looked up once.
 pub fn to_sql(outcomes: Vec<Outcome>, schema: Schema) -> impl Iterator<Item = SqlOutcome> + use<> {
-    let mut known = [None; Outcome::Paused as usize + 1];
+    let mut known = [None; Outcome::ALL.len()];
     outcomes.into_iter().map(move |outcome| {
         *known[outcome as usize].get_or_insert_with(|| SqlOutcome::new(outcome, schema))
     })
