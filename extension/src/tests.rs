@@ -10,6 +10,11 @@ mod tests {
 
     use crate::claiming::durability::Pace;
     use crate::claiming::outcome::Outcome;
+    use crate::pg::column::{Column, Text};
+    use crate::pg::lookup::Lookup;
+    use crate::pg::relation::Relation;
+    use crate::pg::session::{self, Snapshot};
+    use crate::pg::writer::Writer;
 
     fn create(name: &str, amount: i32) {
         let created = Spi::get_one_with_args::<bool>(
@@ -26,6 +31,13 @@ mod tests {
         )
         .expect("a claim")
         .expect("an outcome")
+    }
+
+    fn oid_of(relation: &str) -> pg_sys::Oid {
+        let oid = "select to_regclass($1)::oid";
+        Spi::get_one_with_args(oid, &[relation.into()])
+            .expect("a query")
+            .expect("a relation")
     }
 
     fn claim_batch(coupon_name: &str, user_ids: &[String]) -> Vec<String> {
@@ -130,6 +142,55 @@ mod tests {
             }
         }
         assert_books();
+    }
+
+    /// Numbers and texts are looked up alike, and the order of the columns is the index's.
+    #[pg_test]
+    fn a_row_is_found_and_locked_by_keys_of_several_types() {
+        const ID: Column<i64> = Column::new(1);
+        const COUPON_NAME: Column<Text> = Column::new(3);
+        create("PROMO", 2);
+        assert_eq!(claim("ann", "PROMO"), "claimed");
+        assert_eq!(claim("bob", "PROMO"), "claimed");
+        let last = Spi::get_one::<i64>("select max(id) from claims");
+        let last = last.expect("a query").expect("an id");
+        let claims = Relation::table(oid_of("claims"));
+        let key = Relation::index(oid_of("claims_pkey"));
+        let _snapshot = Snapshot::push();
+        let mut lookup = Lookup::new(&claims, &key, [ID.key(), COUPON_NAME.key()]);
+        let name = Text::new("PROMO");
+        for (id, is_there) in [(last, true), (last + 1, false), (last - 1, true)] {
+            let row = lookup.find([ID.of(id), COUPON_NAME.of(name)]);
+            let found = row.map(|row| row.get(ID));
+            assert_eq!(found, is_there.then_some(Some(id)));
+        }
+        assert!(lookup.lock(ID, last - 1).is_some());
+    }
+
+    #[pg_test]
+    fn an_update_sets_several_columns_and_leaves_the_others() {
+        const ID: Column<i64> = Column::new(1);
+        const AMOUNT: Column<i32> = Column::new(3);
+        const REMAINING_AMOUNT: Column<i32> = Column::new(4);
+        create("PROMO", 1);
+        let id = Spi::get_one::<i64>("select id from coupons");
+        let id = id.expect("a query").expect("an id");
+        let coupons = Relation::table(oid_of("coupons"));
+        let key = Relation::index(oid_of("coupons_pkey"));
+        let _snapshot = Snapshot::push();
+        let mut lookup = Lookup::new(&coupons, &key, [ID.key()]);
+        assert!(lookup.find([ID.of(id)]).is_some());
+        let row = lookup.lock(ID, id).expect("a coupon");
+        let mut writer = Writer::new(&coupons, None);
+        writer.begin();
+        writer.update(row, &[REMAINING_AMOUNT.of(7), AMOUNT.of(9)]);
+        writer.end();
+        session::next_command();
+        let is_written = Spi::get_one::<bool>(
+            "select (name, amount, remaining_amount, paused) = ('PROMO', 9, 7, false)
+                    and created_at = now() and starts_at is null and ends_at is null from coupons",
+        );
+        assert_eq!(is_written, Ok(Some(true)));
     }
 
     #[pg_test]

@@ -118,7 +118,7 @@ fn honcho_claim_or_raise(
         let key = Key {
             schema: &schema.name(),
             table: c"claims",
-            constraint: tables.claims_key(),
+            constraint: tables.claims.key(),
         };
         errors::raise(sqlstate, message, outcome.label(), Some(key));
     }

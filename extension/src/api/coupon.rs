@@ -6,7 +6,8 @@ use pgrx::prelude::*;
 use pgrx::spi::{self, SpiHeapTupleData};
 
 use crate::api::args::{self, MAX_PAGE};
-use crate::claiming::{creation, reference, store};
+use crate::claiming::store::coupons;
+use crate::claiming::{creation, reference};
 use crate::pg::errors::Context;
 use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
@@ -198,7 +199,7 @@ fn honcho_keep_claimed<'a>(
 ) -> Result<Option<PgHeapTuple<'a, AllocatedByPostgres>>, TryFromDatumError> {
     let schema = Schema::of_function(trigger.trigger().tgfoid);
     let name = |row: Option<PgHeapTuple<'_, AllocatedByPostgres>>| match row {
-        Some(row) => store::coupon_name(&row),
+        Some(row) => coupons::name_in(&row),
         None => Ok(None),
     };
     let (old, new) = (name(trigger.old())?, name(trigger.new())?);

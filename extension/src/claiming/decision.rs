@@ -10,7 +10,9 @@ use pgrx::{error, pg_sys};
 use crate::claiming::durability;
 use crate::claiming::outcome::Outcome;
 use crate::claiming::queue::Turn;
-use crate::claiming::store::{Coupon, Ledger, Tables, View};
+use crate::claiming::store::claims::Claim;
+use crate::claiming::store::coupons::Coupon;
+use crate::claiming::store::{Ledger, Tables, View};
 use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::schema::Schema;
@@ -24,7 +26,10 @@ pub fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
 /// The id of the claim that this transaction has just made.
 pub fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
     let tables = Tables::open(schema);
-    let id = View::new(&tables).claim_id(Text::new(user_id), Text::new(coupon_name));
+    let mut view = View::new(&tables);
+    let id = view
+        .claim(Text::new(user_id), Text::new(coupon_name))
+        .and_then(Claim::id);
     // Only a trigger that deletes what it just saw inserted, or moves it, can bring this about.
     id.unwrap_or_else(|| error!("the claim vanished as it was made"))
 }
@@ -147,7 +152,8 @@ impl Request<'_> {
         // The claims of a batch have one writer.
         let mut last = pg_sys::InvalidTransactionId;
         for &user in &self.users {
-            if let Some(writer) = view.claim_written_by(user, self.coupon_name) {
+            if let Some(claim) = view.claim(user, self.coupon_name) {
+                let writer = claim.written_by();
                 if writer != last {
                     decided.rest_on(writer);
                     last = writer;
@@ -179,9 +185,10 @@ impl Request<'_> {
         let refusals: Vec<Option<Outcome>> = users
             .iter()
             .map(|&user| {
-                let Some(writer) = view.claim_written_by(user, self.coupon_name) else {
+                let Some(claim) = view.claim(user, self.coupon_name) else {
                     return refusal;
                 };
+                let writer = claim.written_by();
                 if writer != last {
                     decided.rest_on(writer);
                     last = writer;

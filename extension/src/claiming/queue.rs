@@ -34,10 +34,10 @@ impl Turn {
     /// `55P03` after `lock_timeout`, which counts for either lock; `57014` on a cancel, `40P01` on a
     /// deadlock.
     pub fn wait(tables: &Tables, id: i64) -> Turn {
-        let turn = Lock::new(Release::WithOthers, tables.coupons_oid(), id);
+        let turn = Lock::new(Release::WithOthers, tables.coupons.oid(), id);
         // The end of a transaction releases the locks of this method last: were the place in line gone
         // before the turn, the next one might wake up only to sleep again.
-        let line = Lock::new(Release::Last, tables.claims_oid(), id);
+        let line = Lock::new(Release::Last, tables.claims.oid(), id);
         let lined_up = !turn.try_acquire();
         if lined_up {
             line.acquire();

@@ -5,45 +5,44 @@ use std::ptr;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{PgSqlErrorCode, ereport, error};
 
-use crate::pg::column::Text;
+use crate::pg::column::{Cell, Column, Key, KeyColumn};
 use crate::pg::relation::{Relation, Row, Slot};
 
-/// The most columns that an index look-up names.
-const MAX_KEYS: usize = 2;
-
-/// Look-ups in one index.
-pub struct Lookup<'t> {
+/// Look-ups in one index, by `N` of its columns.
+pub struct Lookup<'t, const N: usize> {
     table: &'t Relation,
     scan: pg_sys::IndexScanDesc,
-    /// A key for each column of the index that is looked up, to be given its value.
-    keys: [pg_sys::ScanKeyData; MAX_KEYS],
+    /// The keys in the order of the index, to be given their values.
+    keys: [pg_sys::ScanKeyData; N],
     /// Set once the scan has keys to search for.
     begun: bool,
     slot: Slot,
 }
 
-impl<'t> Lookup<'t> {
-    /// Prepares look-ups of rows of `table` by all columns of `index`, under the active snapshot.
-    pub fn new(table: &'t Relation, index: &Relation) -> Lookup<'t> {
-        // SAFETY: the index is open.
-        let columns = unsafe { (*(*index.0).rd_index).indnkeyatts };
-        Lookup::by_first(columns as usize, table, index)
-    }
-
-    /// Prepares look-ups of rows of `table` by the first `columns` of `index`, under the active
-    /// snapshot; with none of them, any row is found.
-    pub fn by_first(columns: usize, table: &'t Relation, index: &Relation) -> Lookup<'t> {
+impl<'t, const N: usize> Lookup<'t, N> {
+    /// Prepares look-ups of rows of `table`, under the active snapshot, by `columns`: the first ones of
+    /// `index`, in any order. With none of them, any row is found.
+    pub fn new(table: &'t Relation, index: &Relation, columns: [KeyColumn; N]) -> Lookup<'t, N> {
         let slot = Slot::new(table);
-        let mut keys = [pg_sys::ScanKeyData::default(); MAX_KEYS];
-        // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. The index's
-        // columns are texts, all with collation "C", which is what `ScanKeyInit` sets.
+        let mut keys = [pg_sys::ScanKeyData::default(); N];
+        // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. An index has
+        // as many attribute numbers as columns. Texts have collation "C", which `ScanKeyInit` sets.
         let scan = unsafe {
-            for (i, key) in keys.iter_mut().take(columns).enumerate() {
+            let description = &*(*index.0).rd_index;
+            if N > description.indnkeyatts as usize {
+                error!("an index of a honcho table has fewer than {N} columns");
+            }
+            let attributes = description.indkey.values.as_slice(N);
+            for (i, (key, attribute)) in keys.iter_mut().zip(attributes).enumerate() {
+                let of = |column: &&KeyColumn| column.attribute as i16 == *attribute;
+                let Some(column) = columns.iter().find(of) else {
+                    error!("an index of a honcho table has column {attribute}");
+                };
                 pg_sys::ScanKeyInit(
                     key,
                     i as pg_sys::AttrNumber + 1,
                     pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-                    pg_sys::Oid::from(pg_sys::F_TEXTEQ),
+                    pg_sys::Oid::from(column.equal),
                     Datum::null(),
                 );
             }
@@ -53,7 +52,7 @@ impl<'t> Lookup<'t> {
                 pg_sys::GetActiveSnapshot(),
                 #[cfg(feature = "pg18")]
                 ptr::null_mut(),
-                columns as i32,
+                N as i32,
                 0,
             )
         };
@@ -85,23 +84,23 @@ impl<'t> Lookup<'t> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// A row with these values in the columns with these attribute numbers, which are those that were
-    /// prepared for, in any order.
-    pub fn find(&mut self, key: &[(usize, Text)]) -> Option<Row<'_>> {
+    /// A row with these values in the columns that were prepared for, in any order.
+    pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begun = true;
-        // SAFETY: the index is open, and the scan was begun for as many columns.
+        // SAFETY: the index is open and has as many attribute numbers as columns, and the scan was begun
+        // for `N` of them.
         let found = unsafe {
-            let columns = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
-            for (i, column) in columns.as_slice(key.len()).iter().enumerate() {
-                let Some((_, value)) = key.iter().find(|(of, _)| *of as i16 == *column) else {
-                    error!("an index of a honcho table has column {column}");
+            let attributes = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
+            for (own, attribute) in self.keys.iter_mut().zip(attributes.as_slice(N)) {
+                let Some(cell) = key.iter().find(|cell| cell.attribute as i16 == *attribute) else {
+                    error!("an index of a honcho table has column {attribute}");
                 };
-                self.keys[i].sk_argument = value.datum();
+                own.sk_argument = cell.value;
             }
             pg_sys::index_rescan(
                 self.scan,
                 self.keys.as_mut_ptr(),
-                key.len() as i32,
+                N as i32,
                 ptr::null_mut(),
                 0,
             );
@@ -120,12 +119,12 @@ impl<'t> Lookup<'t> {
     }
 
     /// Locks the row last found against all but foreign-key checks until the transaction ends, and
-    /// reads its newest version; none if it was deleted, or no longer has this value in this column.
+    /// reads its newest version; none if it was deleted, or no longer has `value` in `column`.
     ///
     /// # Errors
     /// `40001` under repeatable read and serializable when the row changed after the snapshot;
     /// `55P03`, `57014`, `40P01` as for any lock.
-    pub fn lock(&mut self, attribute: usize, value: Text) -> Option<Row<'_>> {
+    pub fn lock<K: Key>(&mut self, column: Column<K>, value: K) -> Option<Row<'_>> {
         let mut failure = pg_sys::TM_FailureData::default();
         // SAFETY: the slot holds the row that `find` returned under the active snapshot.
         let (result, own_snapshot) = unsafe {
@@ -152,7 +151,8 @@ impl<'t> Lookup<'t> {
         match result {
             pg_sys::TM_Result::TM_Ok => {
                 let row = Row(&self.slot);
-                (!failure.traversed || row.is(attribute, value)).then_some(row)
+                let is_same = |found: K| found.is_equal(value);
+                (!failure.traversed || row.get(column).is_some_and(is_same)).then_some(row)
             }
             pg_sys::TM_Result::TM_Deleted if !own_snapshot => None,
             pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted => {
@@ -167,7 +167,7 @@ impl<'t> Lookup<'t> {
     }
 }
 
-impl Drop for Lookup<'_> {
+impl<const N: usize> Drop for Lookup<'_, N> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             // SAFETY: begun by `new`, ended only here.

@@ -3,10 +3,10 @@
 use std::ffi::CStr;
 use std::ptr;
 
-use pgrx::pg_sys::{self, Datum};
-use pgrx::{direct_function_call, error};
+use pgrx::error;
+use pgrx::pg_sys;
 
-use crate::pg::column::Text;
+use crate::pg::column::{Cell, Column, Value};
 
 /// An open table or index; its lock is held until the transaction ends.
 pub struct Relation(pub(super) pg_sys::Relation);
@@ -72,6 +72,26 @@ impl Slot {
         // SAFETY: a slot made by `new` has a descriptor.
         unsafe { (*(*self.0).tts_tupleDescriptor).natts as usize }
     }
+
+    /// The attribute number, if there is such a column.
+    fn require(&self, attribute: usize) -> usize {
+        if attribute > self.columns() {
+            error!("column {attribute} of a honcho table is missing");
+        }
+        attribute
+    }
+
+    /// Puts values into the slot's arrays, to be stored as a row.
+    pub(super) fn put(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            let attribute = self.require(cell.attribute);
+            // SAFETY: the arrays have as many elements as the descriptor has columns.
+            unsafe {
+                *(*self.0).tts_values.add(attribute - 1) = cell.value;
+                *(*self.0).tts_isnull.add(attribute - 1) = false;
+            }
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -88,25 +108,17 @@ impl Drop for Slot {
 pub struct Row<'a>(pub(super) &'a Slot);
 
 impl Row<'_> {
-    /// The value of the column with this attribute number; none for null.
-    pub fn get(self, attribute: usize) -> Option<Datum> {
+    /// The value in `column`; none for null.
+    pub fn get<T: Value>(self, column: Column<T>) -> Option<T> {
         let slot = self.0.0;
-        // SAFETY: the slot holds a row; the attribute number is checked against its descriptor.
+        let attribute = self.0.require(column.attribute());
+        // SAFETY: the slot holds a row that has this attribute; a column has the type that
+        // sql/tables.sql gives it.
         unsafe {
-            if attribute > self.0.columns() {
-                error!("column {attribute} of a honcho table is missing");
-            }
             pg_sys::slot_getsomeattrs(slot, attribute as i32);
             (!*(*slot).tts_isnull.add(attribute - 1))
-                .then(|| *(*slot).tts_values.add(attribute - 1))
+                .then(|| T::from_datum(*(*slot).tts_values.add(attribute - 1)))
         }
-    }
-
-    /// Whether the text column with this attribute number has this value.
-    pub(super) fn is(self, attribute: usize, value: Text) -> bool {
-        let arguments = [self.get(attribute), Some(value.datum())];
-        // SAFETY: both are varlenas, and texts of equal bytes are equal.
-        unsafe { direct_function_call::<bool>(pg_sys::byteaeq, &arguments) }.unwrap_or(false)
     }
 
     /// The transaction that wrote this version, even if the version has been frozen since: freezing

@@ -2,8 +2,7 @@
 
 use std::ffi::CStr;
 
-use pgrx::pg_sys::{self, Datum};
-use pgrx::{IntoDatum, direct_function_call};
+use pgrx::{IntoDatum, direct_function_call, pg_sys};
 
 /// Keeps backtraces out of error details, which clients see.
 ///
@@ -23,11 +22,11 @@ pub fn now() -> i64 {
 }
 
 /// The next value of `sequence`.
-pub fn next_value(sequence: pg_sys::Oid) -> Datum {
+pub fn next_value(sequence: pg_sys::Oid) -> i64 {
     // SAFETY: `nextval_oid` takes one OID and returns a bigint, never null.
     let value =
         unsafe { direct_function_call::<i64>(pg_sys::nextval_oid, &[sequence.into_datum()]) };
-    Datum::from(value.unwrap_or_default())
+    value.unwrap_or_default()
 }
 
 /// Makes what was written visible to the later commands of this transaction.

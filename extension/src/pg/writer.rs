@@ -3,11 +3,11 @@
 use std::marker::PhantomData;
 use std::ptr;
 
-use pgrx::error;
 use pgrx::pg_sys::{self, Datum};
 
 #[cfg(not(feature = "pg18"))]
 use crate::pg::checks;
+use crate::pg::column::Cell;
 use crate::pg::errors;
 use crate::pg::relation::{Relation, Row, Slot};
 
@@ -62,31 +62,25 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Inserts a row with these values by attribute number; the other columns are null.
+    /// Inserts a row with these values; the other columns are null.
     ///
     /// # Errors
     /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; whatever a trigger
     /// raises.
-    pub fn insert(&mut self, values: &[(usize, Datum)]) {
+    pub fn insert(&mut self, cells: &[Cell]) {
         let slot = self.slot.0;
-        // SAFETY: attribute numbers are checked against the descriptor that sized the arrays.
+        // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
         unsafe {
             pg_sys::ExecClearTuple(slot);
             for i in 0..self.slot.columns() {
                 *(*slot).tts_isnull.add(i) = true;
             }
-            for &(attribute, value) in values {
-                if attribute > self.slot.columns() {
-                    error!("column {attribute} of a honcho table is missing");
-                }
-                *(*slot).tts_values.add(attribute - 1) = value;
-                *(*slot).tts_isnull.add(attribute - 1) = false;
-            }
+            self.slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(slot);
             pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
         }
         self.require_written();
-        if self.slot.columns() > values.len() {
+        if self.slot.columns() > cells.len() {
             self.require_domains();
         }
     }
@@ -113,11 +107,11 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Sets one column of `row`, which this transaction has locked.
+    /// Sets these columns of `row`, which this transaction has locked.
     ///
     /// # Errors
     /// As for `insert`.
-    pub fn update(&mut self, row: Row<'_>, attribute: usize, value: Datum) {
+    pub fn update(&mut self, row: Row<'_>, cells: &[Cell]) {
         let (old, new) = (row.0.0, self.slot.0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
@@ -126,7 +120,7 @@ impl<'t> Writer<'t> {
             let columns = self.slot.columns();
             ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, columns);
             ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
-            *(*new).tts_values.add(attribute - 1) = value;
+            self.slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(new);
             // Consulted only by row triggers, and then only if someone else changed the row.
             let mut recheck = pg_sys::EPQState::default();
