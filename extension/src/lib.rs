@@ -12,31 +12,11 @@ pgrx::pg_module_magic!();
 
 pgrx::extension_sql_file!("../../sql/tables.sql", name = "tables", bootstrap);
 pgrx::extension_sql_file!(
-    "../../sql/grants.sql",
-    name = "grants",
-    requires = [
-        api::claim::honcho_claim,
-        api::claim::honcho_claim_batch,
-        api::claim::honcho_claim_or_raise,
-        api::claims::honcho_get_claim,
-        api::claims::honcho_list_claims,
-        api::coupon::honcho_create_coupon,
-        api::coupon::honcho_get_coupon,
-        api::coupon::honcho_list_coupons,
-        api::coupon::honcho_keep_claimed,
-        api::verify::honcho_verify,
-    ],
-);
-pgrx::extension_sql_file!(
     "../../sql/triggers.sql",
     name = "triggers",
     requires = ["tables", api::coupon::honcho_keep_claimed]
 );
-pgrx::extension_sql_file!(
-    "../../sql/comments.sql",
-    name = "comments",
-    requires = ["grants"]
-);
+pgrx::extension_sql_file!("../../sql/functions.sql", name = "functions", finalize);
 
 /// Runs once per backend, when the library is loaded.
 #[allow(non_snake_case)]
