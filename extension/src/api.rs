@@ -5,4 +5,5 @@ pub mod claim;
 pub mod claims;
 pub mod coupon;
 pub mod outcome;
+pub mod reading;
 pub mod verify;

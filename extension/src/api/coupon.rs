@@ -1,11 +1,12 @@
-//! Creating and reading coupons: plain SQL, off the claim's path.
+//! Creating and reading coupons by SQL, and the trigger that keeps claimed ones.
 
 use pgrx::AllocatedByPostgres;
 use pgrx::datum::{TimestampWithTimeZone, TryFromDatumError};
 use pgrx::prelude::*;
-use pgrx::spi::{self, SpiHeapTupleData};
+use pgrx::spi;
 
 use crate::api::args::{self, MAX_PAGE};
+use crate::api::reading::reading;
 use crate::claiming::store::coupons;
 use crate::claiming::{creation, reference};
 use crate::pg::errors::Context;
@@ -14,25 +15,15 @@ use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 use crate::pg::session;
 
-type Coupon = (
-    i64,
-    String,
-    i32,
-    i32,
-    TimestampWithTimeZone,
-    Option<TimestampWithTimeZone>,
-    Option<TimestampWithTimeZone>,
-    bool,
-);
-
 /// Creates a coupon.
 ///
 /// # Arguments
-/// `name`: 1 to 255 characters. `amount`: how many can be claimed, at least 1. `starts_at`, `ends_at`:
-/// from when and until when; null for no bound. `ends_at` must lie after `starts_at`.
+/// `name`: 1 to 255 characters. `amount`: the number of claims that can be made, at least 1. `starts_at`:
+/// the first moment for claims; `ends_at`: the first moment after them, which must lie after `starts_at`;
+/// null for no bound.
 ///
 /// # Returns
-/// Whether it was created; false if the name is taken.
+/// True if it was created, false if the name is taken.
 ///
 /// # Errors
 /// `22004`, `22023` for a bad argument.
@@ -79,120 +70,69 @@ fn honcho_create_coupon(
     Ok(created)
 }
 
-/// Reads one coupon.
-///
-/// # Arguments
-/// `name`: 1 to 255 characters.
-///
-/// # Returns
-/// Its row, or none.
-///
-/// # Errors
-/// `22004`, `22023` for a bad argument.
-#[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::type_complexity)]
-fn honcho_get_coupon(
-    name: Option<&str>,
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> spi::Result<
-    TableIterator<
-        'static,
-        (
-            name!(id, i64),
-            name!(name, String),
-            name!(amount, i32),
-            name!(remaining_amount, i32),
-            name!(created_at, TimestampWithTimeZone),
-            name!(starts_at, Option<TimestampWithTimeZone>),
-            name!(ends_at, Option<TimestampWithTimeZone>),
-            name!(paused, bool),
-        ),
-    >,
-> {
-    thread_local!(static PLAN: Plan = const {
-        Plan::new(
-            "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at,
-                    paused
-             from {schema}.coupons where name operator(pg_catalog.=) $1",
-            &[PgBuiltInOids::TEXTOID],
-        )
-    });
-    let name = args::text("name", name);
-    let schema = Schema::of_call(fcinfo);
-    let rows = Plan::rows(&PLAN, schema, &[name.into()], coupon)?;
-    Ok(TableIterator::new(rows))
+reading! {
+    columns {
+        id: [i64],
+        name: [String],
+        amount: [i32],
+        remaining_amount: [i32],
+        created_at: [TimestampWithTimeZone],
+        starts_at: [Option<TimestampWithTimeZone>],
+        ends_at: [Option<TimestampWithTimeZone>],
+        paused: [bool],
+    }
+    select
+        "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at, paused
+         from {schema}.coupons"
+
+    /// Reads one coupon.
+    ///
+    /// # Arguments
+    /// `name`: 1 to 255 characters.
+    ///
+    /// # Returns
+    /// Its row, or none.
+    ///
+    /// # Errors
+    /// `22004`, `22023` for a bad argument.
+    fn honcho_get_coupon(name: Option<&str>,)
+    "where name operator(pg_catalog.=) $1", [TEXTOID]
+    {
+        [args::text("name", name).into()]
+    }
+
+    /// Reads a page of the coupons, in the order in which they were created.
+    ///
+    /// # Arguments
+    /// `after`: the id of the last coupon of the page before, 0 for the first page. `max`: the most rows
+    /// to return, 1 to 10,000.
+    ///
+    /// # Returns
+    /// The coupons with greater ids, ascending; fewer than `max` of them on the last page.
+    ///
+    /// # Errors
+    /// `22004`, `22023` for a bad argument.
+    fn honcho_list_coupons(
+        after: default!(Option<i64>, 0),
+        max: default!(Option<i32>, 1000),
+    )
+    "where id operator(pg_catalog.>) $1 order by id limit $2", [INT8OID, INT4OID]
+    {
+        let after = args::not_null("after", after);
+        let max = args::int("max", max, 1..=MAX_PAGE);
+        [after.into(), max.into()]
+    }
 }
 
-/// Reads a page of the coupons, in the order in which they were created.
-///
-/// # Arguments
-/// `after`: the id of the last coupon of the page before, 0 for the first page. `max`: the most rows
-/// to return, 1 to 10,000.
-///
-/// # Returns
-/// The coupons with greater ids, ascending; fewer than `max` of them on the last page.
-///
-/// # Errors
-/// `22004`, `22023` for a bad argument.
-#[pg_extern(stable, parallel_safe, security_definer)]
-#[search_path(pg_catalog, pg_temp)]
-#[allow(clippy::type_complexity)]
-fn honcho_list_coupons(
-    after: default!(Option<i64>, 0),
-    max: default!(Option<i32>, 1000),
-    fcinfo: pg_sys::FunctionCallInfo,
-) -> spi::Result<
-    TableIterator<
-        'static,
-        (
-            name!(id, i64),
-            name!(name, String),
-            name!(amount, i32),
-            name!(remaining_amount, i32),
-            name!(created_at, TimestampWithTimeZone),
-            name!(starts_at, Option<TimestampWithTimeZone>),
-            name!(ends_at, Option<TimestampWithTimeZone>),
-            name!(paused, bool),
-        ),
-    >,
-> {
-    thread_local!(static PLAN: Plan = const {
-        Plan::new(
-            "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at,
-                    paused
-             from {schema}.coupons where id operator(pg_catalog.>) $1 order by id limit $2",
-            &[PgBuiltInOids::INT8OID, PgBuiltInOids::INT4OID],
-        )
-    });
-    let after = args::not_null("after", after);
-    let max = args::int("max", max, 1..=MAX_PAGE);
-    let schema = Schema::of_call(fcinfo);
-    let rows = Plan::rows(&PLAN, schema, &[after.into(), max.into()], coupon)?;
-    Ok(TableIterator::new(rows))
-}
-
-fn coupon(row: &SpiHeapTupleData<'_>) -> spi::Result<Coupon> {
-    Ok((
-        column(row, 1)?,
-        column(row, 2)?,
-        column(row, 3)?,
-        column(row, 4)?,
-        column(row, 5)?,
-        row.get(6)?,
-        row.get(7)?,
-        column(row, 8)?,
-    ))
-}
-
-/// Refuses to delete, rename or truncate coupons that have claims. The trigger on `coupons` after these.
+/// Refuses to delete, rename or truncate coupons that have claims: the function of the triggers on
+/// `coupons`.
 ///
 /// # Errors
 /// `23503`, naming the table `claims` and the constraint `claims_coupon_name_fkey`.
 ///
 /// # Locks
-/// Those of a `select`. A claim under way holds the coupon's row, so that the statement has waited for
-/// it by the time this looks.
+/// Those of a `select`. A claim under way holds the coupon's row, so the statement has waited for it
+/// before this runs.
 #[pg_trigger]
 fn honcho_keep_claimed<'a>(
     trigger: &'a PgTrigger<'a>,
