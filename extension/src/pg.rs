@@ -4,13 +4,12 @@
 //! between: visibility, row locks, constraints, indexes, users' triggers and serializable conflicts are
 //! those of any SQL statement, for a fraction of its time.
 //!
-//! After an error nothing is cleaned up here: PostgreSQL releases locks, pins and snapshots as the
-//! transaction aborts. So each `drop` does nothing while a panic, which is how pgrx carries an error,
-//! unwinds.
+//! Nothing here cleans up after an error: PostgreSQL releases locks, pins and snapshots as the transaction
+//! aborts. pgrx carries an error as a panic, so each `drop` does nothing while a panic unwinds.
 
 pub mod analysis;
 // PostgreSQL 18 has checks that are not enforced and columns that are computed on reading: there the
-// executor compiles for itself.
+// executor compiles the checks.
 #[cfg(not(feature = "pg18"))]
 pub mod checks;
 pub mod column;

@@ -1,4 +1,4 @@
-//! Tests that run inside PostgreSQL, for what is easier to see from Rust than from SQL.
+//! Tests that run inside PostgreSQL, for behaviour that is easier to see from Rust than from SQL.
 
 #[pgrx::pg_schema]
 #[allow(clippy::expect_used, reason = "a test fails by panicking")]
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(broken, Ok(Some(0)));
     }
 
-    /// All commits of the server wait behind a flush that is put off.
+    /// A flush that is put off holds up all commits of the server.
     #[pg_test]
     fn one_stall_of_the_disk_puts_no_flush_off_for_long() {
         let most = Duration::from_millis(2);
@@ -70,7 +70,7 @@ mod tests {
                 assert!(pace.delay().expect("a delay") <= most);
             }
         }
-        // A disk that is merely slow is worth a wait; an idle server's or a fast disk's flush is not.
+        // A slow disk is worth a wait; an idle server or a fast disk is not.
         for _ in 0..50 {
             pace = pace.after(Duration::from_millis(2), true);
         }
@@ -114,7 +114,7 @@ mod tests {
         claim_batch("PROMO", &["ann".into(), "bob".into(), String::new()]);
     }
 
-    /// A batch is the same as its claims one by one, whatever users it names and however often.
+    /// A batch has the outcomes of its claims one by one, for any users, also repeated ones.
     #[pg_test]
     fn a_batch_is_its_claims_in_order() {
         // A small linear congruential generator: every run tries the same thousand batches.
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[pg_test]
-    fn early_lock_release_is_a_setting_of_anyone() {
+    fn early_lock_release_can_be_set_by_every_role() {
         assert_eq!(
             Spi::get_one::<String>("show honcho.early_lock_release"),
             Ok(Some("on".into()))

@@ -11,7 +11,7 @@ use crate::pg::errors::{self, Key};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 
-/// The most users that one batch may name.
+/// The largest number of users in a batch.
 const MAX_BATCH: usize = 10_000;
 
 /// Claims one coupon for one user, in the caller's own transaction.
@@ -20,8 +20,8 @@ const MAX_BATCH: usize = 10_000;
 /// `user_id` and `coupon_name`: 1 to 255 characters.
 ///
 /// # Returns
-/// The outcome; anything but `claimed` has written nothing and locked no row. In order of
-/// precedence: `not_found`, `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
+/// The outcome. A refusal has written nothing and locked no row. In order of precedence: `not_found`,
+/// `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
 ///
 /// # Errors
 /// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or as long again at its
@@ -29,9 +29,9 @@ const MAX_BATCH: usize = 10_000;
 /// `40P01` on a deadlock; `25006` in a read-only transaction, unless the claim is refused.
 ///
 /// # Locks
-/// A refusal: those of a `select`; if there was stock when it was asked for, it waited in the queue
-/// too, and has left it again. Else the coupon's turn, its place in line if it had to wait, and the
-/// coupon's row (`for no key update`), until the transaction ends.
+/// A refusal holds those of a `select`; if there was stock when the claim arrived, it has waited in the
+/// queue too, and has left it. A claim holds the coupon's turn, its place in line if it had to wait, and
+/// the coupon's row (`for no key update`), until the transaction ends.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn honcho_claim(
@@ -50,13 +50,13 @@ fn honcho_claim(
 ///
 /// # Arguments
 /// `coupon_name`: 1 to 255 characters. `user_ids`: at most 10,000 of 1 to 255 characters each; the
-/// first ones in order get what is left. A user named twice gets `already_claimed` the second time.
+/// first ones get what is left. A user named twice gets `already_claimed` the second time.
 ///
 /// # Returns
 /// One row per user, in order: its ordinal from 1, and the outcome as `honcho_claim` gives it.
 ///
 /// # Errors and locks
-/// Those of `honcho_claim`; a bad element is named by its position, and then nothing is written.
+/// Those of `honcho_claim`. The error about a bad element gives its position, and nothing is written.
 #[pg_extern(volatile, parallel_unsafe, security_definer)]
 #[search_path(pg_catalog, pg_temp)]
 fn honcho_claim_batch(
@@ -64,7 +64,7 @@ fn honcho_claim_batch(
     user_ids: Option<Array<'_, &str>>,
     fcinfo: pg_sys::FunctionCallInfo,
 ) -> TableIterator<'static, (name!(ordinal, i32), name!(outcome, SqlOutcome))> {
-    // First: the elements of an array are not checked to be valid strings.
+    // First, because it checks the encoding: the elements of an array are not checked to be valid strings.
     let schema = Schema::of_call(fcinfo);
     let coupon_name = args::text("coupon_name", coupon_name);
     let user_ids = args::not_null("user_ids", user_ids);
@@ -86,7 +86,7 @@ fn honcho_claim_batch(
     TableIterator::new((1..).zip(outcome::to_sql(outcomes, schema)))
 }
 
-/// Claims one coupon for one user, for callers who want a refusal to abort their transaction.
+/// Claims one coupon for one user; a refusal is an error that aborts the transaction.
 ///
 /// # Returns
 /// The claim's id.

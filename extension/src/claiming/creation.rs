@@ -6,8 +6,8 @@ use crate::pg::column::Text;
 use crate::pg::schema::Schema;
 use crate::pg::session;
 
-/// Waits until it is durable that `name` is taken: a transaction that creates a coupon and claims it
-/// is seen before it is flushed.
+/// Waits until the coupon called `name` is durable. A transaction that creates a coupon and claims it is
+/// visible before it is flushed.
 pub fn wait_until_taken(schema: Schema, name: &str) {
     session::next_command();
     let tables = Tables::open(schema);

@@ -1,7 +1,7 @@
 //! The decision of a claim: look before you queue.
 //!
-//! One unlocked look decides most requests of a sale, for which nothing is locked, no transaction id is
-//! taken and nothing is written. The rest wait for their turn, look again, and take.
+//! One look without a lock decides most requests of a sale: it takes no transaction id and writes nothing.
+//! The rest wait for their turn, look again, and take.
 
 use std::collections::HashSet;
 
@@ -24,17 +24,19 @@ pub fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
 }
 
 /// The id of the claim that this transaction has just made.
+///
+/// # Errors
+/// `XX000` if a trigger has deleted or moved the claim.
 pub fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
     let id = view
         .claim(Text::new(user_id), Text::new(coupon_name))
         .and_then(Claim::id);
-    // Only a trigger that deletes what it just saw inserted, or moves it, can bring this about.
     id.unwrap_or_else(|| error!("the claim vanished as it was made"))
 }
 
-/// Claims `coupon_name` for each of `user_ids`; the outcomes in their order.
+/// Claims `coupon_name` for each of `user_ids`; returns the outcomes in their order.
 pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
     let _context = Context::new(c"while claiming", coupon_name);
     let request = Request {
@@ -42,7 +44,7 @@ pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcom
         users: user_ids.iter().map(|user_id| Text::new(user_id)).collect(),
         user_ids,
     };
-    // What the caller's own statement has written so far counts.
+    // Makes visible what the caller's own statement has written so far.
     session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
@@ -64,15 +66,15 @@ pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcom
     let mut ledger = Ledger::open(&tables);
     view.release();
     loop {
-        // With neither turn nor snapshot: a standby that is away must hold up no other session.
+        // Without turn and snapshot: a standby that is away must not hold up other sessions.
         decided.wait();
         let turn = Turn::wait(&tables, coupon.id);
         view.renew();
         match request.take(&mut view, &mut ledger, &mut decided) {
             Taken::Some => {
-                // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer,
-                // which competes with it. So only where somebody waits already, or would wait for a
-                // standby.
+                // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
+                // competes with it. So a batch does this only if a session waits for the coupon already,
+                // or would wait for a standby.
                 if user_ids.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
                     durability::release_locks_early();
                 }
@@ -91,11 +93,11 @@ pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcom
     }
 }
 
-/// Who wants what.
+/// A coupon and the users who want it.
 struct Request<'a> {
     coupon_name: Text,
     user_ids: &'a [&'a str],
-    /// The same as `user_ids`.
+    /// The same users as `user_ids`.
     users: Vec<Text>,
 }
 
@@ -104,8 +106,8 @@ struct Decided {
     outcomes: Vec<Outcome>,
     /// The position in the WAL up to which it must be durable before the refusals may be reported.
     rests_on: pg_sys::XLogRecPtr,
-    /// The position that the wait has reached. It may end early, when the server no longer has
-    /// synchronous standbys and this session has yet to learn of it.
+    /// The position that the wait has reached. A wait may end early: if the server no longer has
+    /// synchronous standbys, and this session has yet to read the new setting.
     waited_for: pg_sys::XLogRecPtr,
 }
 
@@ -126,7 +128,7 @@ impl Decided {
         self.waited_for = self.rests_on;
     }
 
-    /// The outcomes, once they may be reported.
+    /// Waits until the outcomes may be reported, and returns them.
     fn reported(mut self) -> Vec<Outcome> {
         self.wait();
         self.outcomes
@@ -139,14 +141,13 @@ enum Taken {
     Some,
     /// Every user is refused, and nothing is written.
     None,
-    /// Some users may claim, and others are refused for what is not durable yet. Nothing is written: the
-    /// turn must be given back for the wait, and taken again after it.
+    /// Some users may claim, and other refusals rest on work that is not durable yet. Nothing is written:
+    /// the turn must be given back for the wait, and taken again after it.
     NotYet,
 }
 
 impl Request<'_> {
-    /// Decides the refusals at the head of the users that are undecided yet, up to the first who may
-    /// claim.
+    /// Decides the leading users, up to the first who may claim: they are refused.
     fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, decided: &mut Decided) {
         let refusal = coupon.refusal();
         // The claims of a batch have one writer.
@@ -170,12 +171,12 @@ impl Request<'_> {
         }
     }
 
-    /// Decides the rest of the users, in their turn, and writes their claims.
+    /// Decides the rest of the users, in the turn, and writes their claims.
     fn take(&self, view: &mut View<'_>, ledger: &mut Ledger<'_>, decided: &mut Decided) -> Taken {
         let first = decided.outcomes.len();
         let users = &self.users[first..];
-        // What was seen before the wait may be long past: look again, and lock the row only if there is
-        // something to take.
+        // The look before the wait may be outdated: look again, and lock the row only if there is something
+        // to take.
         let Some(coupon) = view.coupon(self.coupon_name) else {
             decided.outcomes.resize(self.users.len(), Outcome::NotFound);
             return Taken::None;

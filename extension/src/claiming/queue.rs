@@ -1,25 +1,26 @@
 //! The queue: claimers of one coupon take turns.
 //!
-//! Two heavyweight locks make it. Who has the *turn* may change the stock. Who finds it taken gets in
-//! *line*, first in, first out; only the head of the line waits for the turn itself, and keeps its
-//! place until its transaction ends or it passes. So when a transaction that stood in line ends, the
-//! turn is free for as long as the next in line needs to wake up, and a claim that asks in that moment
-//! takes it instead of letting it lie: the longer the line, the more that brings, for then each wakes
-//! up slowly, with caches that others have filled since. Nobody is kept waiting by this for good,
-//! because the head of the line is always the next once it is awake.
+//! It consists of two heavyweight locks. The holder of the *turn* may change the stock. A claimer that
+//! finds it taken gets in *line*, first in, first out. Only the head of the line waits for the turn, and it
+//! keeps its place until its transaction ends or it passes the turn on.
 //!
-//! Heavyweight locks wake one waiter at a time, know deadlocks and timeouts, and go with the
-//! transaction; without them, all waiters would chase the versions of the coupon's row.
+//! So when a transaction that stood in line ends, the turn is free until the next in line has woken up, and
+//! a claim that arrives in that moment takes it. The longer the line, the more this gains, for a waiter wakes
+//! up slowly, with caches that others have filled since. No waiter starves: the head of the line is always
+//! the next once it is awake.
+//!
+//! Heavyweight locks wake one waiter at a time, detect deadlocks, have timeouts, and end with the
+//! transaction. Without them, all waiters would chase the versions of the coupon's row.
 
 use crate::claiming::store::Tables;
 use crate::pg::lock::{self, Lock, Release};
 
-/// This transaction's turn to change the stock of a coupon, until it (or the savepoint around it)
-/// ends.
+/// The turn of this transaction to change the stock of a coupon, until the transaction or the savepoint
+/// around it ends.
 pub struct Turn {
     turn: Lock,
     line: Lock,
-    /// Whether the turn was waited for, in line.
+    /// True if this claim waited for the turn, in line.
     lined_up: bool,
 }
 
@@ -27,16 +28,16 @@ impl Turn {
     /// Takes the turn for the coupon with this `id`; waits for it if it is taken.
     ///
     /// The locks show in `pg_locks` as `object` locks of the coupons table (the turn) and of the
-    /// claims table (the line), so they can never meet one of the users' advisory locks. A lock's key
-    /// has room for 48 bits of the id: two coupons whose ids differ only above share a queue, no more.
+    /// claims table (the line), so they cannot collide with advisory locks. A lock's key has room for
+    /// 48 bits of the id: two coupons whose ids differ only in higher bits share a queue, no more.
     ///
     /// # Errors
-    /// `55P03` after `lock_timeout`, which counts for either lock; `57014` on a cancel, `40P01` on a
+    /// `55P03` after `lock_timeout`, which applies to each of the locks; `57014` on a cancel, `40P01` on a
     /// deadlock.
     pub fn wait(tables: &Tables, id: i64) -> Turn {
         let turn = Lock::new(Release::WithOthers, tables.coupons.oid(), id);
-        // The end of a transaction releases the locks of this method last: were the place in line gone
-        // before the turn, the next one might wake up only to sleep again.
+        // Last: if the place in line were released before the turn, the next waiter might wake up only to
+        // sleep again.
         let line = Lock::new(Release::Last, tables.claims.oid(), id);
         let lined_up = !turn.try_acquire();
         if lined_up {
@@ -51,8 +52,7 @@ impl Turn {
         }
     }
 
-    /// Gives back the turn, with nothing changed. A turn that this transaction had before remains its
-    /// own.
+    /// Gives the turn back, with nothing changed. A turn that this transaction had before stays with it.
     pub fn pass(self) {
         self.turn.release();
         if self.lined_up {
@@ -60,9 +60,9 @@ impl Turn {
         }
     }
 
-    /// Whether somebody waits for the turn, or stands in line and is yet to wake up.
+    /// Returns true if a session waits for the turn, or stands in line and has yet to wake up.
     pub fn is_awaited(&self) -> bool {
-        // Whose the line is does not matter: this transaction may have stood in it for an earlier claim.
+        // This transaction may be the head of the line itself, for an earlier claim.
         self.turn.has_waiters() || !self.line.try_acquire() || {
             let others = self.line.has_waiters();
             self.line.release();

@@ -1,15 +1,15 @@
 //! The reference from claims to coupons: a coupon that has claims is neither deleted nor renamed.
 //!
-//! It is no foreign key, for two reasons. A claim writes under the lock on its coupon's row, so that a
+//! It is not a foreign key, for two reasons. A claim is written under the lock on its coupon's row, so a
 //! check of each claim would find nothing. And `pg_restore` with several jobs may load the claims before
-//! the coupons: a foreign key that is there by then, because `create extension` made it, refuses them.
+//! the coupons: a foreign key, which `create extension` has made by then, would refuse them.
 
 use crate::claiming::store;
 use crate::pg::errors::{self, Key};
 use crate::pg::schema::Schema;
 
-/// Refuses the change of a coupon's name from `old` to `new`, none for a deletion, if it has claims;
-/// with neither, the truncation of the coupons if there is any claim.
+/// Refuses to change a coupon's name from `old` to `new`, or to delete the coupon if `new` is none, if it
+/// has claims. With neither name, refuses to truncate the coupons if there is any claim.
 ///
 /// # Errors
 /// `23503`, naming the table `claims` and the constraint `claims_coupon_name_fkey`.

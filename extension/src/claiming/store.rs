@@ -1,6 +1,6 @@
 //! The two tables, as claims read and write them.
 //!
-//! This goes through [`crate::pg`] and not through SQL: see there for why. Each table has a file with its
+//! They go through [`crate::pg`], not through SQL: see there for the reason. Each table has a file with its
 //! columns, by the attribute numbers of sql/tables.sql, its row, its search and its writer.
 
 pub mod claims;
@@ -81,8 +81,8 @@ impl<'t> View<'t> {
     }
 }
 
-/// Returns true if there is a claim on the coupon called `name`, or any claim if there is no name. It sees
-/// all that is committed and all that this transaction has written, at every isolation level.
+/// Returns true if there is a claim on the coupon called `name`, or any claim if there is no name. At every
+/// isolation level it sees all that is committed and all that this transaction has written.
 pub fn is_claimed(schema: Schema, name: Option<&str>) -> bool {
     session::next_command();
     let tables = Tables::open(schema);
@@ -90,8 +90,8 @@ pub fn is_claimed(schema: Schema, name: Option<&str>) -> bool {
     tables.claims.exist(name.map(Text::new))
 }
 
-/// Both tables, open for writing: made before the wait in the queue, so that those behind do not wait
-/// for it.
+/// Both tables, open for writing: made before the wait in the queue, so that other waiters do not wait for
+/// that too.
 pub struct Ledger<'t> {
     tables: &'t Tables,
     coupons: CouponWriter<'t>,
@@ -113,8 +113,8 @@ impl<'t> Ledger<'t> {
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated, which only a write that bypassed the queue
-    /// can bring about; whatever a trigger raises; `09000` if a trigger has changed what is written so
-    /// that it is no claim.
+    /// can cause; any error of a trigger; `09000` if a trigger has changed the written rows so that they are
+    /// no claim.
     pub fn write(
         &mut self,
         view: &View<'_>,

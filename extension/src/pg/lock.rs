@@ -1,4 +1,4 @@
-//! Heavyweight locks on objects of our own choice.
+//! Heavyweight locks on objects that are no relations.
 
 use pgrx::pg_sys;
 

@@ -65,12 +65,12 @@ impl<'t, const N: usize> Lookup<'t, N> {
         }
     }
 
-    /// Lets go of the row last found, if any: a pinned page cannot be pruned.
+    /// Releases the row last found, if any: a pinned page cannot be pruned.
     pub fn release(&mut self) {
         if !self.begun {
             return;
         }
-        // SAFETY: the slot and the scan are ours; without new keys a rescan keeps the old ones.
+        // SAFETY: both are made by `new`; without new keys a rescan keeps the old ones.
         unsafe {
             pg_sys::ExecClearTuple(self.slot.0);
             let keys = (*self.scan).numberOfKeys;
@@ -78,7 +78,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
         }
     }
 
-    /// Goes on under the snapshot that is active now.
+    /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
         // SAFETY: the scan keeps the snapshot of each look-up no longer than until the next.
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
@@ -118,8 +118,8 @@ impl<'t, const N: usize> Lookup<'t, N> {
         Row(&self.slot)
     }
 
-    /// Locks the row last found against all but foreign-key checks until the transaction ends, and
-    /// reads its newest version; none if it was deleted, or no longer has `value` in `column`.
+    /// Locks the row last found until the transaction ends, against everything except foreign-key checks,
+    /// and reads its newest version; none if it was deleted, or no longer has `value` in `column`.
     ///
     /// # Errors
     /// `40001` under repeatable read and serializable when the row changed after the snapshot;

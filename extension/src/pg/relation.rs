@@ -1,4 +1,4 @@
-//! Open tables and indexes, and rows of theirs.
+//! Open tables and indexes, and their rows.
 
 use std::ffi::CStr;
 use std::ptr;
@@ -24,7 +24,7 @@ impl Relation {
         Relation(unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
     }
 
-    /// Returns true if it has triggers besides PostgreSQL's own and those that call the function `ours`.
+    /// Returns true if it has triggers other than PostgreSQL's own and those that call the function `ours`.
     pub fn has_user_triggers(&self, ours: Option<pg_sys::Oid>) -> bool {
         // SAFETY: the relation is open; its triggers are an array of `numtriggers`.
         unsafe {
@@ -121,8 +121,8 @@ impl Row<'_> {
         }
     }
 
-    /// The transaction that wrote this version, even if the version has been frozen since: freezing
-    /// keeps it. It is up to the caller to tell one that is long past from one of now.
+    /// The transaction that wrote this version, even if the version has been frozen since, for freezing keeps
+    /// the id. The caller must find out if the id is of a transaction long ago.
     pub fn written_by(self) -> pg_sys::TransactionId {
         // SAFETY: the slot holds a heap row (`using heap`), so this copies nothing.
         unsafe {

@@ -31,11 +31,11 @@ pub fn next_value(sequence: pg_sys::Oid) -> i64 {
 
 /// Makes what was written visible to the later commands of this transaction.
 pub fn next_command() {
-    // SAFETY: we are in a transaction, and not in a parallel worker, where a write had failed.
+    // SAFETY: we are in a transaction, and not in a parallel worker, where a write would have failed.
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
-/// Refuses to go on where nothing may be written: a read-only transaction, a standby.
+/// Raises an error in a read-only transaction and on a standby.
 ///
 /// # Errors
 /// `25006`, naming `command`.
@@ -66,7 +66,7 @@ impl Snapshot {
 impl Drop for Snapshot {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            // SAFETY: pushed by `push`; all that is pushed later is popped earlier.
+            // SAFETY: pushed by `push`; snapshots that are pushed later are popped earlier.
             unsafe { pg_sys::PopActiveSnapshot() };
         }
     }

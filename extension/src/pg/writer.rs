@@ -11,11 +11,11 @@ use crate::pg::column::Cell;
 use crate::pg::errors;
 use crate::pg::relation::{Relation, Row, Slot};
 
-/// Writes rows of one table: constraints, indexes and row triggers included. As when logical
-/// replication applies a row, there is no statement, so statement triggers do not fire.
+/// Writes rows of one table, with constraints, indexes and row triggers. As when logical replication
+/// applies a row, there is no statement, so statement triggers do not fire.
 ///
-/// Made, it has locked the table as an `insert` or `update` does and opened its indexes; between
-/// `begin` and `end` it writes.
+/// It locks the table as an `insert` or `update` does and opens its indexes when it is made; it writes
+/// between `begin` and `end`.
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
@@ -24,12 +24,12 @@ pub struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    /// Prepares to write to `table`. Its triggers fire, but not those that call the function `ours`
-    /// unless users' triggers may have changed what it looks at.
+    /// Prepares to write to `table`. Its triggers fire, except those that call the function `ours`: they fire
+    /// only if there are triggers of users, which may change what it looks at.
     pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>) -> Writer<'t> {
         let slot = Slot::new(table);
-        // SAFETY: the table stays open while the writer lives; what is made here is freed by `drop`,
-        // or with the transaction's memory after an error.
+        // SAFETY: the table stays open while the writer lives; `drop` frees what is made here, or the abort
+        // of the transaction does.
         unsafe {
             pg_sys::LockRelationOid(table.oid(), pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
             let estate = pg_sys::CreateExecutorState();
@@ -65,8 +65,8 @@ impl<'t> Writer<'t> {
     /// Inserts a row with these values; the other columns are null.
     ///
     /// # Errors
-    /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; whatever a trigger
-    /// raises.
+    /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
+    /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
         let slot = self.slot.0;
         // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
@@ -85,14 +85,14 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Checks the nulls that were written against their domains. SQL checks a value as it makes it, and
-    /// nothing made these.
+    /// Checks the nulls that were written against their domains. In SQL an expression checks its value, but
+    /// here no expression made the nulls.
     ///
     /// # Errors
     /// `23502`, `23514`.
     fn require_domains(&self) {
-        // SAFETY: the slot holds a row with so many columns; a null needs no value. The type of a
-        // dropped column is none, which is no domain.
+        // SAFETY: the slot holds a row with that many columns; a null needs no value. A dropped column has
+        // no type, so it has no domain.
         unsafe {
             let slot = self.slot.0;
             pg_sys::slot_getallattrs(slot);
@@ -122,7 +122,7 @@ impl<'t> Writer<'t> {
             ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
             self.slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(new);
-            // Consulted only by row triggers, and then only if someone else changed the row.
+            // Used only by row triggers, and then only if another transaction changed the row.
             let mut recheck = pg_sys::EPQState::default();
             pg_sys::EvalPlanQualInit(
                 &mut recheck,
@@ -144,19 +144,19 @@ impl<'t> Writer<'t> {
         Row(&self.slot)
     }
 
-    /// Fails if a trigger kept the row in the slot from being written.
+    /// Fails if a trigger suppressed the write of the row in the slot.
     ///
     /// # Errors
     /// `09000`.
     fn require_written(&self) {
-        // SAFETY: a row that is written has its place; one that is only put into the slot has none.
+        // SAFETY: a row that was written has a tuple identifier; one that is only in the slot has none.
         let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*self.slot.0).tts_tid) };
         if !written {
             errors::refuse_triggers_change("a trigger suppressed a write of the claim");
         }
     }
 
-    /// Ends writing: fires the triggers that were put off until then.
+    /// Ends writing: fires the triggers that run after the writes.
     pub fn end(&mut self) {
         // SAFETY: `begin` came before.
         unsafe { pg_sys::AfterTriggerEndQuery(self.estate) };
@@ -169,7 +169,7 @@ impl Drop for Writer<'_> {
             // SAFETY: made by `new`, freed only here.
             unsafe {
                 pg_sys::ExecCloseIndices(self.target);
-                // What the triggers opened, if there were any.
+                // The relations that triggers opened, if any.
                 pg_sys::ExecCloseResultRelations(self.estate);
                 pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
                 pg_sys::FreeExecutorState(self.estate);
@@ -178,8 +178,8 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Takes the triggers that call `function` out of the target's own copy of its table's triggers. Left
-/// with none, it does not fetch the row that was there before, either.
+/// Takes the triggers that call `function` out of the target's own copy of its table's triggers. If none
+/// is left, the update does not fetch the old row, either.
 ///
 /// # Safety
 /// `target` is initialised and has fired nothing yet.

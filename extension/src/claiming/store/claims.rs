@@ -105,12 +105,12 @@ impl ClaimSearch<'_> {
             .map(Claim)
     }
 
-    /// Lets go of the row last found.
+    /// Releases the row last found.
     pub fn release(&mut self) {
         self.0.release();
     }
 
-    /// Goes on under the snapshot that is active now.
+    /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
         self.0.renew();
     }
@@ -128,7 +128,7 @@ impl ClaimWriter<'_> {
     /// Inserts a claim on `coupon_name` for each of `user_ids`, in their order.
     ///
     /// # Errors
-    /// `23505`, `23514` if a unique key or a check is violated; whatever a trigger raises.
+    /// `23505`, `23514` if a unique key or a check is violated; any error of a trigger.
     pub fn insert(&mut self, coupon_name: Text, user_ids: &[Text]) {
         let claimed_at = session::now();
         self.writer.begin();

@@ -140,12 +140,12 @@ impl CouponSearch<'_> {
         self.0.lock(NAME, name).map(Coupon::read)
     }
 
-    /// Lets go of the row last found.
+    /// Releases the row last found.
     pub fn release(&mut self) {
         self.0.release();
     }
 
-    /// Goes on under the snapshot that is active now.
+    /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
         self.0.renew();
     }
@@ -163,8 +163,8 @@ impl CouponWriter<'_> {
     /// `is_checked`.
     ///
     /// # Errors
-    /// `23514` if a check is violated; whatever a trigger raises; `09000` if a trigger has changed the
-    /// number of claims that the stock says were made.
+    /// `23514` if a check is violated; any error of a trigger; `09000` if a trigger has changed the number
+    /// of claims that the stock says were made.
     pub fn take(
         &mut self,
         search: &CouponSearch<'_>,
