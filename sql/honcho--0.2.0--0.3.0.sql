@@ -11,8 +11,8 @@ begin
     end if;
 end $$;
 
--- These functions run with their owner's rights: they resolve no name in a schema that others may write
--- to.
+-- These functions run with their owner's rights: they must not resolve a name in a schema that others may
+-- write to.
 alter function @extschema@.honcho_create_coupon(text, integer, timestamptz, timestamptz)
     set search_path to pg_catalog, pg_temp;
 alter function @extschema@.honcho_get_coupon(text) set search_path to pg_catalog, pg_temp;
@@ -24,7 +24,7 @@ alter function @extschema@.honcho_verify(text) set search_path to pg_catalog, pg
 -- As claims do, in their order.
 lock table @extschema@.coupons, @extschema@.claims in access exclusive mode;
 
--- A foreign key refuses the claims where pg_restore loads them before the coupons, as it may with several
+-- A foreign key refuses the claims if pg_restore loads them before the coupons, which it may do with several
 -- jobs. Triggers do the rest of its work.
 alter table @extschema@.claims drop constraint if exists claims_coupon_name_fkey;
 
@@ -46,7 +46,20 @@ comment on trigger claims_coupon_name_fkey on @extschema@.coupons is
 comment on trigger claims_coupon_name_fkey_truncate on @extschema@.coupons is
     'Keeps coupons that have claims from being truncated';
 
+comment on type @extschema@.honcho_outcome is
+    'The result of a claim: claimed, or the reason of its refusal';
+comment on column @extschema@.coupons.name is 'Name by which users claim it; unique';
+comment on column @extschema@.coupons.amount is 'Number of claims that can be made in total';
+comment on column @extschema@.coupons.remaining_amount is 'Number of claims that can still be made';
+comment on column @extschema@.coupons.starts_at is
+    'First moment at which it can be claimed; null for no start';
+comment on column @extschema@.coupons.ends_at is
+    'First moment at which it can no longer be claimed; null for no end';
+comment on column @extschema@.coupons.paused is 'True while claims are refused';
+comment on column @extschema@.claims.user_id is 'User who holds the coupon';
+comment on column @extschema@.claims.coupon_name is 'Name of the coupon';
+comment on column @extschema@.claims.claimed_at is 'Time of the claim, by the clock, in its turn';
 comment on table @extschema@.coupons is
-    'Coupons and their stock. pg_dump keeps the rows alone: before you add columns, indexes or triggers, read Backup and restore in the README';
+    'Coupons and their stock. pg_dump keeps only the rows: before you add columns, indexes or triggers, read the documentation on backup and restore';
 comment on table @extschema@.claims is
-    'Who holds which coupon: at most one claim per user and coupon. pg_dump keeps the rows alone: before you add columns, indexes or triggers, read Backup and restore in the README';
+    'Claims: at most one per user and coupon. pg_dump keeps only the rows: before you add columns, indexes or triggers, read the documentation on backup and restore';

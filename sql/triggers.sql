@@ -1,5 +1,5 @@
--- What is left of a foreign key from claims to coupons (extension/src/reference.rs). They bear its name,
--- which their errors give.
+-- These stand in for a foreign key from claims to coupons (extension/src/claiming/reference.rs). They have its
+-- name, which their errors give.
 create trigger claims_coupon_name_fkey after delete or update on @extschema@.coupons
     for each row execute function @extschema@.honcho_keep_claimed();
 create trigger claims_coupon_name_fkey_truncate after truncate on @extschema@.coupons

@@ -1,24 +1,20 @@
-//! Tests that run inside PostgreSQL, for what is easier to see from Rust than from SQL.
+//! Tests that run inside PostgreSQL, for behaviour that is easier to see from Rust than from SQL.
 
 #[pgrx::pg_schema]
 #[allow(clippy::expect_used, reason = "a test fails by panicking")]
 mod tests {
     use pgrx::prelude::*;
 
+    use std::collections::HashSet;
     use std::time::Duration;
 
-    use crate::durability::Pace;
-    use crate::outcome::Outcome;
-
-    const ALL: [Outcome; 7] = [
-        Outcome::Claimed,
-        Outcome::AlreadyClaimed,
-        Outcome::SoldOut,
-        Outcome::NotFound,
-        Outcome::NotStarted,
-        Outcome::Ended,
-        Outcome::Paused,
-    ];
+    use crate::claiming::durability::Pace;
+    use crate::claiming::outcome::Outcome;
+    use crate::pg::column::{Column, Text};
+    use crate::pg::lookup::Lookup;
+    use crate::pg::relation::Relation;
+    use crate::pg::session::{self, Snapshot};
+    use crate::pg::writer::Writer;
 
     fn create(name: &str, amount: i32) {
         let created = Spi::get_one_with_args::<bool>(
@@ -35,6 +31,13 @@ mod tests {
         )
         .expect("a claim")
         .expect("an outcome")
+    }
+
+    fn oid_of(relation: &str) -> pg_sys::Oid {
+        let oid = "select to_regclass($1)::oid";
+        Spi::get_one_with_args(oid, &[relation.into()])
+            .expect("a query")
+            .expect("a relation")
     }
 
     fn claim_batch(coupon_name: &str, user_ids: &[String]) -> Vec<String> {
@@ -56,7 +59,7 @@ mod tests {
         assert_eq!(broken, Ok(Some(0)));
     }
 
-    /// All commits of the server wait behind a flush that is put off.
+    /// A flush that is put off holds up all commits of the server.
     #[pg_test]
     fn one_stall_of_the_disk_puts_no_flush_off_for_long() {
         let most = Duration::from_millis(2);
@@ -67,7 +70,7 @@ mod tests {
                 assert!(pace.delay().expect("a delay") <= most);
             }
         }
-        // A disk that is merely slow is worth a wait; an idle server's or a fast disk's flush is not.
+        // A slow disk is worth a wait; an idle server or a fast disk is not.
         for _ in 0..50 {
             pace = pace.after(Duration::from_millis(2), true);
         }
@@ -80,14 +83,20 @@ mod tests {
         assert_eq!(pace.delay(), None);
     }
 
+    /// Each refusal has a SQLSTATE of its own, too.
     #[pg_test]
     fn the_outcomes_are_the_values_of_the_enum() {
-        let labels: Vec<&str> = ALL.iter().map(|outcome| outcome.label()).collect();
+        let labels: Vec<String> = Outcome::ALL
+            .iter()
+            .map(|outcome| outcome.label().to_owned())
+            .collect();
         let values = Spi::get_one::<Vec<String>>("select enum_range(null::honcho_outcome)::text[]");
-        assert_eq!(
-            values,
-            Ok(Some(labels.iter().map(|label| label.to_string()).collect()))
-        );
+        assert_eq!(values, Ok(Some(labels)));
+        let sqlstates: HashSet<_> = Outcome::ALL
+            .iter()
+            .filter_map(|outcome| outcome.refusal().map(|refusal| refusal.sqlstate))
+            .collect();
+        assert_eq!(sqlstates.len(), Outcome::ALL.len() - 1);
     }
 
     #[pg_test]
@@ -105,7 +114,7 @@ mod tests {
         claim_batch("PROMO", &["ann".into(), "bob".into(), String::new()]);
     }
 
-    /// A batch is the same as its claims one by one, whatever users it names and however often.
+    /// A batch has the outcomes of its claims one by one, for any users, also repeated ones.
     #[pg_test]
     fn a_batch_is_its_claims_in_order() {
         // A small linear congruential generator: every run tries the same thousand batches.
@@ -135,8 +144,57 @@ mod tests {
         assert_books();
     }
 
+    /// Numbers and texts are looked up alike, and the order of the columns is the index's.
     #[pg_test]
-    fn early_lock_release_is_a_setting_of_anyone() {
+    fn a_row_is_found_and_locked_by_keys_of_several_types() {
+        const ID: Column<i64> = Column::new(1);
+        const COUPON_NAME: Column<Text> = Column::new(3);
+        create("PROMO", 2);
+        assert_eq!(claim("ann", "PROMO"), "claimed");
+        assert_eq!(claim("bob", "PROMO"), "claimed");
+        let last = Spi::get_one::<i64>("select max(id) from claims");
+        let last = last.expect("a query").expect("an id");
+        let claims = Relation::table(oid_of("claims"));
+        let key = Relation::index(oid_of("claims_pkey"));
+        let _snapshot = Snapshot::push();
+        let mut lookup = Lookup::new(&claims, &key, [ID.key(), COUPON_NAME.key()]);
+        let name = Text::new("PROMO");
+        for (id, is_there) in [(last, true), (last + 1, false), (last - 1, true)] {
+            let row = lookup.find([ID.of(id), COUPON_NAME.of(name)]);
+            let found = row.map(|row| row.get(ID));
+            assert_eq!(found, is_there.then_some(Some(id)));
+        }
+        assert!(lookup.lock(ID, last - 1).is_some());
+    }
+
+    #[pg_test]
+    fn an_update_sets_several_columns_and_leaves_the_others() {
+        const ID: Column<i64> = Column::new(1);
+        const AMOUNT: Column<i32> = Column::new(3);
+        const REMAINING_AMOUNT: Column<i32> = Column::new(4);
+        create("PROMO", 1);
+        let id = Spi::get_one::<i64>("select id from coupons");
+        let id = id.expect("a query").expect("an id");
+        let coupons = Relation::table(oid_of("coupons"));
+        let key = Relation::index(oid_of("coupons_pkey"));
+        let _snapshot = Snapshot::push();
+        let mut lookup = Lookup::new(&coupons, &key, [ID.key()]);
+        assert!(lookup.find([ID.of(id)]).is_some());
+        let row = lookup.lock(ID, id).expect("a coupon");
+        let mut writer = Writer::new(&coupons, None);
+        writer.begin();
+        writer.update(row, &[REMAINING_AMOUNT.of(7), AMOUNT.of(9)]);
+        writer.end();
+        session::next_command();
+        let is_written = Spi::get_one::<bool>(
+            "select (name, amount, remaining_amount, paused) = ('PROMO', 9, 7, false)
+                    and created_at = now() and starts_at is null and ends_at is null from coupons",
+        );
+        assert_eq!(is_written, Ok(Some(true)));
+    }
+
+    #[pg_test]
+    fn early_lock_release_can_be_set_by_every_role() {
         assert_eq!(
             Spi::get_one::<String>("show honcho.early_lock_release"),
             Ok(Some("on".into()))

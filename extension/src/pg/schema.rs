@@ -18,8 +18,8 @@ impl Schema {
     /// The schema of the extension's function with this OID.
     ///
     /// # Errors
-    /// `0A000` unless the database's encoding is UTF8, which Rust's strings are: PostgreSQL would hand
-    /// over others that are none. `create extension` refuses there, but earlier releases did not.
+    /// `0A000` unless the database's encoding is UTF8: PostgreSQL would hand over texts that are no valid
+    /// strings in Rust. `create extension` refuses other encodings, but earlier releases did not.
     pub fn of_function(function: pg_sys::Oid) -> Schema {
         // SAFETY: returns a setting of the database.
         if unsafe { pg_sys::GetDatabaseEncoding() } != pg_sys::pg_enc::PG_UTF8 as i32 {
@@ -33,9 +33,9 @@ impl Schema {
         Schema(unsafe { pg_sys::get_func_namespace(function) })
     }
 
-    /// Its name at present.
+    /// Its current name.
     pub fn name(self) -> CString {
-        // SAFETY: a lookup in the system cache, which returns a string of its own or null.
+        // SAFETY: a lookup in the system cache, which returns a copy of the name or null.
         unsafe {
             let name = pg_sys::get_namespace_name(self.0);
             if name.is_null() {
@@ -50,12 +50,12 @@ impl Schema {
         self.find_relation(name).unwrap_or_else(|| missing(name))
     }
 
-    /// The OID of the index of `table` that has the first of these names that an index of it has. The
-    /// SQL of earlier releases has other names, and the name of a later one is free there for anybody
-    /// who may create in the schema.
+    /// The OID of the index of `table` with one of these names, the first one found. The SQL of earlier
+    /// releases has other names, and there any role that may create in the schema can use the name of a
+    /// later release for something else.
     pub fn index(self, table: pg_sys::Oid, names: &[&CStr]) -> pg_sys::Oid {
         let of_table = |&oid: &pg_sys::Oid| {
-            // SAFETY: a lookup in the system cache; what is no index belongs to no table.
+            // SAFETY: a lookup in the system cache; a relation that is no index has no table.
             unsafe { pg_sys::IndexGetRelation(oid, true) == table }
         };
         names
@@ -64,8 +64,8 @@ impl Schema {
             .unwrap_or_else(|| missing(names[0]))
     }
 
-    /// The OID of the function called `name` that takes no arguments; none before the extension is
-    /// updated to a version that has it.
+    /// The OID of the function called `name` without arguments; none if the extension is not yet updated to a
+    /// version that has it.
     pub fn function(self, name: &CStr) -> Option<pg_sys::Oid> {
         // SAFETY: a lookup in the system cache by valid arguments.
         let oid = unsafe {

@@ -1,24 +1,24 @@
-//! Proving the books.
+//! Checking the books.
 
 use pgrx::prelude::*;
 use pgrx::spi;
 
-use crate::args;
-use crate::plan::{Plan, column};
-use crate::rows::TableIterator;
-use crate::schema::Schema;
+use crate::api::args;
+use crate::pg::plan::{Plan, column};
+use crate::pg::rows::TableIterator;
+use crate::pg::schema::Schema;
 
-/// Checks what must be true of each coupon, against the rows themselves.
+/// Checks the invariants of each coupon against the rows.
 ///
 /// # Arguments
 /// `name`: the coupon to check, 1 to 255 characters; null for all of them.
 ///
 /// # Returns
-/// One row per coupon and invariant, coupons by name: whether it holds, and the figures.
+/// One row per coupon and invariant, coupons by name, with the figures.
 /// `stock`: amount = remaining_amount + claims. `range`: 0 <= remaining_amount <= amount.
-/// `one_per_user`: no user holds the coupon twice. Two more are reported only if they do not hold.
-/// `ids`: the sequences are past the ids of the coupon and its claims, so that they give none again.
-/// `coupon_exists`: the coupon of the claims is there.
+/// `one_per_user`: no user holds the coupon twice. Two more are reported only if they do not hold:
+/// `ids`: the sequences are past the ids of the coupon and its claims, so they repeat none.
+/// `coupon_exists`: the claims' coupon exists.
 ///
 /// # Errors
 /// `22023` for a bad argument.
@@ -39,8 +39,8 @@ fn honcho_verify(
         ),
     >,
 > {
-    // The constraints should make all of this impossible to break; so the rows are read without the
-    // help of what they rely on: claims are counted in the heap, by name.
+    // The constraints should make all of this impossible to break, so the query does not rely on them:
+    // it counts claims in the heap, by name.
     thread_local!(static PLAN: Plan = const {
         Plan::new(
             "with claimed as (

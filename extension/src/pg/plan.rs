@@ -1,8 +1,8 @@
-//! Cached plans of the functions that are SQL.
+//! Cached plans of static SQL.
 //!
-//! These functions run with their owner's rights, so their SQL resolves no name in a schema that others
-//! may write to: tables are named with the extension's schema, operators, functions and types with
-//! `pg_catalog`. What the names lead to is checked as well (`analysis.rs`).
+//! The functions run with their owner's rights, so their SQL must not resolve a name in a schema that others
+//! may write to: it names tables with the extension's schema, and operators, functions and types with
+//! `pg_catalog`. `analysis` also checks what the names mean.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
@@ -14,8 +14,8 @@ use pgrx::prelude::*;
 use pgrx::spi::{self, OwnedPreparedStatement, SpiHeapTupleData};
 use pgrx::{FromDatum, IntoDatum};
 
-use crate::analysis::Checked;
-use crate::schema::Schema;
+use crate::pg::analysis::Checked;
+use crate::pg::schema::Schema;
 
 /// A static statement that is planned once per backend.
 pub struct Plan {
@@ -32,8 +32,8 @@ struct Prepared {
 }
 
 impl Plan {
-    /// The plan of `sql`, which takes `arguments` as `$1` and so on, and has `{schema}` where the name
-    /// of the extension's schema belongs.
+    /// The plan of `sql`, with `arguments` as the types of `$1` and so on, and with `{schema}` in place of the
+    /// name of the extension's schema.
     pub const fn new(sql: &'static str, arguments: &'static [PgBuiltInOids]) -> Plan {
         Plan {
             sql,
@@ -60,7 +60,7 @@ impl Plan {
         })
     }
 
-    /// Runs it on the tables of `schema`; the number of rows that it wrote.
+    /// Runs it on the tables of `schema`; returns the number of rows that it wrote.
     pub fn write(
         plan: &'static LocalKey<Plan>,
         schema: Schema,
@@ -72,8 +72,8 @@ impl Plan {
         })
     }
 
-    /// The prepared statement, to be run while it is checked. The schema may have been renamed since, so the
-    /// statement is prepared anew when the name has changed.
+    /// The prepared statement, and its check, which must live while it runs. It is prepared again if the schema
+    /// has been renamed.
     fn statement(
         &self,
         client: &spi::SpiClient<'_>,
@@ -107,7 +107,7 @@ impl Plan {
     }
 }
 
-/// A column's value, which the tables never leave null.
+/// The value of a column that is never null.
 pub fn column<T: FromDatum + IntoDatum>(
     row: &SpiHeapTupleData<'_>,
     ordinal: usize,

@@ -1,8 +1,8 @@
-//! What the functions return that return rows.
+//! The result of functions that return rows.
 //!
-//! pgrx's own `TableIterator` hands a row over at each call, and PostgreSQL sets the search path and the
-//! user of a `security definer` function anew for each call, which a batch would pay for each claim. This
-//! one hands all rows over at once, in a tuple store.
+//! pgrx's own `TableIterator` returns one row for each call, and PostgreSQL sets the search path and the user
+//! of a `security definer` function anew for each call: a batch would pay that for each claim. This one
+//! returns all rows in one call, in a tuple store.
 
 use pgrx::callconv::RetAbi;
 use pgrx::pgrx_sql_entity_graph::metadata::{
@@ -10,7 +10,7 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 };
 use pgrx::{IntoHeapTuple, PgMemoryContexts, iter, pg_sys};
 
-/// The rows of a function. Goes by pgrx's name, by which `#[pg_extern]` knows that there are columns.
+/// The rows of a function. It has the name of pgrx's type, by which `#[pg_extern]` recognises columns.
 pub struct TableIterator<'a, Row>(iter::TableIterator<'a, Row>);
 
 impl<'a, Row: 'a> TableIterator<'a, Row> {
@@ -20,7 +20,7 @@ impl<'a, Row: 'a> TableIterator<'a, Row> {
     }
 }
 
-// SAFETY: in SQL it is what pgrx's is.
+// SAFETY: in SQL it is the same as pgrx's.
 unsafe impl<'a, Row> SqlTranslatable for TableIterator<'a, Row>
 where
     iter::TableIterator<'a, Row>: SqlTranslatable,
@@ -32,8 +32,8 @@ where
     const RETURN_SQL: Result<ReturnsRef, ReturnsError> = iter::TableIterator::<'a, Row>::RETURN_SQL;
 }
 
-// SAFETY: keeps to PostgreSQL's protocol for functions that return a tuple store: one call, which leaves
-// all rows in the call's `ReturnSetInfo` and returns null.
+// SAFETY: follows PostgreSQL's protocol for functions that return a tuple store: one call, which puts all
+// rows into the call's `ReturnSetInfo` and returns null.
 unsafe impl<Row: IntoHeapTuple> RetAbi for TableIterator<'_, Row> {
     type Item = Row;
     type Ret = Self;
@@ -43,8 +43,8 @@ unsafe impl<Row: IntoHeapTuple> RetAbi for TableIterator<'_, Row> {
     }
 
     unsafe fn box_ret_in_fcinfo(fcinfo: pg_sys::FunctionCallInfo, rows: Self) -> pg_sys::Datum {
-        // SAFETY: PostgreSQL called the function that returns `rows` with this. What the caller does
-        // not allow is an error; else the call has a result to fill.
+        // SAFETY: PostgreSQL called the function that returns `rows` with this. It is an error if the caller
+        // does not allow a tuple store; otherwise the call has a result to fill.
         unsafe {
             pg_sys::InitMaterializedSRF(fcinfo, 0);
             let result = (*fcinfo).resultinfo.cast::<pg_sys::ReturnSetInfo>();

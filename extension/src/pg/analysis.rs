@@ -1,9 +1,9 @@
-//! Checks what the names in our statements lead to.
+//! A check that the names in the extension's statements mean its own tables.
 //!
-//! A statement names its tables with the extension's schema. That name may come to belong to another schema
-//! while the statement waits for a lock, and PostgreSQL resolves names again after the wait. So each analysis of
-//! a statement of ours is checked before anything of it is rewritten, planned or run: the relations that it found
-//! must be the extension's own.
+//! A statement names its tables with the extension's schema. While it waits for a lock, that name may come to
+//! belong to another schema, and PostgreSQL resolves names again after the wait. So each analysis of such a
+//! statement is checked before the statement is rewritten, planned or run: the relations that it found must
+//! be the extension's own.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
@@ -12,18 +12,18 @@ use std::rc::Rc;
 use pgrx::PgList;
 use pgrx::prelude::*;
 
-use crate::schema::Schema;
+use crate::pg::schema::Schema;
 
-/// The relations that a statement of ours may name.
+/// The relations that the extension's statements may name.
 type Relations = [pg_sys::Oid; 4];
 
 thread_local! {
-    /// The statement of ours that is prepared or run now.
+    /// The statement of the extension that is being prepared or run.
     static CHECKED: RefCell<Option<(Rc<CStr>, Relations)>> = const { RefCell::new(None) };
     static NEXT_HOOK: Cell<pg_sys::post_parse_analyze_hook_type> = const { Cell::new(None) };
 }
 
-/// While it lives, each analysis of a statement is checked. Restores what was checked before.
+/// Checks the analyses of one statement while it lives, and then those that were checked before.
 pub struct Checked(Option<(Rc<CStr>, Relations)>);
 
 impl Checked {
@@ -50,11 +50,11 @@ pub fn init() {
     }
 }
 
-/// Called by PostgreSQL for each statement that it has analysed: its names are resolved, and nothing of it is
+/// Called by PostgreSQL for each statement after its analysis: names are resolved, and the statement is not
 /// rewritten, planned or run yet.
 ///
 /// # Safety
-/// As PostgreSQL calls it. An error leaves by a jump; nothing here needs cleaning up then.
+/// Called by PostgreSQL only. An error leaves by a jump, and nothing here needs cleaning up then.
 unsafe extern "C-unwind" fn at_analysis(
     state: *mut pg_sys::ParseState,
     query: *mut pg_sys::Query,
@@ -69,7 +69,7 @@ unsafe extern "C-unwind" fn at_analysis(
     }
 }
 
-/// Refuses a statement of ours that names a relation which is not ours.
+/// Refuses a statement of the extension that names a relation of another owner.
 ///
 /// # Errors
 /// `40001`: the schema was renamed while the statement waited, and its old name belongs to another.
@@ -77,7 +77,7 @@ unsafe extern "C-unwind" fn at_analysis(
 unsafe extern "C-unwind" fn check(state: *mut pg_sys::ParseState, query: *mut pg_sys::Query) {
     let is_foreign = CHECKED.with_borrow(|checked| {
         checked.as_ref().is_some_and(|(sql, relations)| {
-            // SAFETY: as for `at_analysis`; the text of a statement is a C string or null. Statements of
+            // SAFETY: as for `at_analysis`; the text of a statement is a C string or null. The statements of
             // users' triggers have other texts.
             unsafe {
                 let text = (*state).p_sourcetext;
@@ -94,8 +94,8 @@ unsafe extern "C-unwind" fn check(state: *mut pg_sys::ParseState, query: *mut pg
     }
 }
 
-/// Returns true if the tables, views and sequences in a query are all among `relations`. Looks where our
-/// statements have any: in `from`, in what they write to, and in `with`.
+/// Returns true if the tables, views and sequences in a query are all among `relations`. It looks where the
+/// extension's statements have them: in `from`, in the target of a write, and in `with`.
 ///
 /// # Safety
 /// The query is analysed, and not rewritten yet.

@@ -2,13 +2,15 @@
 //!
 //! A lock is normally held until its transaction's commit record is flushed, so claims on one coupon
 //! cannot group-commit: each waits for the flush of the one before. A transaction that releases its
-//! locks early therefore commits as an asynchronous commit does, releases them, and then flushes
-//! before anybody is told that it committed. The next claim's commit record lies behind ours in the
-//! WAL, so if it is durable, so are we.
+//! locks early commits as an asynchronous commit does, releases them, and then flushes before it
+//! reports the commit. The commit record of the next claim comes later in the WAL, so if that claim is
+//! durable, this one is too.
 //!
-//! What changes is that others may see what a claim did a moment before it is durable. A refusal that
-//! rests on such a claim therefore waits for the flush too ([`commit_position`],
-//! [`wait_until_durable`]).
+//! The price: other sessions may see a claim a moment before it is durable. A refusal that rests on such
+//! a claim therefore waits for the flush too ([`commit_position`], [`wait_until_durable`]).
+//!
+//! This hooks into the end of transactions and reads shared memory, so it has `unsafe` blocks, the only
+//! ones outside `pg` but for those of types in `api::outcome`.
 
 use std::cell::Cell;
 use std::ptr;
@@ -26,22 +28,22 @@ const LOCAL_FLUSH: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_LOCAL_FLUSH
 const REMOTE_WRITE: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_WRITE as i32;
 const REMOTE_APPLY: i32 = pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_APPLY as i32;
 
-/// The position in the WAL for which nothing waits.
+/// A position in the WAL that is always durable.
 pub const NOTHING: pg_sys::XLogRecPtr = pg_sys::InvalidXLogRecPtr as pg_sys::XLogRecPtr;
 
-/// The place of PostgreSQL's `XactTruncationLock` among its named locks (lwlocknames.h), the same from
+/// The index of `XactTruncationLock` in PostgreSQL's array of named locks (lwlocknames.h), the same from
 /// 15 to 18.
 const XACT_TRUNCATION_LOCK: usize = 44;
 
-/// How far the transaction at hand is.
+/// The way in which the current transaction commits.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     /// It commits as PostgreSQL does.
     Ordinary,
-    /// It is to release its locks early.
+    /// It will release its locks early.
     Early,
-    /// It is committing without a flush; the flush is due when its locks are released. Holds the
-    /// caller's `synchronous_commit`.
+    /// It is committing without a flush, which is due when its locks are released. Holds the caller's
+    /// `synchronous_commit`.
     FlushDue(i32),
 }
 
@@ -55,7 +57,7 @@ pub fn init() {
     GucRegistry::define_bool_guc(
         c"honcho.early_lock_release",
         c"Releases a claim's locks before its commit is flushed to disk.",
-        c"The claim is reported only after the flush, so none that was reported is ever lost; others may see it a moment earlier.",
+        c"The claim is reported only after the flush, so no claim that was reported is lost; other sessions may see it a moment earlier.",
         &EARLY_LOCK_RELEASE,
         GucContext::Userset,
         GucFlags::default(),
@@ -64,21 +66,21 @@ pub fn init() {
     unsafe {
         pg_sys::RegisterXactCallback(Some(at_transaction_event), ptr::null_mut());
         pg_sys::RegisterResourceReleaseCallback(Some(at_resource_release), ptr::null_mut());
-        // A misspelt setting of ours is an error from here on, and a warning if it is set already.
+        // From here on a misspelt `honcho.…` setting is an error; one that is set already, a warning.
         pg_sys::MarkGUCPrefixReserved(c"honcho".as_ptr());
     }
 }
 
 /// Lets the current transaction, which has claimed, release its locks before it flushes.
 ///
-/// If the claim is rolled back to a savepoint the transaction still does so; that costs nothing.
+/// It still does so if the claim is rolled back to a savepoint; that costs nothing.
 pub fn release_locks_early() {
     if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
         STATE.set(State::Early);
     }
 }
 
-/// Whether this transaction's commit waits for synchronous standbys.
+/// Returns true if this transaction's commit waits for synchronous standbys.
 pub fn waits_for_standbys() -> bool {
     // SAFETY: backend-local variables; the names are null or a C string.
     unsafe {
@@ -90,20 +92,20 @@ pub fn waits_for_standbys() -> bool {
     }
 }
 
-/// The position in the WAL up to which it must be durable before the work of transaction `xid`, which
-/// was seen, may be reported; [`NOTHING`] if it may be reported at once: because it is the caller's own,
-/// because this is a standby, or because the commit was synchronous.
+/// The position up to which the WAL must be durable before the visible work of transaction `xid` may be
+/// reported. It is [`NOTHING`] if `xid` is the caller's own transaction, if its commit was synchronous, or
+/// if this is a standby.
 ///
-/// PostgreSQL does not keep the position of a synchronous commit: that was flushed, and had waited for
-/// what its own `synchronous_commit` asked, before anybody saw it. If that was less, or if its wait for
-/// the standbys was cut short, by a cancel or a crash, its work is visible without them. Neither does it keep
-/// any position once the commit log has moved on by as many pages as fit in its buffers: a million transactions,
-/// which can only matter while a standby is away for as long. To wait for
-/// everything that was flushed would close this gap, but then every refusal that rests on an old claim
-/// would stop with the standby.
+/// PostgreSQL does not keep the position of a synchronous commit: it was flushed, and had waited as its
+/// own `synchronous_commit` asks, before others could see it. If that setting asks for less than ours, or
+/// if a cancel or a crash cut the wait for the standbys short, its work is visible without them. PostgreSQL
+/// also forgets positions once the commit log has moved on by as many pages as fit in its buffers: a
+/// million transactions, which matters only while a standby is away for that long. Waiting for all that was
+/// flushed would close this gap, but then a standby that is away would stop every refusal that rests on an
+/// old claim.
 pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
-    // SAFETY: the commit log is asked only for what it still has; the lock keeps it from being
-    // truncated meanwhile, and an error releases it.
+    // SAFETY: reads only what the commit log still has; the lock keeps it from being truncated meanwhile,
+    // and an error releases the lock.
     unsafe {
         if xid < pg_sys::FirstNormalTransactionId
             || pg_sys::TransactionIdIsCurrentTransactionId(xid)
@@ -115,13 +117,13 @@ pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
         let oldest = &raw const (*pg_sys::ShmemVariableCache).oldestClogXid;
         #[cfg(not(any(feature = "pg15", feature = "pg16")))]
         let oldest = &raw const (*pg_sys::TransamVariables).oldestClogXid;
-        // A row may be frozen before the commit that wrote it is durable: early lock release ends the
-        // transaction, as far as others can tell, before its flush. So a frozen row's writer counts
-        // too, unless it is from so long ago that the commit log has forgotten it.
+        // A row may be frozen before the commit that wrote it is durable, for early lock release makes the
+        // commit visible before its flush. So the writer of a frozen row counts too, unless it is so old
+        // that the commit log has forgotten it.
         let lock = &raw mut (*pg_sys::MainLWLockArray.add(XACT_TRUNCATION_LOCK)).lock;
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
         let known = !precedes(xid, oldest.read()) && precedes(xid, next_transaction());
-        // The page's position would not do: the commit record lies behind the row's.
+        // The page's position is not enough: the commit record comes after the row's.
         let position = if known {
             pg_sys::TransactionIdGetCommitLSN(xid)
         } else {
@@ -132,14 +134,14 @@ pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
     }
 }
 
-/// Returns true if transaction `a` is older than `b`, as PostgreSQL counts them: in a circle.
+/// Returns true if transaction `a` is older than `b`. Transaction ids wrap around.
 fn precedes(a: pg_sys::TransactionId, b: pg_sys::TransactionId) -> bool {
     (u32::from(a).wrapping_sub(u32::from(b)) as i32) < 0
 }
 
-/// The transaction id that is given out next.
+/// The next transaction id.
 fn next_transaction() -> pg_sys::TransactionId {
-    // SAFETY: reads shared memory under a lock of its own.
+    // SAFETY: reads shared memory, under a lock that it takes itself.
     let next = unsafe { pg_sys::ReadNextFullTransactionId() };
     pg_sys::TransactionId::from(next.value as u32)
 }
@@ -151,26 +153,26 @@ pub fn is_durable(position: pg_sys::XLogRecPtr) -> bool {
     position == NOTHING || (unsafe { !pg_sys::XLogNeedsFlush(position) } && standbys_have(position))
 }
 
-/// Waits until everything up to `position` is durable, as a commit of this session would be.
+/// Waits until everything up to `position` is as durable as a commit of this session would be.
 ///
-/// Call it with no turn, pin or snapshot held: the standbys may be away.
+/// The caller must hold no turn, pin or snapshot: the standbys may be away.
 ///
 /// # Errors
-/// `57014` if a cancel or a timeout cuts the wait for the standbys short. PostgreSQL answers with a
-/// warning there, for a commit is done whatever the standbys say. A refusal is not: it must not be
-/// reported, and nothing is lost with it.
+/// `57014` if a cancel or a timeout cuts the wait for the standbys short. After a commit PostgreSQL only
+/// warns of that, because the commit is done. A refusal is not: it must not be reported, and nothing is
+/// lost with it.
 pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
     if is_durable(position) {
         return;
     }
-    // SAFETY: `position` lies within what was written; the variables belong to this backend, and
-    // nothing leaves between where they are set and where they are put back.
+    // SAFETY: `position` has been written; the variables belong to this backend, and no error is raised
+    // between where they are set and where they are restored.
     let cut_short = unsafe {
         pg_sys::XLogFlush(position);
         if standbys_have(position) {
             return;
         }
-        // So that what is pending afterwards came during the wait.
+        // An interrupt that is pending after this has come during the wait.
         pgrx::check_for_interrupts!();
         let reporting = (
             pg_sys::client_min_messages,
@@ -188,15 +190,15 @@ pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
             pg_sys::log_min_messages,
             pg_sys::whereToSendOutput,
         ) = reporting;
-        // The death of the postmaster ends the wait without a word to the interrupts' machinery.
+        // The death of the postmaster ends the wait without setting InterruptPending.
         if pg_sys::ProcDiePending != 0 {
             pg_sys::InterruptPending = 1;
         }
-        // A wait that ends for want of standbys to wait for is no interruption.
+        // The wait also ends if the server no longer has synchronous standbys, which is no interruption.
         pg_sys::InterruptPending != 0 && !standbys_have(position)
     };
     if cut_short {
-        // The session's end, if it is that.
+        // Raises the error that ends the session, if that was the reason.
         pgrx::check_for_interrupts!();
         ereport!(
             ERROR,
@@ -226,13 +228,12 @@ fn standbys_have(position: pg_sys::XLogRecPtr) -> bool {
     }
 }
 
-/// Before the commit record is written: makes the commit asynchronous if it releases locks early.
+/// Makes the commit asynchronous if it releases locks early; called before the commit record is written.
 ///
-/// The variable is set past the settings' machinery, for the few steps between here and the flush,
-/// so that no rollback to a savepoint, no function with settings of its own and no `show` meets it.
-/// A transaction that deletes files commits as ever. A caller who turned `synchronous_commit` off keeps that, and so does one who set `remote_apply`,
-/// which asks the standby for its word in the commit record itself. A prepared transaction never comes by
-/// here: it is flushed as ever.
+/// The variable is set directly, not as a setting, for the few steps between here and the flush: no
+/// rollback to a savepoint, no function with settings and no `show` can run in between. These commit as
+/// usual: a transaction that deletes files; one with `synchronous_commit` off, or at `remote_apply`, which
+/// the commit record itself carries to the standby; and a prepared transaction, which does not come here.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_transaction_event(
     event: pg_sys::XactEvent::Type,
@@ -261,22 +262,23 @@ unsafe extern "C-unwind" fn at_transaction_event(
     }
 }
 
-/// Returns true if the commit deletes files, or may: a temporary table can be dropped at its end. PostgreSQL
-/// flushes such a commit at once whatever `synchronous_commit` says, and keeps no position of it for refusals to
-/// wait for.
+/// Returns true if the commit deletes files or may do so: a temporary table can be dropped at its end.
+/// PostgreSQL flushes such a commit even if `synchronous_commit` is off, and keeps no position of it that
+/// refusals could wait for.
 fn drops_files() -> bool {
     let mut files = ptr::null_mut();
-    // SAFETY: reads this backend's state; the list is in the memory of the transaction that ends.
+    // SAFETY: reads the state of this backend; the list is in the memory of the ending transaction.
     unsafe {
         pg_sys::MyXactFlags & pg_sys::XACT_FLAGS_ACCESSEDTEMPNAMESPACE as i32 != 0
             || pg_sys::smgrGetPendingDeletes(true, &mut files) > 0
     }
 }
 
-/// After the locks are released: flushes, then waits for synchronous standbys where there are any.
+/// Flushes and waits for synchronous standbys, after the locks are released.
 ///
-/// Interrupts are held off during the end of a transaction, so no cancel comes between commit and
-/// flush. Called once for each resource owner; the first of the top level finds all locks released.
+/// Interrupts are held off while a transaction ends, so no cancel comes between commit and flush.
+/// PostgreSQL calls this once for each resource owner; all locks are released by the first call for the
+/// top level.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_resource_release(
     phase: pg_sys::ResourceReleasePhase::Type,
@@ -300,36 +302,36 @@ unsafe extern "C-unwind" fn at_resource_release(
 }
 
 unsafe extern "C" {
-    /// `commit_delay`, in microseconds, which pgrx does not bind.
+    /// The setting `commit_delay`, in microseconds. pgrx has no binding for it.
     static mut CommitDelay: i32;
-    /// `commit_siblings`, likewise.
+    /// The setting `commit_siblings`, likewise.
     static mut CommitSiblings: i32;
 }
 
-/// What this backend's flushes were like lately.
+/// The recent flushes of this backend.
 #[derive(Clone, Copy, Default)]
 pub struct Pace {
-    /// Their duration, waits for others' included: a moving average over about eight, each counted
-    /// as [`Pace::SLOWEST`] at most.
+    /// Their duration, including waits for other backends' flushes: a moving average over about eight,
+    /// each counted as [`Pace::SLOWEST`] at most.
     duration: Duration,
-    /// Whether the last one took others' commits along.
+    /// True if the last one flushed other commits as well.
     in_company: bool,
 }
 
 impl Pace {
-    /// Flushes less costly than this are not worth waiting for.
+    /// Flushes faster than this are not put off.
     const SLOW: Duration = Duration::from_micros(800);
 
-    /// Flushes that take longer count as this: a disk that stalled for seconds says nothing of the next
-    /// flush, and all the server's commits wait behind one that is put off.
+    /// Flushes that take longer count as this: a disk that stalled for seconds says nothing about the next
+    /// flush, and all commits of the server wait behind one that is put off.
     const SLOWEST: Duration = Duration::from_millis(8);
 
     /// Flushes the WAL up to `commit`.
     ///
-    /// Where that is slow and others are committing too, the flush is put off by a fraction of it,
-    /// as `commit_delay` does: else those who were told by the last flush and come back at once miss
-    /// this one by little, wait for it to end, and only then for their own. A `commit_delay` that
-    /// somebody has set is left as it is.
+    /// If flushes are slow and other sessions commit too, it is put off by a fraction of their duration, as
+    /// `commit_delay` does. Otherwise the sessions that the last flush has freed, and that claim again
+    /// immediately, just miss this one: they wait for its end, and then for a flush of their own. A
+    /// `commit_delay` that is set stays as it is.
     ///
     /// # Safety
     /// `commit` is the end of a record that was written.
@@ -351,7 +353,7 @@ impl Pace {
         }
     }
 
-    /// The time to put the next flush off, if that is worth it: 2 ms at most.
+    /// The time by which to put off the next flush, if that is worth it: 2 ms at most.
     pub fn delay(self) -> Option<Duration> {
         (self.in_company && self.duration > Self::SLOW).then(|| self.duration / 4)
     }
@@ -365,7 +367,7 @@ impl Pace {
     }
 }
 
-/// Puts the caller's `synchronous_commit` back; whether a flush was due.
+/// Restores the caller's `synchronous_commit`; returns true if a flush was due.
 fn restore() -> bool {
     let State::FlushDue(level) = STATE.get() else {
         return false;

@@ -1,3 +1,24 @@
+-- Nothing to public: a role that may claim is granted execute on the functions, and needs no more. This runs
+-- last and asks the catalog, so that no function, table or sequence is forgotten.
+do $$
+declare
+    member record;
+begin
+    for member in
+        select object.type, object.identity
+        from pg_catalog.pg_extension e
+        join pg_catalog.pg_depend d
+            on d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+            and d.refobjid operator(pg_catalog.=) e.oid
+            and d.deptype operator(pg_catalog.=) 'e',
+        lateral pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) object
+        where e.extname operator(pg_catalog.=) 'honcho'
+          and object.type operator(pg_catalog.=) any (array['function', 'table', 'sequence'])
+    loop
+        execute pg_catalog.format('revoke all on %s %s from public', member.type, member.identity);
+    end loop;
+end $$;
+
 comment on function @extschema@.honcho_create_coupon(text, integer, timestamptz, timestamptz) is
     'Creates a coupon; false if its name is taken';
 comment on function @extschema@.honcho_claim(text, text) is

@@ -1,11 +1,11 @@
 //! Check constraints, compiled once per backend.
 //!
-//! The executor reads a table's check constraints from their catalog text and compiles them for every
-//! statement that writes to it. For two comparisons of integers that took a quarter of a claim's
-//! instructions, all of them while others wait.
+//! The executor reads a table's check constraints from the catalog and compiles them for every statement
+//! that writes to the table. For two comparisons of integers that took a quarter of a claim's instructions,
+//! all of them while others wait.
 //!
-//! A compiled check is kept by its text, which says all there is to it as long as it names nothing
-//! but what every database has; so nothing here can grow stale, and nothing is ever given up.
+//! A compiled check is kept by its text. The text is the whole definition as long as it names only built-in
+//! objects, so what is kept here cannot become stale and is never dropped.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,19 +13,19 @@ use std::ffi::{CStr, CString};
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
-/// The most checks that are kept. Ours are two.
+/// The largest number of checks that are kept. The extension has two.
 const MOST: usize = 16;
 
 thread_local! {
     static COMPILED: RefCell<HashMap<CString, *mut pg_sys::ExprState>> = RefCell::default();
 }
 
-/// Gives `target` the compiled checks of its table, if all of them may be kept; else the executor
-/// compiles them, as it does for anybody.
+/// Gives `target` the compiled checks of its table, if all of them may be kept. If not, the executor
+/// compiles them as usual.
 ///
 /// # Safety
-/// `target` is initialised, and its table is open and locked so that nobody else can change its
-/// constraints (`RowExclusiveLock` does) until `target` is no longer used.
+/// `target` is initialised. Until it is no longer used, its table is open and locked against changes of its
+/// constraints, as `RowExclusiveLock` does.
 pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
     // SAFETY: the table is open, so its descriptor is there; `check` is an array of `num_check`.
     unsafe {
@@ -70,9 +70,9 @@ unsafe fn compiled(text: &CStr) -> Option<*mut pg_sys::ExprState> {
     Some(expression)
 }
 
-/// Whether a node names no function, operator or type that a user made: every number in its text is
-/// below the first OID that users' objects get. It is of no account that other numbers are counted
-/// in.
+/// Returns true if a node names only built-in functions, operators and types: every number in its text is
+/// below the first OID of users' objects. The numbers that are no OIDs do no harm: they can only keep a check
+/// from being kept.
 fn names_only_built_ins(text: &CStr) -> bool {
     text.to_bytes()
         .split(|byte| !byte.is_ascii_digit())

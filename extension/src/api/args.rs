@@ -2,10 +2,10 @@
 
 use pgrx::prelude::*;
 
-/// The longest user id, coupon name or request key, in characters.
+/// The length of the longest user id or coupon name, in characters.
 pub const MAX_CHARS: usize = 255;
 
-/// The most rows that one page of a list holds.
+/// The largest number of rows on a page of a list.
 pub const MAX_PAGE: i32 = 10_000;
 
 /// The text of argument `name`: not null, not empty, at most [`MAX_CHARS`] characters.
@@ -28,8 +28,8 @@ pub fn text<'a>(name: &str, value: Option<&'a str>) -> &'a str {
     value
 }
 
-/// Whether `value` is surely a good text: not empty, and no longer in bytes than it may be in
-/// characters, so that most texts need no counting.
+/// Returns true if `value` is certainly a good text: it is not empty, and not longer in bytes than it may
+/// be in characters. So most texts need no counting.
 pub fn is_plain(value: &str) -> bool {
     (1..=MAX_CHARS).contains(&value.len())
 }

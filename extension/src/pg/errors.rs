@@ -1,10 +1,10 @@
-//! Errors that reach the caller whole.
+//! Errors that keep all their fields on the way through Rust.
 //!
-//! pgrx carries an error of PostgreSQL through Rust as a panic and raises it again at the end of our
+//! pgrx carries an error of PostgreSQL through Rust as a panic and raises it again at the end of the SQL
 //! function, with its message, detail and hint, and with its SQLSTATE if PostgreSQL has a name for it. A
-//! trigger's own SQLSTATE, the names of constraint and table, and the context would be lost. A
-//! [`Context`] therefore listens where PostgreSQL itself asks for the context of an error: it keeps a
-//! copy of the error as it is raised, and completes it as it is raised again.
+//! trigger's own SQLSTATE, the names of constraint and table, and the context would be lost. A [`Context`]
+//! is therefore an error context callback of PostgreSQL: it keeps a copy of the error when it is raised
+//! first, and restores the lost fields when it is raised again.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -12,24 +12,24 @@ use std::ptr;
 use pgrx::pg_sys::{self, ErrorData};
 use pgrx::{PgLogLevel, PgSqlErrorCode, ereport};
 
-/// While it lives, errors and log messages say what is being done to which coupon, and errors from
-/// below keep all of their fields.
+/// Adds the operation and its coupon to errors and log messages while it lives, and keeps all fields of
+/// errors from below.
 pub struct Context(*mut Frame);
 
 /// A [`Context`] as PostgreSQL calls it.
 ///
-/// It lies in PostgreSQL's memory, not on the stack: an error is raised again when the stack is already
-/// unwound. PostgreSQL forgets it then, and frees it with the memory of the call.
+/// It lies in PostgreSQL's memory, not on the stack: when an error is raised again, the stack is already
+/// unwound. PostgreSQL then takes it off its list, and frees it with the memory of the call.
 struct Frame {
     callback: pg_sys::ErrorContextCallback,
     memory: pg_sys::MemoryContext,
     doing: Option<(&'static CStr, *const c_char, c_int)>,
-    /// The error that was raised last, or that is about to be.
+    /// The error that was raised last, or that is raised next.
     kept: *mut ErrorData,
 }
 
 impl Context {
-    /// `doing` is what is done to the coupon, as in "while claiming".
+    /// `doing` names the operation, as in "while claiming".
     pub fn new(doing: &'static CStr, coupon_name: &str) -> Context {
         let name = coupon_name.as_ptr().cast();
         Context::push(Some((doing, name, coupon_name.len() as c_int)))
@@ -71,8 +71,8 @@ impl Drop for Context {
     }
 }
 
-/// Raises an error with a SQLSTATE that PostgreSQL need not know, about a row of `table` if it is one
-/// about its key `constraint`.
+/// Raises an error with any SQLSTATE, also one that PostgreSQL does not know, and with the names of `key` if
+/// it is about one.
 pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<'_>>) -> ! {
     let context = Context::push(None);
     // SAFETY: the frame was just made. The copies are of the context that the frame is in.
@@ -96,7 +96,19 @@ pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<
     );
 }
 
-/// The key that an error is about.
+/// Refuses a change that a trigger has made to a claim.
+///
+/// # Errors
+/// `09000`, with `message`.
+pub fn refuse_triggers_change(message: &'static str) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
+        message
+    );
+}
+
+/// The constraint that an error is about.
 pub struct Key<'a> {
     /// The schema of the table.
     pub schema: &'a CStr,
@@ -119,7 +131,7 @@ fn copy(text: &str) -> *mut c_char {
     unsafe { pg_sys::pnstrdup(text.as_ptr().cast(), text.len()) }
 }
 
-/// Functions that a callback calls without pgrx's guards, which do not belong inside the raising of an error.
+/// Functions that a callback calls without pgrx's guards, which must not run while an error is raised.
 mod raw {
     use std::ffi::{c_char, c_int};
 
@@ -137,14 +149,14 @@ mod raw {
     }
 }
 
-/// Called by PostgreSQL for each error and message that is raised while the frame is on its list, from
-/// the innermost frame to the outermost.
+/// Called by PostgreSQL for each error and message while the frame is on its list, from the innermost frame
+/// to the outermost.
 ///
 /// # Safety
-/// `frame` is a [`Frame`] on the list. Nothing here panics or raises an error, short of the end of
-/// memory, for which PostgreSQL is prepared here.
+/// `frame` is a [`Frame`] on the list. Nothing here panics or raises an error, except if memory runs out, for
+/// which PostgreSQL is prepared here.
 unsafe extern "C-unwind" fn complete(frame: *mut c_void) {
-    // SAFETY: as above; PostgreSQL has an error at hand, to which the calls add.
+    // SAFETY: as above; PostgreSQL is raising an error, to which the calls add.
     unsafe {
         let frame = &mut *frame.cast::<Frame>();
         let error_memory = pg_sys::CurrentMemoryContext;
@@ -168,7 +180,7 @@ unsafe extern "C-unwind" fn complete(frame: *mut c_void) {
     }
 }
 
-/// Returns true if `error` is `kept`, raised again by pgrx: it has the same message and no context yet.
+/// Returns true if pgrx raises `kept` again as `error`: it has the same message and no context yet.
 ///
 /// # Safety
 /// `error` is valid, `kept` valid or null.
@@ -183,10 +195,10 @@ unsafe fn is_again(error: *const ErrorData, kept: *const ErrorData) -> bool {
     }
 }
 
-/// Gives the error at hand what `kept` has and pgrx does not carry.
+/// Gives the current error the fields of `kept` that pgrx does not carry.
 ///
 /// # Safety
-/// PostgreSQL has an error at hand.
+/// PostgreSQL is raising an error.
 unsafe fn restore(kept: &ErrorData) {
     let names = [
         (pg_sys::PG_DIAG_SCHEMA_NAME, kept.schema_name),

@@ -1,0 +1,65 @@
+//! Reading claims.
+
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::prelude::*;
+use pgrx::spi;
+
+use crate::api::args::{self, MAX_PAGE};
+use crate::api::reading::reading;
+use crate::pg::plan::{Plan, column};
+use crate::pg::rows::TableIterator;
+use crate::pg::schema::Schema;
+
+reading! {
+    columns {
+        id: [i64],
+        user_id: [String],
+        coupon_name: [String],
+        claimed_at: [TimestampWithTimeZone],
+    }
+    select
+        "select id, user_id::pg_catalog.text, coupon_name::pg_catalog.text, claimed_at from {schema}.claims"
+
+    /// Reads one claim.
+    ///
+    /// # Arguments
+    /// `user_id` and `coupon_name`: 1 to 255 characters.
+    ///
+    /// # Returns
+    /// Its row, or none.
+    ///
+    /// # Errors
+    /// `22004`, `22023` for a bad argument.
+    fn honcho_get_claim(user_id: Option<&str>, coupon_name: Option<&str>,)
+    "where user_id operator(pg_catalog.=) $1 and coupon_name operator(pg_catalog.=) $2", [TEXTOID, TEXTOID]
+    {
+        let user_id = args::text("user_id", user_id);
+        let coupon_name = args::text("coupon_name", coupon_name);
+        [user_id.into(), coupon_name.into()]
+    }
+
+    /// Reads a page of a coupon's claims, in claim order.
+    ///
+    /// # Arguments
+    /// `coupon_name`: 1 to 255 characters. `after`: the id of the last claim of the page before, 0 for
+    /// the first page. `max`: the most rows to return, 1 to 10,000.
+    ///
+    /// # Returns
+    /// The claims with greater ids, ascending; fewer than `max` of them on the last page.
+    ///
+    /// # Errors
+    /// `22004`, `22023` for a bad argument.
+    fn honcho_list_claims(
+        coupon_name: Option<&str>,
+        after: default!(Option<i64>, 0),
+        max: default!(Option<i32>, 1000),
+    )
+    "where coupon_name operator(pg_catalog.=) $1 and id operator(pg_catalog.>) $2 order by id limit $3",
+    [TEXTOID, INT8OID, INT4OID]
+    {
+        let coupon_name = args::text("coupon_name", coupon_name);
+        let after = args::not_null("after", after);
+        let max = args::int("max", max, 1..=MAX_PAGE);
+        [coupon_name.into(), after.into(), max.into()]
+    }
+}

@@ -1,0 +1,177 @@
+//! Index look-ups and row locks.
+
+use std::ptr;
+
+use pgrx::pg_sys::{self, Datum};
+use pgrx::{PgSqlErrorCode, ereport, error};
+
+use crate::pg::column::{Cell, Column, Key, KeyColumn};
+use crate::pg::relation::{Relation, Row, Slot};
+
+/// Look-ups in one index, by `N` of its columns.
+pub struct Lookup<'t, const N: usize> {
+    table: &'t Relation,
+    scan: pg_sys::IndexScanDesc,
+    /// The keys in the order of the index, to be given their values.
+    keys: [pg_sys::ScanKeyData; N],
+    /// Set once the scan has keys to search for.
+    begun: bool,
+    slot: Slot,
+}
+
+impl<'t, const N: usize> Lookup<'t, N> {
+    /// Prepares look-ups of rows of `table`, under the active snapshot, by `columns`: the first ones of
+    /// `index`, in any order. With none of them, any row is found.
+    pub fn new(table: &'t Relation, index: &Relation, columns: [KeyColumn; N]) -> Lookup<'t, N> {
+        let slot = Slot::new(table);
+        let mut keys = [pg_sys::ScanKeyData::default(); N];
+        // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. An index has
+        // as many attribute numbers as columns. Texts have collation "C", which `ScanKeyInit` sets.
+        let scan = unsafe {
+            let description = &*(*index.0).rd_index;
+            if N > description.indnkeyatts as usize {
+                error!("an index of a honcho table has fewer than {N} columns");
+            }
+            let attributes = description.indkey.values.as_slice(N);
+            for (i, (key, attribute)) in keys.iter_mut().zip(attributes).enumerate() {
+                let of = |column: &&KeyColumn| column.attribute as i16 == *attribute;
+                let Some(column) = columns.iter().find(of) else {
+                    error!("an index of a honcho table has column {attribute}");
+                };
+                pg_sys::ScanKeyInit(
+                    key,
+                    i as pg_sys::AttrNumber + 1,
+                    pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                    pg_sys::Oid::from(column.equal),
+                    Datum::null(),
+                );
+            }
+            pg_sys::index_beginscan(
+                table.0,
+                index.0,
+                pg_sys::GetActiveSnapshot(),
+                #[cfg(feature = "pg18")]
+                ptr::null_mut(),
+                N as i32,
+                0,
+            )
+        };
+        Lookup {
+            table,
+            scan,
+            keys,
+            begun: false,
+            slot,
+        }
+    }
+
+    /// Releases the row last found, if any: a pinned page cannot be pruned.
+    pub fn release(&mut self) {
+        if !self.begun {
+            return;
+        }
+        // SAFETY: both are made by `new`; without new keys a rescan keeps the old ones.
+        unsafe {
+            pg_sys::ExecClearTuple(self.slot.0);
+            let keys = (*self.scan).numberOfKeys;
+            pg_sys::index_rescan(self.scan, ptr::null_mut(), keys, ptr::null_mut(), 0);
+        }
+    }
+
+    /// Continues under the snapshot that is active now.
+    pub fn renew(&mut self) {
+        // SAFETY: the scan keeps the snapshot of each look-up no longer than until the next.
+        unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
+    }
+
+    /// A row with these values in the columns that were prepared for, in any order.
+    pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        self.begun = true;
+        // SAFETY: the index is open and has as many attribute numbers as columns, and the scan was begun
+        // for `N` of them.
+        let found = unsafe {
+            let attributes = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
+            for (own, attribute) in self.keys.iter_mut().zip(attributes.as_slice(N)) {
+                let Some(cell) = key.iter().find(|cell| cell.attribute as i16 == *attribute) else {
+                    error!("an index of a honcho table has column {attribute}");
+                };
+                own.sk_argument = cell.value;
+            }
+            pg_sys::index_rescan(
+                self.scan,
+                self.keys.as_mut_ptr(),
+                N as i32,
+                ptr::null_mut(),
+                0,
+            );
+            pg_sys::index_getnext_slot(
+                self.scan,
+                pg_sys::ScanDirection::ForwardScanDirection,
+                self.slot.0,
+            )
+        };
+        found.then_some(Row(&self.slot))
+    }
+
+    /// The row last found.
+    pub fn found(&self) -> Row<'_> {
+        Row(&self.slot)
+    }
+
+    /// Locks the row last found until the transaction ends, against everything except foreign-key checks,
+    /// and reads its newest version; none if it was deleted, or no longer has `value` in `column`.
+    ///
+    /// # Errors
+    /// `40001` under repeatable read and serializable when the row changed after the snapshot;
+    /// `55P03`, `57014`, `40P01` as for any lock.
+    pub fn lock<K: Key>(&mut self, column: Column<K>, value: K) -> Option<Row<'_>> {
+        let mut failure = pg_sys::TM_FailureData::default();
+        // SAFETY: the slot holds the row that `find` returned under the active snapshot.
+        let (result, own_snapshot) = unsafe {
+            let own_snapshot = pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32;
+            let flags = if own_snapshot {
+                0
+            } else {
+                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8
+            };
+            let mut tid = (*self.slot.0).tts_tid;
+            let result = pg_sys::table_tuple_lock(
+                self.table.0,
+                &mut tid,
+                pg_sys::GetActiveSnapshot(),
+                self.slot.0,
+                pg_sys::GetCurrentCommandId(false),
+                pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
+                pg_sys::LockWaitPolicy::LockWaitBlock,
+                flags,
+                &mut failure,
+            );
+            (result, own_snapshot)
+        };
+        match result {
+            pg_sys::TM_Result::TM_Ok => {
+                let row = Row(&self.slot);
+                let is_same = |found: K| found.is_equal(value);
+                (!failure.traversed || row.get(column).is_some_and(is_same)).then_some(row)
+            }
+            pg_sys::TM_Result::TM_Deleted if !own_snapshot => None,
+            pg_sys::TM_Result::TM_Updated | pg_sys::TM_Result::TM_Deleted => {
+                ereport!(
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+                    "could not serialize access due to concurrent update"
+                );
+            }
+            other => error!("unexpected result {other} of locking a row"),
+        }
+    }
+}
+
+impl<const N: usize> Drop for Lookup<'_, N> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: begun by `new`, ended only here.
+            unsafe { pg_sys::index_endscan(self.scan) };
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Open tables and indexes, and their rows.
+
+use std::ffi::CStr;
+use std::ptr;
+
+use pgrx::error;
+use pgrx::pg_sys;
+
+use crate::pg::column::{Cell, Column, Value};
+
+/// An open table or index; its lock is held until the transaction ends.
+pub struct Relation(pub(super) pg_sys::Relation);
+
+impl Relation {
+    /// Opens the table `oid` as a `select` does.
+    pub fn table(oid: pg_sys::Oid) -> Relation {
+        // SAFETY: raises an error unless `oid` is a table.
+        Relation(unsafe { pg_sys::table_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
+    }
+
+    /// Opens the index `oid` as a `select` does.
+    pub fn index(oid: pg_sys::Oid) -> Relation {
+        // SAFETY: raises an error unless `oid` is an index.
+        Relation(unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
+    }
+
+    /// Returns true if it has triggers other than PostgreSQL's own and those that call the function `ours`.
+    pub fn has_user_triggers(&self, ours: Option<pg_sys::Oid>) -> bool {
+        // SAFETY: the relation is open; its triggers are an array of `numtriggers`.
+        unsafe {
+            (*self.0).trigdesc.as_ref().is_some_and(|description| {
+                let count = description.numtriggers as usize;
+                let triggers = std::slice::from_raw_parts(description.triggers, count);
+                triggers
+                    .iter()
+                    .any(|trigger| !trigger.tgisinternal && Some(trigger.tgfoid) != ours)
+            })
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: the relation is open; its name is a C string in its entry of the relation cache.
+        unsafe { CStr::from_ptr((*(*self.0).rd_rel).relname.data.as_ptr()) }
+    }
+
+    /// Its OID.
+    pub fn oid(&self) -> pg_sys::Oid {
+        // SAFETY: the relation is open.
+        unsafe { (*self.0).rd_id }
+    }
+}
+
+impl Drop for Relation {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: opened by `table` or `index`, closed only here.
+            unsafe { pg_sys::relation_close(self.0, pg_sys::NoLock as pg_sys::LOCKMODE) };
+        }
+    }
+}
+/// Room for one row of a table.
+pub(super) struct Slot(pub(super) *mut pg_sys::TupleTableSlot);
+
+impl Slot {
+    pub(super) fn new(table: &Relation) -> Slot {
+        // SAFETY: the table is open; `drop` frees the slot.
+        Slot(unsafe { pg_sys::table_slot_create(table.0, ptr::null_mut()) })
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        // SAFETY: a slot made by `new` has a descriptor.
+        unsafe { (*(*self.0).tts_tupleDescriptor).natts as usize }
+    }
+
+    /// The attribute number, if there is such a column.
+    fn require(&self, attribute: usize) -> usize {
+        if attribute > self.columns() {
+            error!("column {attribute} of a honcho table is missing");
+        }
+        attribute
+    }
+
+    /// Puts values into the slot's arrays, to be stored as a row.
+    pub(super) fn put(&mut self, cells: &[Cell]) {
+        for cell in cells {
+            let attribute = self.require(cell.attribute);
+            // SAFETY: the arrays have as many elements as the descriptor has columns.
+            unsafe {
+                *(*self.0).tts_values.add(attribute - 1) = cell.value;
+                *(*self.0).tts_isnull.add(attribute - 1) = false;
+            }
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: made by `new`, freed only here.
+            unsafe { pg_sys::ExecDropSingleTupleTableSlot(self.0) };
+        }
+    }
+}
+
+/// The row in a slot.
+#[derive(Clone, Copy)]
+pub struct Row<'a>(pub(super) &'a Slot);
+
+impl Row<'_> {
+    /// The value in `column`; none for null.
+    pub fn get<T: Value>(self, column: Column<T>) -> Option<T> {
+        let slot = self.0.0;
+        let attribute = self.0.require(column.attribute());
+        // SAFETY: the slot holds a row that has this attribute; a column has the type that
+        // sql/tables.sql gives it.
+        unsafe {
+            pg_sys::slot_getsomeattrs(slot, attribute as i32);
+            (!*(*slot).tts_isnull.add(attribute - 1))
+                .then(|| T::from_datum(*(*slot).tts_values.add(attribute - 1)))
+        }
+    }
+
+    /// The transaction that wrote this version, even if the version has been frozen since, for freezing keeps
+    /// the id. The caller must find out if the id is of a transaction long ago.
+    pub fn written_by(self) -> pg_sys::TransactionId {
+        // SAFETY: the slot holds a heap row (`using heap`), so this copies nothing.
+        unsafe {
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());
+            (*(*tuple).t_data).t_choice.t_heap.t_xmin
+        }
+    }
+}

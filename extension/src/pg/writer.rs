@@ -1,0 +1,206 @@
+//! Writes of single rows.
+
+use std::marker::PhantomData;
+use std::ptr;
+
+use pgrx::pg_sys::{self, Datum};
+
+#[cfg(not(feature = "pg18"))]
+use crate::pg::checks;
+use crate::pg::column::Cell;
+use crate::pg::errors;
+use crate::pg::relation::{Relation, Row, Slot};
+
+/// Writes rows of one table, with constraints, indexes and row triggers. As when logical replication
+/// applies a row, there is no statement, so statement triggers do not fire.
+///
+/// It locks the table as an `insert` or `update` does and opens its indexes when it is made; it writes
+/// between `begin` and `end`.
+pub struct Writer<'t> {
+    estate: *mut pg_sys::EState,
+    target: *mut pg_sys::ResultRelInfo,
+    slot: Slot,
+    table: PhantomData<&'t Relation>,
+}
+
+impl<'t> Writer<'t> {
+    /// Prepares to write to `table`. Its triggers fire, except those that call the function `ours`: they fire
+    /// only if there are triggers of users, which may change what it looks at.
+    pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>) -> Writer<'t> {
+        let slot = Slot::new(table);
+        // SAFETY: the table stays open while the writer lives; `drop` frees what is made here, or the abort
+        // of the transaction does.
+        unsafe {
+            pg_sys::LockRelationOid(table.oid(), pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+            let estate = pg_sys::CreateExecutorState();
+            let target = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
+            pg_sys::InitResultRelInfo(target, table.0, 0, ptr::null_mut(), 0);
+            if let Some(ours) = ours
+                && !table.has_user_triggers(Some(ours))
+            {
+                leave_out(&mut *target, ours);
+            }
+            #[cfg(not(feature = "pg18"))]
+            checks::attach(&mut *target);
+            pg_sys::ExecOpenIndices(target, false);
+            Writer {
+                estate,
+                target,
+                slot,
+                table: PhantomData,
+            }
+        }
+    }
+
+    /// Begins to write, under the active snapshot.
+    pub fn begin(&mut self) {
+        // SAFETY: a snapshot is active; `end` is the counterpart.
+        unsafe {
+            (*self.estate).es_snapshot = pg_sys::GetActiveSnapshot();
+            (*self.estate).es_output_cid = pg_sys::GetCurrentCommandId(true);
+            pg_sys::AfterTriggerBeginQuery();
+        }
+    }
+
+    /// Inserts a row with these values; the other columns are null.
+    ///
+    /// # Errors
+    /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
+    /// `09000` if a trigger suppresses the write.
+    pub fn insert(&mut self, cells: &[Cell]) {
+        let slot = self.slot.0;
+        // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
+        unsafe {
+            pg_sys::ExecClearTuple(slot);
+            for i in 0..self.slot.columns() {
+                *(*slot).tts_isnull.add(i) = true;
+            }
+            self.slot.put(cells);
+            pg_sys::ExecStoreVirtualTuple(slot);
+            pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
+        }
+        self.require_written();
+        if self.slot.columns() > cells.len() {
+            self.require_domains();
+        }
+    }
+
+    /// Checks the nulls that were written against their domains. In SQL an expression checks its value, but
+    /// here no expression made the nulls.
+    ///
+    /// # Errors
+    /// `23502`, `23514`.
+    fn require_domains(&self) {
+        // SAFETY: the slot holds a row with that many columns; a null needs no value. A dropped column has
+        // no type, so it has no domain.
+        unsafe {
+            let slot = self.slot.0;
+            pg_sys::slot_getallattrs(slot);
+            let table = (*(*self.target).ri_RelationDesc).rd_id;
+            for i in (0..self.slot.columns()).filter(|&i| *(*slot).tts_isnull.add(i)) {
+                let domain = pg_sys::get_atttype(table, i as pg_sys::AttrNumber + 1);
+                if pg_sys::get_typtype(domain) as u8 == pg_sys::TYPTYPE_DOMAIN {
+                    let (cache, memory) = (ptr::null_mut(), ptr::null_mut());
+                    pg_sys::domain_check(Datum::null(), true, domain, cache, memory);
+                }
+            }
+        }
+    }
+
+    /// Sets these columns of `row`, which this transaction has locked.
+    ///
+    /// # Errors
+    /// As for `insert`.
+    pub fn update(&mut self, row: Row<'_>, cells: &[Cell]) {
+        let (old, new) = (row.0.0, self.slot.0);
+        // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
+        unsafe {
+            pg_sys::slot_getallattrs(old);
+            pg_sys::ExecClearTuple(new);
+            let columns = self.slot.columns();
+            ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, columns);
+            ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
+            self.slot.put(cells);
+            pg_sys::ExecStoreVirtualTuple(new);
+            // Used only by row triggers, and then only if another transaction changed the row.
+            let mut recheck = pg_sys::EPQState::default();
+            pg_sys::EvalPlanQualInit(
+                &mut recheck,
+                self.estate,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                -1,
+                #[cfg(not(feature = "pg15"))]
+                ptr::null_mut(),
+            );
+            pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, &mut recheck, old, new);
+            pg_sys::EvalPlanQualEnd(&mut recheck);
+        }
+        self.require_written();
+    }
+
+    /// The row last written, as triggers left it.
+    pub fn written(&self) -> Row<'_> {
+        Row(&self.slot)
+    }
+
+    /// Fails if a trigger suppressed the write of the row in the slot.
+    ///
+    /// # Errors
+    /// `09000`.
+    fn require_written(&self) {
+        // SAFETY: a row that was written has a tuple identifier; one that is only in the slot has none.
+        let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*self.slot.0).tts_tid) };
+        if !written {
+            errors::refuse_triggers_change("a trigger suppressed a write of the claim");
+        }
+    }
+
+    /// Ends writing: fires the triggers that run after the writes.
+    pub fn end(&mut self) {
+        // SAFETY: `begin` came before.
+        unsafe { pg_sys::AfterTriggerEndQuery(self.estate) };
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: made by `new`, freed only here.
+            unsafe {
+                pg_sys::ExecCloseIndices(self.target);
+                // The relations that triggers opened, if any.
+                pg_sys::ExecCloseResultRelations(self.estate);
+                pg_sys::ExecResetTupleTable((*self.estate).es_tupleTable, false);
+                pg_sys::FreeExecutorState(self.estate);
+            }
+        }
+    }
+}
+
+/// Takes the triggers that call `function` out of the target's own copy of its table's triggers. If none
+/// is left, the update does not fetch the old row, either.
+///
+/// # Safety
+/// `target` is initialised and has fired nothing yet.
+unsafe fn leave_out(target: &mut pg_sys::ResultRelInfo, function: pg_sys::Oid) {
+    // SAFETY: InitResultRelInfo copied the descriptor, with an array of `numtriggers`.
+    unsafe {
+        let Some(description) = target.ri_TrigDesc.as_mut() else {
+            return;
+        };
+        let triggers =
+            std::slice::from_raw_parts_mut(description.triggers, description.numtriggers as usize);
+        let mut kept = 0;
+        for i in 0..triggers.len() {
+            if triggers[i].tgfoid != function {
+                triggers.swap(kept, i);
+                kept += 1;
+            }
+        }
+        description.numtriggers = kept as i32;
+        if kept == 0 {
+            target.ri_TrigDesc = ptr::null_mut();
+        }
+    }
+}
