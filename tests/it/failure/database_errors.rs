@@ -1,0 +1,419 @@
+//! The database goes away, is full, is slow, or is set up wrongly: documented answers, no guesses,
+//! and healing without help.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use honcho_tests::{Cluster, Database, Stop, books, connect, eventually};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::JoinSet;
+
+use crate::{
+    fixtures::api::{Api, answer},
+    fixtures::held::{claim_until_certain, hold, until_queued},
+};
+
+/// Waits until somebody waits for a lock in this database.
+async fn somebody_waits(client: &tokio_postgres::Client) -> Result<()> {
+    let waiting = "select count(*) from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock'";
+    eventually("somebody to wait for a lock", async || {
+        Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
+    })
+    .await
+}
+
+async fn everything_is_unavailable(api: &Api) -> Result<()> {
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    assert_eq!(api.create("NEW", 1).await?.shown(), "503 unavailable");
+    assert_eq!(api.show("PROMO").await?.shown(), "503 unavailable");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_is_down_is_503_and_heals() -> Result<()> {
+    let mut cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 100).await?;
+    cluster.stop(Stop::Fast)?;
+
+    // Down when the service starts.
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    everything_is_unavailable(&api).await?;
+    cluster.start()?;
+    assert_eq!(api.claim("first", "PROMO").await?.status, 200);
+
+    // Down afterwards, by a crash and by a clean stop, with connections in the pool.
+    for how in [Stop::Immediate, Stop::Fast] {
+        claim_at_once(&api, &format!("before {how:?}"), 20).await?;
+        cluster.stop(how)?;
+        everything_is_unavailable(&api).await?;
+        cluster.start()?;
+        // Not one of them may meet a connection from before.
+        claim_at_once(&api, &format!("after {how:?}"), 20).await?;
+    }
+    // A restart that nobody noticed while it lasted.
+    cluster.stop(Stop::Immediate)?;
+    cluster.start()?;
+    claim_at_once(&api, "restarted", 10).await?;
+
+    let shown = api.show("PROMO").await?;
+    assert_eq!(shown.body["remaining_amount"], 9);
+    assert_eq!(shown.body["claimed_by"].as_array().unwrap().len(), 91);
+    database.books().await
+}
+
+async fn claim_at_once(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
+    let mut claims = JoinSet::new();
+    for n in 0..users {
+        let (api, user) = (Arc::clone(api), format!("{who} {n}"));
+        claims.spawn(async move { api.claim(&user, "PROMO").await });
+    }
+    while let Some(claim) = claims.join_next().await {
+        assert_eq!(claim??.shown(), "200", "{who}: {}", api.service.log());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
+    let mut cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start(database.caller_url()).await?;
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.execute("select honcho_claim('holder', 'PROMO')", &[])
+        .await?;
+    let claim = api.claim("user", "PROMO");
+    let crash = async {
+        somebody_waits(&database.connect().await?).await?;
+        cluster.stop(Stop::Immediate)
+    };
+    let (claim, crash) = tokio::join!(claim, crash);
+    crash?;
+    assert_eq!(claim?.shown(), "503 outcome_unknown");
+    cluster.start()?;
+    // Neither committed.
+    assert_eq!(api.show("PROMO").await?.body["remaining_amount"], 10);
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    let mut clients = JoinSet::new();
+    for client in 0..8 {
+        let api = Arc::clone(&api);
+        clients.spawn(async move {
+            let mut told = Vec::new();
+            let mut n = 0;
+            // Until enough were told "yes", however many are lost in between.
+            while told.len() < 50 {
+                let user = format!("{client}_{n}");
+                match api.claim(&user, "PROMO").await?.shown().as_str() {
+                    "200" => told.push(user),
+                    "503 outcome_unknown" | "503 unavailable" => {}
+                    other => anyhow::bail!("{user}: {other}"),
+                }
+                n += 1;
+            }
+            Ok(told)
+        });
+    }
+    let client = database.connect().await?;
+    let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                 where datname = current_database() and application_name = 'honcho-service'";
+    let mut killed = 0;
+    let mut told = Vec::new();
+    while !clients.is_empty() {
+        killed += client.query_one(kill, &[]).await?.get::<_, i64>(0);
+        let step = std::time::Duration::from_millis(50);
+        if let Ok(Some(done)) = tokio::time::timeout(step, clients.join_next()).await {
+            told.extend(done??);
+        }
+    }
+    assert!(killed > 0);
+    let lost = "select count(*) from unnest($1::text[]) as told(user_id)
+                 where not exists (select from claims c where c.user_id = told.user_id)";
+    assert_eq!(client.query_one(lost, &[&told]).await?.get::<_, i64>(0), 0);
+    // The pool may still hold sessions that it does not know to be dead.
+    assert_eq!(
+        claim_until_certain(&api, "afterwards", "PROMO").await?,
+        "200"
+    );
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_session_that_hangs_is_given_up() -> Result<()> {
+    let cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start_with(database.caller_url(), &[("DATABASE_POOL_SIZE", "1")]).await?;
+    assert_eq!(api.claim("first", "PROMO").await?.shown(), "200");
+    let client = database.connect().await?;
+    let session = "select pid from pg_stat_activity where application_name = 'honcho-service'";
+    let session: i32 = client.query_one(session, &[]).await?.get(0);
+    let session = Pid::from_raw(session).unwrap();
+    kill_process(session, Signal::STOP)?;
+    assert_eq!(
+        api.claim("second", "PROMO").await?.shown(),
+        "503 outcome_unknown"
+    );
+    // The only connection there may be is a new one.
+    assert_eq!(api.claim("third", "PROMO").await?.shown(), "200");
+    kill_process(session, Signal::CONT)?;
+    // The claim had arrived, and is made after all: it was right not to say no.
+    eventually("the second claim", async || {
+        let claim = client
+            .query_opt("select honcho_get_claim('second', 'PROMO')", &[])
+            .await?;
+        Ok(claim.map(drop))
+    })
+    .await?;
+    assert_eq!(
+        api.claim("second", "PROMO").await?.shown(),
+        "409 already_claimed"
+    );
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_coupon_that_is_held_is_503_and_holds_up_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("HELD", 10).await?;
+    database.create_coupon("FREE", 10).await?;
+    let api = Api::start(database.caller_url()).await?;
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.execute("select honcho_claim('holder', 'HELD')", &[])
+        .await?;
+    let (waits, passes) = tokio::join!(api.claim("user", "HELD"), async {
+        somebody_waits(&database.connect().await?).await?;
+        let passes = api.claim("user", "FREE").await?;
+        // What needs no lock is not held up either.
+        assert_eq!(api.show("HELD").await?.body["remaining_amount"], 10);
+        anyhow::Ok(passes)
+    });
+    assert_eq!(passes?.shown(), "200");
+    assert_eq!(waits?.shown(), "503 unavailable");
+    held.rollback().await?;
+    assert_eq!(api.claim("user", "HELD").await?.shown(), "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_too_long_is_504() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("HELD", 10).await?;
+    // What the operator says in the URL comes after what the service says itself.
+    let url = format!(
+        "{}&options=-c%20statement_timeout%3D200ms",
+        database.caller_url()
+    );
+    let api = Api::start(&url).await?;
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.execute("select honcho_claim('holder', 'HELD')", &[])
+        .await?;
+    assert_eq!(api.claim("user", "HELD").await?.shown(), "504 timeout");
+    held.rollback().await?;
+    assert_eq!(api.claim("user", "HELD").await?.shown(), "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn too_many_connections_is_503_and_heals() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start(database.caller_url()).await?;
+    let limit = |limit: i32| {
+        format!(
+            "alter role {}_caller connection limit {limit}",
+            database.name()
+        )
+    };
+    let admin = database.connect().await?;
+    admin.batch_execute(&limit(0)).await?;
+    everything_is_unavailable(&api).await?;
+    admin.batch_execute(&limit(-1)).await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_conflict_is_repeated() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let isolation = "set default_transaction_isolation = 'repeatable read'";
+    let client = database.connect().await?;
+    client
+        .batch_execute(&format!(
+            "alter role {}_caller {isolation}",
+            database.name()
+        ))
+        .await?;
+    let api = Api::start(database.caller_url()).await?;
+    let mut holder = database.connect().await?;
+    let held = holder.transaction().await?;
+    held.execute("select honcho_claim('holder', 'PROMO')", &[])
+        .await?;
+    let (claim, committed) = tokio::join!(api.claim("user", "PROMO"), async {
+        somebody_waits(&client).await?;
+        // The waiter's snapshot is older than this.
+        anyhow::Ok(held.commit().await?)
+    });
+    committed?;
+    assert_eq!(claim?.shown(), "200");
+    let conflicts = "select xact_rollback from pg_stat_database where datname = current_database()";
+    eventually("the conflict to be counted", async || {
+        Ok((client.query_one(conflicts, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
+    })
+    .await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn conflicts_never_oversell() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let admin = database.connect().await?;
+    admin
+        .batch_execute(&format!(
+            "alter role {}_caller set default_transaction_isolation = 'serializable'",
+            database.name()
+        ))
+        .await?;
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    let mut claims = JoinSet::new();
+    for n in 0..40 {
+        let api = Arc::clone(&api);
+        claims.spawn(async move { api.claim(&format!("user_{n}"), "PROMO").await });
+    }
+    let mut told = 0;
+    while let Some(claim) = claims.join_next().await {
+        match claim??.shown().as_str() {
+            "200" => told += 1,
+            "409 sold_out" | "503 unavailable" => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert!((1..=5).contains(&told));
+    let claimed: i64 = admin
+        .query_one("select count(*) from claims", &[])
+        .await?
+        .get(0);
+    assert_eq!(claimed, told);
+    database.books().await
+}
+
+#[tokio::test]
+async fn what_is_set_up_wrongly_is_500_and_logged_once_and_kept_to_us() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let stranger = database
+        .superuser_url()
+        .replace("postgres@", &format!("{}_stranger@", database.name()));
+    let api = Api::start(&stranger).await?;
+    for request in [
+        api.claim_request("user", "PROMO"),
+        api.show_request("PROMO"),
+    ] {
+        let answer = answer(request).await?;
+        assert_eq!(answer.shown(), "500 internal");
+        let text = answer.body.to_string();
+        assert!(
+            !text.contains("permission") && !text.contains("honcho_"),
+            "{text}"
+        );
+        let id = answer.header("x-request-id").to_owned();
+        // The line of the request comes after that of its error.
+        api.service
+            .logged(&format!("bytes={} request_id={id}", text.len()))
+            .await?;
+        let log = api.service.log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains(&id)).collect();
+        assert_eq!(lines.len(), 2, "{log}");
+        assert!(
+            lines[0].contains("ERROR") && lines[0].contains("permission denied"),
+            "{log}"
+        );
+    }
+
+    database
+        .connect()
+        .await?
+        .batch_execute("drop extension honcho")
+        .await?;
+    let api = Api::start(database.caller_url()).await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "500 internal");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_without_honcho_yet_heals_when_it_has() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client.batch_execute("drop extension honcho").await?;
+    let api = Api::start(database.superuser_url()).await?;
+    assert_eq!(api.create("PROMO", 1).await?.shown(), "500 internal");
+    client.batch_execute("create extension honcho").await?;
+    assert_eq!(api.create("PROMO", 1).await?.shown(), "201");
+    // Prepared on the same connection, gone, and there again.
+    client
+        .batch_execute("drop extension honcho; create extension honcho")
+        .await?;
+    assert_eq!(api.create("PROMO", 1).await?.shown(), "201");
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    books(&connect(database.superuser_url()).await?).await
+}
+
+/// Clients try again: each try must not leave a backend that waits on.
+#[tokio::test]
+async fn a_statement_whose_answer_is_late_is_broken_off_in_the_database() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("HELD", 10).await?;
+    // The database would wait without end, and the service does not.
+    let url = format!(
+        "{}&options=-c%20statement_timeout%3D0%20-c%20lock_timeout%3D0",
+        database.caller_url()
+    );
+    let settings = [("STATEMENT_TIMEOUT", "100ms")];
+    let api = Api::start_with(&url, &settings).await?;
+    let client = database.connect().await?;
+    let holder = hold(&database, "HELD").await?;
+    for _ in 0..3 {
+        assert_eq!(
+            api.claim("user", "HELD").await?.shown(),
+            "503 outcome_unknown"
+        );
+    }
+    until_queued(&client, 0).await?;
+    let writers = "select count(*) from claims where user_id = 'user'";
+    holder.batch_execute("rollback").await?;
+    assert_eq!(client.query_one(writers, &[]).await?.get::<_, i64>(0), 0);
+
+    // Reads, too.
+    let mut locker = database.connect().await?;
+    let locked = locker.transaction().await?;
+    locked
+        .batch_execute("lock table coupons in access exclusive mode")
+        .await?;
+    for path in ["", "/HELD", "/HELD/claims"] {
+        let request = api.request(reqwest::Method::GET, &format!("/api/coupons{path}"));
+        assert_eq!(answer(request).await?.shown(), "504 timeout", "{path}");
+    }
+    let waiting =
+        "select count(*) from pg_locks where not granted and relation = 'coupons'::regclass";
+    eventually("nobody to wait", async || {
+        let waiting: i64 = locked.query_one(waiting, &[]).await?.get(0);
+        Ok((waiting == 0).then_some(()))
+    })
+    .await?;
+    locked.rollback().await?;
+    database.books().await
+}

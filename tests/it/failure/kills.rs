@@ -1,0 +1,319 @@
+//! Killed in the middle of a batch, the session or the whole service: what was told is true, and what
+//! was not can be asked again.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::Result;
+use honcho_tests::{Cluster, ClusterOptions, Database, eventually};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use crate::{
+    fixtures::api::Api,
+    fixtures::held::{Jam, claim_until_certain, claimed},
+};
+
+/// A way to end a session.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// By `pg_terminate_backend`.
+    Terminated,
+    /// By SIGKILL, upon which the server ends all others too and recovers as from a crash.
+    Killed,
+}
+
+impl How {
+    /// Ends the session of `pid`.
+    async fn end(self, client: &Client, pid: i32) -> Result<()> {
+        match self {
+            How::Terminated => {
+                client
+                    .execute("select pg_terminate_backend($1)", &[&pid])
+                    .await?;
+            }
+            How::Killed => kill(pid)?,
+        }
+        Ok(())
+    }
+}
+
+fn kill(pid: i32) -> Result<()> {
+    Ok(kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL)?)
+}
+
+/// A cluster that may crash.
+fn cluster() -> Result<Cluster> {
+    ClusterOptions::default().setting("fsync", "off").start()
+}
+
+/// Connects again after a crash that ended `client` too.
+async fn reconnect(client: &Client, database: &Database) -> Result<Client> {
+    // Until then the server takes connections that it is about to end.
+    eventually("the server to go down", async || {
+        Ok(client.is_closed().then_some(()))
+    })
+    .await?;
+    eventually("the server to be back", async || {
+        Ok(database.connect().await.ok())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
+    let cluster = cluster()?;
+    for how in [How::Terminated, How::Killed] {
+        let database = Database::create(&cluster).await?;
+        database.create_coupon("PROMO", 100).await?;
+        let gate = database.connect().await?;
+        // The tenth of the crowd stops the batch until the gate is opened.
+        gate.batch_execute(
+            "create function stop() returns trigger language plpgsql
+                 as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+             create trigger stop before insert on claims
+                 for each row when (new.user_id = 'crowd 9') execute function stop();
+             select pg_advisory_lock(1);",
+        )
+        .await?;
+        let mut jam = Jam::new(&database, 20, &[]).await?;
+        jam.release().await?;
+        assert_eq!((&mut jam.first).await??, "200");
+        let stopped = "select pid from pg_locks where not granted and locktype = 'advisory'";
+        let stopped: i32 = eventually("the batch to be in the middle", async || {
+            Ok(jam.client.query_opt(stopped, &[]).await?)
+        })
+        .await?
+        .get(0);
+        how.end(&jam.client, stopped).await?;
+        jam.crowd_is_told("503 outcome_unknown").await?;
+        drop(gate);
+
+        if matches!(how, How::Killed) {
+            jam.client = reconnect(&jam.client, &database).await?;
+        }
+        assert_eq!(claimed(&jam.client).await?, ["first"], "{how:?}");
+        for n in 0..20 {
+            let told = claim_until_certain(&jam.api, &format!("crowd {n}"), "PROMO").await?;
+            assert_eq!(told, "200", "{how:?}");
+        }
+        database.books().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sale_while_sessions_are_terminated() -> Result<()> {
+    sale_while(How::Terminated, 20).await
+}
+
+#[tokio::test]
+async fn a_sale_while_sessions_are_killed() -> Result<()> {
+    sale_while(How::Killed, 3).await
+}
+
+/// A sale during which so many sessions are ended as they carry out a batch.
+async fn sale_while(how: How, count: usize) -> Result<()> {
+    let cluster = cluster()?;
+    let database = Database::create(&cluster).await?;
+    let sale = Sale::open(&database).await?;
+    let mut client = database.connect().await?;
+    // So slow that whoever carries out a batch is most likely found in the middle.
+    client
+        .batch_execute(
+            "create function dawdle() returns trigger language plpgsql
+                 as $$ begin perform pg_sleep(0.0003); return new; end $$;
+             create trigger dawdle before insert on claims
+                 for each row execute function dawdle();",
+        )
+        .await?;
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    let mut clients = JoinSet::new();
+    for _ in 0..64 {
+        let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
+        clients.spawn(async move {
+            while let Some(user) = sale.next() {
+                let told = api.claim(&user, "PROMO").await?.shown();
+                sale.note(user, told);
+            }
+            anyhow::Ok(())
+        });
+    }
+    let batch = "select pid from pg_stat_activity
+                  where datname = current_database() and application_name = 'honcho-service'
+                    and state = 'active' and query like '%honcho_claim_batch%'
+                  limit 1";
+    for _ in 0..count {
+        let session = eventually("a batch", async || Ok(client.query_opt(batch, &[]).await?));
+        how.end(&client, session.await?.get(0)).await?;
+        if matches!(how, How::Killed) {
+            client = reconnect(&client, &database).await?;
+        }
+        let before = sale.told();
+        eventually("the sale to go on", async || {
+            Ok((sale.told() > before).then_some(()))
+        })
+        .await?;
+    }
+    sale.close().await?;
+    while let Some(client) = clients.join_next().await {
+        client??;
+    }
+    sale.check(&database).await
+}
+
+#[tokio::test]
+async fn a_sale_while_the_service_is_killed() -> Result<()> {
+    let database = crate::database().await?;
+    let sale = Sale::open(&database).await?;
+    for kill_it in [true, true, true, true, true, true, false] {
+        let api = Arc::new(Api::start(database.caller_url()).await?);
+        let mut clients = JoinSet::new();
+        for _ in 0..64 {
+            let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
+            clients.spawn(async move {
+                // Until the service is gone or the sale is over.
+                while let Some(user) = sale.next() {
+                    match api.claim(&user, "PROMO").await {
+                        Ok(answer) => sale.note(user, answer.shown()),
+                        Err(_) => return sale.note(user, "no answer".to_owned()),
+                    }
+                }
+            });
+        }
+        if kill_it {
+            let before = sale.told();
+            eventually("some claims", async || {
+                Ok((sale.told() >= before + 100).then_some(()))
+            })
+            .await?;
+            kill(api.service.pid().try_into()?)?;
+        } else {
+            sale.close().await?;
+        }
+        clients.join_all().await;
+    }
+    sale.check(&database).await
+}
+
+#[tokio::test]
+async fn a_service_killed_while_claims_wait_takes_only_those_it_had_sent() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    kill(jam.api.service.pid().try_into()?)?;
+    assert!((&mut jam.first).await?.is_err());
+    for claim in jam.crowd.drain(..) {
+        assert!(claim.await?.is_err());
+    }
+    jam.release().await?;
+    // The session does not know yet that nobody listens.
+    eventually("the batch that was under way", async || {
+        Ok((claimed(&jam.client).await? == ["first"]).then_some(()))
+    })
+    .await?;
+    let api = Api::start(database.caller_url()).await?;
+    assert_eq!(
+        api.claim("first", "PROMO").await?.shown(),
+        "409 already_claimed"
+    );
+    for n in 0..20 {
+        let told = api.claim(&format!("crowd {n}"), "PROMO").await?.shown();
+        assert_eq!(told, "200");
+    }
+    database.books().await
+}
+
+/// Users who claim until they know for certain, and what they were told. More of them come until the
+/// sale is closed.
+struct Sale {
+    came: AtomicUsize,
+    closed: AtomicBool,
+    /// Those who were left in doubt, and of them those who have not claimed again yet.
+    doubtful: Mutex<(BTreeSet<String>, VecDeque<String>)>,
+    told: Mutex<Vec<(String, String)>>,
+}
+
+impl Sale {
+    const STOCK: usize = 2_000;
+    const USERS: usize = 2_500;
+
+    async fn open(database: &Database) -> Result<Arc<Self>> {
+        database.create_coupon("PROMO", Self::STOCK as i32).await?;
+        Ok(Arc::new(Self {
+            came: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            doubtful: Mutex::default(),
+            told: Mutex::default(),
+        }))
+    }
+
+    /// Lets nobody else come once enough were told.
+    async fn close(&self) -> Result<()> {
+        eventually("enough to be told", async || {
+            Ok((self.told() >= Self::USERS).then_some(()))
+        })
+        .await?;
+        self.closed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn next(&self) -> Option<String> {
+        if let Some(user) = self.doubtful.lock().unwrap().1.pop_front() {
+            return Some(user);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(format!(
+            "user {}",
+            self.came.fetch_add(1, Ordering::Relaxed)
+        ))
+    }
+
+    /// Notes what a user was told.
+    fn note(&self, user: String, told: String) {
+        match told.as_str() {
+            "503 outcome_unknown" | "503 unavailable" | "no answer" => {
+                let (ever, now) = &mut *self.doubtful.lock().unwrap();
+                ever.insert(user.clone());
+                now.push_back(user);
+            }
+            _ => self.told.lock().unwrap().push((user, told)),
+        }
+    }
+
+    fn told(&self) -> usize {
+        self.told.lock().unwrap().len()
+    }
+
+    /// Everybody was told what the table says, and the whole stock is claimed.
+    async fn check(&self, database: &Database) -> Result<()> {
+        let client = database.connect().await?;
+        let claimants: BTreeSet<String> = claimed(&client).await?.into_iter().collect();
+        assert_eq!(claimants.len(), Self::STOCK);
+        self.agree_with(&claimants);
+        database.books().await
+    }
+
+    fn agree_with(&self, claimants: &BTreeSet<String>) {
+        let (doubtful, _) = &*self.doubtful.lock().unwrap();
+        assert!(!doubtful.is_empty());
+        for (user, told) in self.told.lock().unwrap().iter() {
+            let has_one = match told.as_str() {
+                "200" => true,
+                // Nobody hears this who was not in doubt before: his own claim is his first.
+                "409 already_claimed" if doubtful.contains(user) => true,
+                "409 sold_out" => false,
+                other => panic!("{user}: {other}"),
+            };
+            assert_eq!(claimants.contains(user), has_one, "{user} was told {told}");
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! Access: nobody does more than the token that is shown allows, and nobody else learns anything.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use reqwest::{Method, RequestBuilder};
+use serde_json::Value;
+
+use crate::fixtures::api::{Answer, Api, answer};
+
+const CLAIM: &str = "claim-0123456789abcdef";
+const READ: &str = "read-0123456789abcdef";
+const ADMIN: &str = "admin-0123456789abcdef==";
+const ALL: &str = "all-0123456789abcdef";
+const TOKENS: &str = "claim-0123456789abcdef:claim read-0123456789abcdef:read \
+                      admin-0123456789abcdef==:admin all-0123456789abcdef:claim,read,admin";
+
+async fn api(environment: &[(&str, &str)]) -> Result<(honcho_tests::Database, Api)> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), environment).await?;
+    Ok((database, api))
+}
+
+/// Every operation of the API that the description knows, with a request that would succeed, and the
+/// scope that it says it needs.
+async fn operations(api: &Api) -> Result<Vec<(Method, String, &'static str, String)>> {
+    let document: Value = api
+        .request(Method::GET, "/openapi.json")
+        .send()
+        .await?
+        .json()
+        .await?;
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().context("no paths")? {
+        if !path.starts_with("/api/") {
+            continue;
+        }
+        for (method, operation) in item.as_object().context("no operations")? {
+            let method: Method = method.to_uppercase().parse()?;
+            let scope = operation["security"][0]["bearer"][0]
+                .as_str()
+                .unwrap_or_default();
+            let body = match (&method, path.as_str()) {
+                (&Method::POST, "/api/coupons") => r#"{"name":"NEW","amount":1}"#,
+                (&Method::POST, _) => r#"{"user_id":"user","coupon_name":"PROMO"}"#,
+                _ => "",
+            };
+            let path = path.replace("{name}", "PROMO").replace("{user_id}", "user");
+            operations.push((method, path, body, scope.to_owned()));
+        }
+    }
+    ensure!(
+        operations.len() >= 6,
+        "operations are missing: {operations:?}"
+    );
+    Ok(operations)
+}
+
+fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
+    request.header("authorization", format!("Bearer {token}"))
+}
+
+#[tokio::test]
+async fn every_operation_needs_its_scope_and_no_other() -> Result<()> {
+    let (database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
+    database.create_coupon("claim", 1).await?;
+    let request = |method: &Method, path: &str, body: &'static str| {
+        api.request(method.clone(), path).body(body)
+    };
+    // In this order each finds what it needs: the coupon, and the claim.
+    let mut operations = operations(&api).await?;
+    operations.sort_by_key(|(method, ..)| method != Method::POST);
+    for (method, path, body, scope) in &operations {
+        for (token, holds) in [(CLAIM, "claim"), (READ, "read"), (ADMIN, "admin")] {
+            let answer = answer(with(request(method, path, body), token)).await?;
+            if holds == scope {
+                assert!(
+                    answer.status < 300,
+                    "{method} {path} as {holds}: {answer:?}"
+                );
+            } else {
+                assert_eq!(
+                    answer.shown(),
+                    "403 forbidden",
+                    "{method} {path} as {holds}"
+                );
+                let expected = format!(
+                    r#"Bearer realm="honcho", error="insufficient_scope", scope="{scope}""#
+                );
+                assert_eq!(answer.header("www-authenticate"), expected);
+            }
+        }
+        // Whoever holds several scopes may do it as well, be it a second time.
+        let answer = answer(with(request(method, path, body), ALL)).await?;
+        assert!(
+            answer.status < 300 || answer.status == 409,
+            "{method} {path}: {answer:?}"
+        );
+    }
+    database.books().await
+}
+
+/// Everything of an answer that could tell something, but what differs from request to request.
+fn essence(answer: &Answer) -> Result<(u16, Vec<String>, Value)> {
+    let mut headers: Vec<String> = answer
+        .headers
+        .iter()
+        .filter(|(name, _)| {
+            !matches!(
+                name.as_str(),
+                "date" | "x-request-id" | "content-length" | "allow"
+            )
+        })
+        .map(|(name, value)| Ok(format!("{name}: {}", value.to_str()?)))
+        .collect::<Result<_>>()?;
+    headers.sort();
+    let mut body = answer.body.clone();
+    body["request_id"].take();
+    Ok((answer.status, headers, body))
+}
+
+#[tokio::test]
+async fn the_unauthorised_learn_nothing() -> Result<()> {
+    let (database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
+    let mut requests: Vec<(Method, String, &'static str)> = operations(&api)
+        .await?
+        .into_iter()
+        .map(|(method, path, body, _)| (method, path, body))
+        .collect();
+    // What is there, what is not, what cannot be, and what is no route: all the same.
+    for path in [
+        "PROMO",
+        "none",
+        "%00",
+        "PROMO/claims",
+        "none/claims",
+        "PROMO/claims?limit=0",
+        "a/b/c",
+    ] {
+        requests.push((Method::GET, format!("/api/coupons/{path}"), ""));
+        requests.push((Method::DELETE, format!("/api/coupons/{path}"), ""));
+    }
+    for body in [
+        "{",
+        r#"{"user_id":"","coupon_name":"PROMO"}"#,
+        r#"{"user_id":"u","coupon_name":"none"}"#,
+    ] {
+        requests.push((Method::POST, "/api/coupons/claim".to_owned(), body));
+    }
+    for (token, challenge) in [
+        (None, r#"Bearer realm="honcho""#),
+        (
+            Some("Basic dXNlcjpwYXNzd29yZA=="),
+            r#"Bearer realm="honcho""#,
+        ),
+        (Some("Bearer"), r#"Bearer realm="honcho""#),
+        (
+            Some("Bearer claim-0123456789abcdee"),
+            "error=\"invalid_token\"",
+        ),
+        (
+            Some("Bearer claim-0123456789abcdef0"),
+            "error=\"invalid_token\"",
+        ),
+        (
+            Some("Bearer claim-0123456789abcdef:claim"),
+            "error=\"invalid_token\"",
+        ),
+        (
+            Some("Bearer CLAIM-0123456789ABCDEF"),
+            "error=\"invalid_token\"",
+        ),
+    ] {
+        let mut first = None;
+        for (method, path, body) in &requests {
+            let mut request = api.request(method.clone(), path).body(*body);
+            if let Some(token) = token {
+                request = request.header("authorization", token);
+            }
+            let answer = answer(request).await?;
+            assert_eq!(
+                answer.shown(),
+                "401 unauthorized",
+                "{method} {path} with {token:?}"
+            );
+            assert!(
+                answer.header("www-authenticate").contains(challenge),
+                "{answer:?}"
+            );
+            let essence = essence(&answer)?;
+            let expected = first.get_or_insert(essence.clone());
+            assert_eq!(*expected, essence, "{method} {path} with {token:?}");
+        }
+    }
+    let two = with(with(api.show_request("PROMO"), READ), ALL);
+    assert_eq!(answer(two).await?.shown(), "401 unauthorized");
+    let claims: i64 = database
+        .connect()
+        .await?
+        .query_one("select count(*) from claims", &[])
+        .await?
+        .get(0);
+    assert_eq!(claims, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn refusals_come_before_the_body() -> Result<()> {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+    let (_database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
+    for (token, status) in [("nobody-knows-this-one", "401"), (READ, "403")] {
+        let mut stream = TcpStream::connect(api.service.address()).await?;
+        let head = format!(
+            "POST /api/coupons/claim HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {token}\r\n\
+             content-length: 1000\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        let mut received = Vec::new();
+        // The service answers, and closes, without one byte of the body.
+        stream.read_to_end(&mut received).await?;
+        let received = String::from_utf8(received)?;
+        assert!(
+            received.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{received}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn health_and_the_description_need_no_token() -> Result<()> {
+    let (_database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
+    for path in ["/openapi.json", "/docs/", "/docs/index.html"] {
+        let status = api.request(Method::GET, path).send().await?.status();
+        assert_eq!(status, 200, "{path}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn tokens_come_from_a_file_too() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("tokens");
+    fs::write(
+        &file,
+        "# the shop\n\nshop-0123456789abcdef:claim,read # until May\n\tops-0123456789abcdef:admin\n",
+    )?;
+    let file = file.to_str().context("no path")?;
+    let (_database, api) = api(&[("API_TOKENS_FILE", file), ("API_TOKENS", TOKENS)]).await?;
+    for (token, status) in [
+        ("shop-0123456789abcdef", 200),
+        ("ops-0123456789abcdef", 403),
+        (READ, 200),
+        ("#", 401),
+        ("until", 401),
+    ] {
+        let answer = answer(with(api.show_request("PROMO"), token)).await?;
+        assert_eq!(answer.status, status, "{token}");
+    }
+    // The scheme's name is written in any case.
+    let request = api
+        .show_request("PROMO")
+        .header("authorization", format!("bEARER {READ}"));
+    assert_eq!(answer(request).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_lets_everybody_in_is_warned() -> Result<()> {
+    let (_database, open) = api(&[]).await?;
+    let warning = "no tokens are configured";
+    honcho_tests::eventually("the warning", async || {
+        Ok(open.service.log().contains(warning).then_some(()))
+    })
+    .await?;
+    let document: Value = open
+        .request(Method::GET, "/openapi.json")
+        .send()
+        .await?
+        .json()
+        .await?;
+    assert!(document["components"].get("securitySchemes").is_none());
+    assert!(
+        document["paths"]["/api/coupons"]["get"]["responses"]
+            .get("401")
+            .is_none()
+    );
+
+    let (_database, closed) = api(&[("API_TOKENS", TOKENS)]).await?;
+    assert_eq!(
+        answer(with(closed.show_request("PROMO"), READ))
+            .await?
+            .status,
+        200
+    );
+    assert!(
+        !closed.service.log().contains(warning),
+        "{}",
+        closed.service.log()
+    );
+    Ok(())
+}
+
+/// What the service says to a configuration that it refuses.
+fn refusal(environment: &[(&str, &str)]) -> Result<String> {
+    let service = std::env::var_os("HONCHO_SERVICE").context("no HONCHO_SERVICE")?;
+    let output = Command::new(service)
+        .arg("--check")
+        .env("DATABASE_URL", "postgres://user@localhost/shop")
+        .envs(environment.iter().copied())
+        .output()?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(
+        output.status.code() == Some(2),
+        "{environment:?}: {}: {said}",
+        output.status
+    );
+    Ok(said)
+}
+
+#[test]
+fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = |name: &str, content: &str| -> Result<String> {
+        let path = directory.path().join(name);
+        fs::write(&path, content)?;
+        Ok(path.to_str().context("no path")?.to_owned())
+    };
+    let empty = file("empty", "# nothing\n")?;
+    let same = file("same", "hushhushhushhush:claim\n")?;
+    let short = file("short", "hushhush\n")?;
+    let jwks = file("jwks", r#"{"keys":[{"kty":"oct","k":"aHVzaGh1c2g"}]}"#)?;
+    for (environment, told) in [
+        (
+            vec![("API_TOKENS", "hushhushhushhush")],
+            vec!["API_TOKENS: entry 1 on line 1"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhushhushhush:write")],
+            vec!["API_TOKENS", "claim, read, admin"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhush:claim")],
+            vec!["API_TOKENS", "at least 16 characters"],
+        ),
+        (
+            vec![("API_TOKENS", " ")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "# none yet")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhushhushhush:claim hushhushhushhush:read")],
+            vec!["API_TOKENS: entry 2 on line 1: this token has an entry already"],
+        ),
+        (
+            vec![
+                ("API_TOKENS", "hushhushhushhush:claim"),
+                ("API_TOKENS_FILE", &same),
+            ],
+            vec![
+                "API_TOKENS_FILE",
+                "entry 1: this token has an entry already",
+            ],
+        ),
+        (
+            vec![("API_TOKENS_FILE", &empty)],
+            vec!["API_TOKENS_FILE", "holds no token"],
+        ),
+        (
+            vec![("API_TOKENS_FILE", "/nowhere/tokens")],
+            vec!["API_TOKENS_FILE", "/nowhere/tokens"],
+        ),
+        (
+            vec![("JWT_SECRET", "hushhush")],
+            vec!["JWT_SECRET", "at least 32 bytes"],
+        ),
+        (
+            vec![("JWT_SECRET_FILE", &short)],
+            vec!["JWT_SECRET_FILE", "at least 32 bytes"],
+        ),
+        (
+            vec![("JWT_JWKS_FILE", &jwks)],
+            vec!["JWT_JWKS_FILE", "RS256 or ES256"],
+        ),
+        (
+            vec![("JWT_JWKS_FILE", &empty)],
+            vec!["JWT_JWKS_FILE", "no JWKS"],
+        ),
+        (
+            vec![("JWT_ISSUER", "https://issuer")],
+            vec!["JWT_ISSUER", "without a key"],
+        ),
+        (
+            vec![("CORS_ORIGINS", "shop.example")],
+            vec!["CORS_ORIGINS", "shop.example"],
+        ),
+        (
+            vec![("CORS_ORIGINS", "https://shop.example/")],
+            vec!["CORS_ORIGINS", "no origin"],
+        ),
+        (vec![("RATE_LIMIT", "10")], vec!["RATE_LIMIT", "20/s"]),
+        (
+            vec![("RATE_LIMIT_BY", "name")],
+            vec!["RATE_LIMIT_BY", "address or token"],
+        ),
+        (
+            vec![("RATE_LIMIT_BY", "token")],
+            vec!["RATE_LIMIT_BY", "no tokens"],
+        ),
+        (
+            vec![("TRUSTED_PROXIES", "10.0.0.0/99")],
+            vec![
+                "TRUSTED_PROXIES must be addresses and networks such as 10.0.0.0/8, separated by commas, \
+                 not \"10.0.0.0/99\"",
+            ],
+        ),
+        (
+            vec![("HEADER_TIMEOUT", "soon")],
+            vec!["HEADER_TIMEOUT", "10ms"],
+        ),
+        (
+            vec![("CONNECTION_LIMIT", "0")],
+            vec!["CONNECTION_LIMIT", "from 1"],
+        ),
+    ] {
+        let said = refusal(&environment)?;
+        for told in told {
+            assert!(said.contains(told), "{environment:?}: {said}");
+        }
+        assert!(!said.contains("hush"), "{environment:?}: {said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_use_it() -> Result<()> {
+    let (_database, api) = api(&[
+        ("API_TOKENS", TOKENS),
+        ("CORS_ORIGINS", "https://shop.example,http://localhost:3000"),
+    ])
+    .await?;
+    let preflight = |origin: &'static str| {
+        api.request(Method::OPTIONS, "/api/coupons/claim")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header(
+                "access-control-request-headers",
+                "authorization,content-type",
+            )
+            .send()
+    };
+    let allowed = preflight("https://shop.example").await?;
+    assert_eq!(allowed.status(), 200);
+    let header = |name: &str| allowed.headers()[name].to_str().unwrap().to_lowercase();
+    assert_eq!(
+        header("access-control-allow-origin"),
+        "https://shop.example"
+    );
+    assert!(header("access-control-allow-methods").contains("post"));
+    assert!(header("access-control-allow-headers").contains("authorization"));
+    let other = preflight("https://evil.example").await?;
+    assert!(other.headers().get("access-control-allow-origin").is_none());
+    // A refusal, too, must be readable for the page.
+    let refused = answer(
+        api.show_request("PROMO")
+            .header("origin", "http://localhost:3000"),
+    )
+    .await?;
+    assert_eq!(refused.shown(), "401 unauthorized");
+    assert_eq!(
+        refused.header("access-control-allow-origin"),
+        "http://localhost:3000"
+    );
+
+    let (_database, closed) = self::api(&[("API_TOKENS", TOKENS)]).await?;
+    let plain = closed
+        .show_request("PROMO")
+        .header("origin", "https://shop.example")
+        .send()
+        .await?;
+    assert!(plain.headers().get("access-control-allow-origin").is_none());
+    Ok(())
+}

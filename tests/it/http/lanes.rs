@@ -1,0 +1,479 @@
+//! Lanes: one batch per coupon in flight, whoever comes meanwhile waits for the next.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use anyhow::Result;
+use honcho_tests::{Service, eventually};
+use tokio::{sync::Barrier, task::JoinSet};
+
+use crate::{
+    fixtures::api::Api,
+    fixtures::connection::Connection,
+    fixtures::held::{
+        Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued,
+    },
+    operations::metrics::Scrape,
+};
+
+#[tokio::test]
+async fn a_sale_on_1000_connections() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let service = Service::start(database.caller_url()).await?;
+    let told = at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
+    assert_eq!(told, counts(&[("200", 100), ("409 sold_out", 900)]));
+    database.books().await
+}
+
+#[tokio::test]
+async fn one_user_on_1000_connections() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let service = Service::start(database.caller_url()).await?;
+    let told = at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
+    assert_eq!(told, counts(&[("200", 1), ("409 already_claimed", 999)]));
+    database.books().await
+}
+
+#[tokio::test]
+async fn batches_are_as_small_as_they_are_told() -> Result<()> {
+    for limit in ["1", "7", "20"] {
+        let database = crate::database().await?;
+        database.create_coupon("PROMO", 31).await?;
+        let mut jam = Jam::new(&database, 20, &[("BATCH_LIMIT", limit)]).await?;
+        jam.release().await?;
+        assert_eq!(jam.first.await??, "200");
+        for claim in jam.crowd.drain(..) {
+            assert_eq!(claim.await??, "200");
+        }
+        let largest = "select max(claims)::text
+                         from (select count(*) as claims from claims group by xmin) as batches";
+        let largest: String = jam.client.query_one(largest, &[]).await?.get(0);
+        assert_eq!(largest, limit);
+        // Ten are left. The crowd may wait in the lane's twenty places; whoever finds none asks again.
+        let mut late = JoinSet::new();
+        for n in 0..60 {
+            let api = Arc::clone(&jam.api);
+            late.spawn(async move {
+                loop {
+                    let told = api.claim(&format!("late {n}"), "PROMO").await?.shown();
+                    if told != "503 overloaded" {
+                        return anyhow::Ok(told);
+                    }
+                }
+            });
+        }
+        assert_eq!(
+            tally(late).await?,
+            counts(&[("200", 10), ("409 sold_out", 50)])
+        );
+        database.books().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn held_coupons_hold_up_no_other() -> Result<()> {
+    let held = ["HELD 1", "HELD 2", "HELD 3"];
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "select honcho_create_coupon('HELD ' || n, 20) from generate_series(1, 3) as n;
+             select honcho_create_coupon('FREE ' || n, 5) from generate_series(0, 19) as n;",
+        )
+        .await?;
+    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let mut holders = Vec::new();
+    let mut waiting: Vec<Vec<Claim>> = Vec::new();
+    for coupon in held {
+        holders.push(hold(&database, coupon).await?);
+        let claims = (0..10).map(|n| claim(&api, &format!("user {n}"), coupon));
+        waiting.push(claims.collect());
+    }
+    until_queued(&client, 3).await?;
+
+    let mut passing = JoinSet::new();
+    for coupon in 0..20 {
+        for user in 0..5 {
+            let claim = claim(&api, &format!("user {user}"), &format!("FREE {coupon}"));
+            passing.spawn(async move { claim.await? });
+        }
+    }
+    assert_eq!(tally(passing).await?, counts(&[("200", 100)]));
+    // They were answered while the others waited, and those wait still: perhaps on their way from a session that
+    // waits for a moment to a patient one.
+    until_queued(&client, 3).await?;
+    assert!(waiting.iter().flatten().all(|claim| !claim.is_finished()));
+
+    // One holder after the other goes, in whatever way; only then are those behind him served.
+    for (holder, end) in holders.iter().zip(["commit", "rollback", "commit"]) {
+        holder.batch_execute(end).await?;
+        for claim in waiting.remove(0) {
+            assert_eq!(claim.await??, "200");
+        }
+        assert!(waiting.iter().flatten().all(|claim| !claim.is_finished()));
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn more_held_coupons_than_connections_hold_up_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "select honcho_create_coupon('HELD ' || n, 20) from generate_series(1, 5) as n;
+             select honcho_create_coupon('FREE', 20);",
+        )
+        .await?;
+    // Without the patient sessions, nobody would get a connection before he gives up.
+    let settings = [
+        ("DATABASE_POOL_SIZE", "2"),
+        ("LOCK_TIMEOUT", "60s"),
+        ("STATEMENT_TIMEOUT", "120s"),
+    ];
+    let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
+    let mut holders = Vec::new();
+    let mut waiting = Vec::new();
+    for n in 1..=5 {
+        let coupon = format!("HELD {n}");
+        holders.push(hold(&database, &coupon).await?);
+        waiting.push(claim(&api, "user", &coupon));
+    }
+    for n in 0..20 {
+        let told = api.claim(&format!("user {n}"), "FREE").await?.shown();
+        assert_eq!(told, "200", "{n}");
+    }
+    // One waits on the one patient connection, and has what it waited for when its holder goes.
+    until_queued(&client, 1).await?;
+    for holder in &holders {
+        holder.batch_execute("rollback").await?;
+    }
+    for claim in waiting {
+        let told = claim.await??;
+        assert!(
+            ["200", "503 unavailable"].contains(&told.as_str()),
+            "{told}"
+        );
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_full_lane_turns_away_at_once() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database.create_coupon("FREE", 100).await?;
+    let client = database.connect().await?;
+    let api = Api::start_with(
+        database.caller_url(),
+        &[PATIENT[0], PATIENT[1], ("LANE_LIMIT", "4")],
+    )
+    .await?;
+    let api = Arc::new(api);
+    // Again and again, because whoever leaves must leave his place.
+    for round in 0..3 {
+        let holder = hold(&database, "PROMO").await?;
+        let first = claim(&api, &format!("first {round}"), "PROMO");
+        until_queued(&client, 1).await?;
+        let mut claims = JoinSet::new();
+        for n in 0..10 {
+            let claim = claim(&api, &format!("user {round} {n}"), "PROMO");
+            claims.spawn(async move { claim.await? });
+        }
+        for _ in 0..6 {
+            assert_eq!(claims.join_next().await.unwrap()??, "503 overloaded");
+        }
+        let free = api.claim(&format!("user {round}"), "FREE").await?;
+        assert_eq!(free.shown(), "200");
+        until_queued(&client, 1).await?;
+        holder.batch_execute("rollback").await?;
+        assert_eq!(first.await??, "200");
+        assert_eq!(tally(claims).await?, counts(&[("200", 4)]));
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn clients_who_went_away_leave_their_places() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database.create_coupon("FREE", 100).await?;
+    let mut jam = Jam::new(&database, 4, &[]).await?;
+    jam.crowd.drain(..).for_each(|claim| claim.abort());
+    // The batch before them is still under way.
+    eventually("a place", async || {
+        let told = jam.api.claim("user", "FREE").await?.shown();
+        Ok((told != "503 overloaded").then_some(()))
+    })
+    .await?;
+    until_queued(&jam.client, 1).await?;
+    jam.release().await?;
+    assert_eq!((&mut jam.first).await??, "200");
+    assert_eq!(claimed(&jam.client).await?, ["user", "first"]);
+    database.books().await
+}
+
+#[tokio::test]
+async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
+    let database = crate::database().await?;
+    for coupon in ["A", "B", "FREE"] {
+        database.create_coupon(coupon, 100).await?;
+    }
+    let client = database.connect().await?;
+    let api = Api::start_with(
+        database.caller_url(),
+        &[PATIENT[0], PATIENT[1], ("WAITING_LIMIT", "4")],
+    )
+    .await?;
+    let api = Arc::new(api);
+    // However the wait ends, the places are free afterwards.
+    for end in ["the holders go", "the clients go", "the batches fail"] {
+        let holders = [hold(&database, "A").await?, hold(&database, "B").await?];
+        let firsts = ["A", "B"].map(|coupon| claim(&api, &format!("first, {end}"), coupon));
+        until_queued(&client, 2).await?;
+        let mut claims = JoinSet::new();
+        for n in 0..10 {
+            let claim = claim(&api, &format!("user {n}, {end}"), ["A", "B"][n % 2]);
+            claims.spawn(async move { claim.await? });
+        }
+        for _ in 0..6 {
+            assert_eq!(claims.join_next().await.unwrap()??, "503 overloaded");
+        }
+        let free = format!("user, {end}");
+        assert_eq!(api.claim(&free, "FREE").await?.shown(), "503 overloaded");
+        until_queued(&client, 2).await?;
+        let expected = match end {
+            "the holders go" => "200",
+            "the clients go" => {
+                claims.shutdown().await;
+                "200"
+            }
+            _ => {
+                let terminate = "select pg_terminate_backend(pid) from pg_stat_activity
+                                  where datname = current_database()
+                                    and application_name = 'honcho-service'";
+                // Batch after batch, until nobody is left who waits.
+                let mut failed = 0;
+                eventually("every batch to fail", async || {
+                    client.execute(terminate, &[]).await?;
+                    while let Some(told) = claims.try_join_next() {
+                        let told = told??;
+                        // The second is for a connection that ended before anything was asked on it.
+                        let failures = ["503 outcome_unknown", "503 unavailable"];
+                        assert!(failures.contains(&told.as_str()), "{told}");
+                        failed += 1;
+                    }
+                    Ok(
+                        (failed == 4 && firsts.iter().all(|first| first.is_finished()))
+                            .then_some(()),
+                    )
+                })
+                .await?;
+                "503 outcome_unknown"
+            }
+        };
+        for holder in &holders {
+            holder.batch_execute("rollback").await?;
+        }
+        for first in firsts {
+            assert_eq!(first.await??, expected, "{end}");
+        }
+        while let Some(told) = claims.join_next().await {
+            assert_eq!(told??, expected, "{end}");
+        }
+        eventually("a place", async || {
+            Ok((api.claim(&free, "FREE").await?.shown() == "200").then_some(()))
+        })
+        .await?;
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn whoever_goes_away_is_left_out() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    let (go, stay): (Vec<_>, Vec<_>) = jam
+        .crowd
+        .drain(..)
+        .enumerate()
+        .partition(|(n, _)| n % 2 == 0);
+    for (_, claim) in &go {
+        claim.abort();
+    }
+    let gone = format!("honcho_http_requests_abandoned_total {}\n", go.len());
+    eventually("the service to see them go", async || {
+        let metrics = jam.api.service.url("/metrics");
+        let metrics = reqwest::get(metrics).await?.text().await?;
+        Ok(metrics.contains(&gone).then_some(()))
+    })
+    .await?;
+
+    jam.release().await?;
+    assert_eq!(jam.first.await??, "200");
+    let mut expected = BTreeSet::from(["first".to_owned()]);
+    for (n, claim) in stay {
+        assert_eq!(claim.await??, "200");
+        expected.insert(format!("crowd {n}"));
+    }
+    let made = claimed(&jam.client).await?;
+    assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_lock_that_comes_too_late_is_503_for_the_whole_batch() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[("LOCK_TIMEOUT", "1s")]).await?;
+    assert_eq!((&mut jam.first).await??, "503 unavailable");
+    jam.crowd_is_told("503 unavailable").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_that_is_cancelled_is_504_for_all_of_it() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    signal_queued(&jam.client, "pg_cancel_backend").await?;
+    assert_eq!((&mut jam.first).await??, "504 timeout");
+    until_queued(&jam.client, 1).await?;
+    signal_queued(&jam.client, "pg_cancel_backend").await?;
+    jam.crowd_is_told("504 timeout").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn a_batch_whose_session_is_lost_is_no_guess() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    signal_queued(&jam.client, "pg_terminate_backend").await?;
+    assert_eq!((&mut jam.first).await??, "503 outcome_unknown");
+    // A session that is lost, which the service may not know yet, may take the next batch with it.
+    eventually("the next batch to fail", async || {
+        if queued(&jam.client).await? > 0 {
+            signal_queued(&jam.client, "pg_terminate_backend").await?;
+        }
+        Ok(jam
+            .crowd
+            .iter()
+            .all(|claim| claim.is_finished())
+            .then_some(()))
+    })
+    .await?;
+    jam.crowd_is_told("503 outcome_unknown").await?;
+    nothing_was_changed(&jam).await?;
+    database.books().await
+}
+
+/// Nobody has claimed, and everybody still can.
+async fn nothing_was_changed(jam: &Jam) -> Result<()> {
+    jam.release().await?;
+    assert!(claimed(&jam.client).await?.is_empty());
+    jam.all_claim_now(20).await
+}
+
+#[tokio::test]
+async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql
+                 as $$ begin raise 'not this one'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (new.user_id = 'crowd 7') execute function refuse();",
+        )
+        .await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    jam.release().await?;
+    assert_eq!(jam.first.await??, "200");
+    let mut expected = BTreeSet::from(["first".to_owned()]);
+    for (n, claim) in jam.crowd.drain(..).enumerate() {
+        if n == 7 {
+            assert_eq!(claim.await??, "500 internal");
+        } else {
+            assert_eq!(claim.await??, "200", "crowd {n}");
+            expected.insert(format!("crowd {n}"));
+        }
+    }
+    let made = claimed(&jam.client).await?;
+    assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
+    database.books().await
+}
+
+#[tokio::test]
+async fn one_claim_that_is_refused_costs_its_batch_few_calls() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql
+                 as $$ begin raise 'not this one'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (new.user_id = 'crowd 40') execute function refuse();",
+        )
+        .await?;
+    let mut jam = Jam::new(&database, 64, &[]).await?;
+    let calls = async || -> Result<f64> {
+        let scrape = Scrape::of(&jam.api.service).await?;
+        Ok(scrape.value("honcho_lane_batch_duration_seconds_count"))
+    };
+    let before = calls().await?;
+    jam.release().await?;
+    assert_eq!((&mut jam.first).await??, "200");
+    for (n, claim) in jam.crowd.drain(..).enumerate() {
+        let expected = if n == 40 { "500 internal" } else { "200" };
+        assert_eq!(claim.await??, expected, "crowd {n}");
+    }
+    // The first one's, the crowd's, and two for each time that it is halved: 64, 32, ... 2.
+    assert_eq!(calls().await? - before, 1.0 + 1.0 + 2.0 * 6.0);
+    database.books().await
+}
+
+/// Claims for every user on a connection of its own, all of them open before the first claim is sent,
+/// and counts what they were told.
+async fn at_once(
+    service: &Service,
+    users: impl ExactSizeIterator<Item = String>,
+) -> Result<BTreeMap<String, usize>> {
+    let barrier = Arc::new(Barrier::new(users.len()));
+    let mut claims = JoinSet::new();
+    for user in users {
+        let connection = Connection::open(service).await?;
+        let barrier = Arc::clone(&barrier);
+        claims.spawn(async move {
+            barrier.wait().await;
+            connection.claim(&user, "PROMO").await
+        });
+    }
+    tally(claims).await
+}
+
+async fn tally(mut claims: JoinSet<Result<String>>) -> Result<BTreeMap<String, usize>> {
+    let mut told = BTreeMap::new();
+    while let Some(claim) = claims.join_next().await {
+        *told.entry(claim??).or_default() += 1;
+    }
+    Ok(told)
+}
+
+fn counts(told: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    told.iter()
+        .map(|&(told, count)| (told.to_owned(), count))
+        .collect()
+}

@@ -1,0 +1,90 @@
+//! Who holds a coupon: the query of the README, which an operator runs when the alert says so.
+
+use std::{fs, sync::Arc};
+
+use anyhow::{Context, Result};
+use honcho_tests::{Cluster, ClusterOptions, Database, Stop, eventually};
+
+use crate::{
+    fixtures::api::Api,
+    fixtures::held::{PATIENT, claim, hold},
+};
+
+/// The query as the README has it.
+fn query() -> Result<String> {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let mut blocks = readme.split("```").skip(1).step_by(2);
+    let block = blocks
+        .find(|block| block.contains("pg_prepared_xacts"))
+        .context("no query in the README")?;
+    let sql = block.strip_prefix("sql\n").context("not SQL")?;
+    Ok(sql.trim().trim_end_matches(';').to_owned())
+}
+
+/// Each holder: the coupon, and the prepared transaction's name or the session's state, and for whom it waits
+/// itself.
+async fn holders(database: &Database) -> Result<Vec<String>> {
+    let sql = format!(
+        "select format('%s: %s waits for %s, since %s', coupon, coalesce(prepared, state),
+                       coalesce(cardinality(waits_for), 0), since is not null)
+           from ({}) as holders order by 1",
+        query()?
+    );
+    let rows = database.connect().await?.query(&sql, &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+fn cluster() -> Result<Cluster> {
+    ClusterOptions::default()
+        .setting("max_prepared_transactions", "5")
+        .start()
+}
+
+#[tokio::test]
+async fn the_query_of_the_readme_names_them() -> Result<()> {
+    let mut cluster = cluster()?;
+    let database = Database::create(&cluster).await?;
+    for coupon in ["FREE", "IDLE", "LOST", "ROW"] {
+        database.create_coupon(coupon, 10).await?;
+    }
+    assert_eq!(holders(&database).await?, Vec::<String>::new());
+    let _idle = hold(&database, "IDLE").await?;
+    let forgetful = hold(&database, "LOST").await?;
+    // Savepoints have transaction ids of their own.
+    forgetful
+        .batch_execute(
+            "savepoint a; select honcho_claim('again', 'LOST'); release a; prepare transaction 'lost'",
+        )
+        .await?;
+    drop(forgetful);
+    let editor = database.connect().await?;
+    editor
+        .batch_execute("begin; update coupons set paused = false where name = 'ROW'")
+        .await?;
+    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let waiting = claim(&api, "user", "ROW");
+    let expected = [
+        "IDLE: idle in transaction waits for 0, since t",
+        "LOST: lost waits for 0, since t",
+        // A claim has its turn, and waits for the row that somebody edits.
+        "ROW: active waits for 1, since t",
+    ];
+    eventually("the holders", async || {
+        Ok((holders(&database).await? == expected).then_some(()))
+    })
+    .await?;
+    editor.batch_execute("rollback").await?;
+    assert_eq!(waiting.await??, "200");
+
+    // A prepared transaction outlives its server.
+    cluster.stop(Stop::Immediate)?;
+    cluster.start()?;
+    assert_eq!(
+        holders(&database).await?,
+        ["LOST: lost waits for 0, since t"]
+    );
+    let client = database.connect().await?;
+    client.batch_execute("rollback prepared 'lost'").await?;
+    assert_eq!(holders(&database).await?, Vec::<String>::new());
+    database.books().await
+}

@@ -1,0 +1,412 @@
+//! `/metrics`: what is counted, by what, and what never becomes a label.
+
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use honcho_tests::{Service, eventually};
+use reqwest::Method;
+
+use crate::{
+    fixtures::api::Api,
+    fixtures::connection::Connection,
+    fixtures::held::{Jam, PATIENT, claim, hold, signal_queued, until_queued},
+};
+
+/// What one scrape gave.
+pub struct Scrape(String);
+
+impl Scrape {
+    pub async fn of(service: &Service) -> Result<Self> {
+        Self::at(&service.url("/metrics")).await
+    }
+
+    async fn at(url: &str) -> Result<Self> {
+        let response = reqwest::get(url).await?.error_for_status()?;
+        let media = response.headers()["content-type"].to_str()?.to_owned();
+        let text = response.text().await?;
+        ensure!(
+            media.starts_with("application/openmetrics-text;"),
+            "{media}"
+        );
+        ensure!(text.ends_with("# EOF\n"), "{text}");
+        Ok(Self(text))
+    }
+
+    /// The value of a series: its name with its labels as they stand.
+    pub fn value(&self, series: &str) -> f64 {
+        self.0
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+            .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Every series, without its value.
+    fn series(&self) -> BTreeSet<&str> {
+        self.0
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' ').map(|(series, _)| series))
+            .collect()
+    }
+
+    /// The names under which values may come.
+    fn names(&self) -> BTreeSet<String> {
+        let families = self.0.lines().filter_map(|line| {
+            let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
+            let suffixes: &[&str] = match kind {
+                "counter" => &["_total"],
+                "histogram" => &["_bucket", "_count", "_sum"],
+                "info" => &["_info"],
+                _ => &[""],
+            };
+            Some(suffixes.iter().map(move |suffix| format!("{name}{suffix}")))
+        });
+        families.flatten().collect()
+    }
+}
+
+fn requests(route: &str, method: &str, status: u16) -> String {
+    format!(
+        "honcho_http_requests_total{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}"
+    )
+}
+
+fn claims(outcome: &str) -> String {
+    format!("honcho_claims_total{{outcome=\"{outcome}\"}}")
+}
+
+#[tokio::test]
+async fn requests_and_claims_are_counted() -> Result<()> {
+    const CLAIM: &str = "/api/coupons/claim";
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    api.create("PROMO", 2).await?;
+    for (user, coupon, told) in [
+        ("user 1", "PROMO", "200"),
+        ("user 1", "PROMO", "409 already_claimed"),
+        ("user 2", "PROMO", "200"),
+        ("user 3", "PROMO", "409 sold_out"),
+        ("user 4", "NOTHING", "404 coupon_not_found"),
+        ("", "PROMO", "400 invalid_request"),
+    ] {
+        assert_eq!(api.claim(user, coupon).await?.shown(), told);
+    }
+    assert_eq!(api.show("PROMO").await?.status, 200);
+    assert_eq!(api.show("NOTHING").await?.status, 404);
+
+    let scrape = Scrape::of(&api.service).await?;
+    for (series, value) in [
+        (requests("/api/coupons", "POST", 201), 1.0),
+        (requests(CLAIM, "POST", 200), 2.0),
+        (requests(CLAIM, "POST", 409), 2.0),
+        (requests(CLAIM, "POST", 404), 1.0),
+        (requests(CLAIM, "POST", 400), 1.0),
+        (requests("/api/coupons/{name}", "GET", 200), 1.0),
+        (requests("/api/coupons/{name}", "GET", 404), 1.0),
+        (claims("claimed"), 2.0),
+        (claims("already_claimed"), 1.0),
+        (claims("sold_out"), 1.0),
+        (claims("not_found"), 1.0),
+        (claims("error"), 0.0),
+        ("honcho_lane_batch_claims_count".to_owned(), 5.0),
+        ("honcho_lane_batch_claims_sum".to_owned(), 5.0),
+        ("honcho_lane_batch_duration_seconds_count".to_owned(), 5.0),
+        ("honcho_lane_wait_seconds_count".to_owned(), 5.0),
+        // Those five, the new coupon and the two lists.
+        ("honcho_pool_wait_seconds_count".to_owned(), 8.0),
+        ("honcho_database_retries_total".to_owned(), 0.0),
+        ("honcho_log_lines_dropped_total".to_owned(), 0.0),
+        // The scrape itself.
+        ("honcho_http_requests_in_flight".to_owned(), 1.0),
+        ("honcho_lanes".to_owned(), 0.0),
+    ] {
+        assert_eq!(scrape.value(&series), value, "{series}\n{}", scrape.0);
+    }
+    let durations = format!("_seconds_count{{route=\"{CLAIM}\",method=\"POST\"}}");
+    let durations = format!("honcho_http_request_duration{durations}");
+    assert_eq!(scrape.value(&durations), 6.0);
+    let build = format!(
+        "honcho_build_info{{version=\"{}\",",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(scrape.0.contains(&build), "{}", scrape.0);
+    for positive in [
+        "honcho_pool_connections{pool=\"brisk\"}",
+        "honcho_pool_max_connections{pool=\"brisk\"}",
+        "honcho_pool_max_connections{pool=\"patient\"}",
+        "process_resident_memory_bytes",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+        "process_threads",
+    ] {
+        assert!(scrape.value(positive) > 0.0, "{positive}\n{}", scrape.0);
+    }
+    // The last answer may have left before its connection was given back.
+    eventually("an idle connection", async || {
+        let scrape = Scrape::of(&api.service).await?;
+        let idle = scrape.value("honcho_pool_idle_connections{pool=\"brisk\"}");
+        Ok((idle > 0.0).then_some(()))
+    })
+    .await?;
+    database.books().await
+}
+
+/// A rate does not see a series begin at one, and an alert must not need traffic.
+#[tokio::test]
+async fn what_can_go_wrong_is_counted_from_nought() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    let scrape = Scrape::of(&api.service).await?;
+    let there = scrape.series();
+    for (route, method, status) in [
+        ("/api/coupons/claim", "POST", 200),
+        ("/api/coupons/claim", "POST", 409),
+        ("/api/coupons/claim", "POST", 500),
+        ("/api/coupons/claim", "POST", 503),
+        ("/api/coupons/claim", "POST", 504),
+        ("/api/coupons", "POST", 201),
+        ("/api/coupons/{name}", "GET", 503),
+        ("/api/coupons/{name}/claims/{user_id}", "GET", 404),
+    ] {
+        let series = requests(route, method, status);
+        assert!(there.contains(series.as_str()), "{series}\n{}", scrape.0);
+    }
+    let duration = "honcho_http_request_duration_seconds_count\
+                    {route=\"/api/coupons/claim\",method=\"POST\"}";
+    assert!(there.contains(duration), "{}", scrape.0);
+    for class in [
+        "08",
+        "28",
+        "3D",
+        "42",
+        "53",
+        "55",
+        "57",
+        "58",
+        "XX",
+        "connection",
+        "timeout",
+    ] {
+        let series = format!("honcho_database_errors_total{{class=\"{class}\"}}");
+        assert!(there.contains(series.as_str()), "{series}\n{}", scrape.0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_ready_is_seen_before_the_first_request() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    client.batch_execute("drop extension honcho").await?;
+    let mut api = Api::start(database.caller_url()).await?;
+    let ready = |scrape: &Scrape| -> Vec<String> {
+        let lines = scrape.0.lines();
+        lines
+            .filter(|line| line.starts_with("honcho_ready{"))
+            .map(str::to_owned)
+            .collect()
+    };
+    for (change, series) in [
+        ("", "honcho_ready{reason=\"no_extension\"} 0"),
+        (
+            "create extension honcho",
+            "honcho_ready{reason=\"no_functions\"} 0",
+        ),
+        ("grant", "honcho_ready{reason=\"none\"} 1"),
+    ] {
+        let grant = format!(
+            "grant execute on all functions in schema public to {}_caller",
+            database.name()
+        );
+        let change = if change == "grant" { &grant } else { change };
+        client.batch_execute(change).await?;
+        eventually(series, async || {
+            let found = ready(&Scrape::of(&api.service).await?);
+            // One at a time.
+            ensure!(found.len() == 1, "{found:?}");
+            Ok((found[0] == series).then_some(()))
+        })
+        .await?;
+    }
+    api.service.terminate()?;
+    api.service.exit().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_make_no_labels() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    // Its reason is a label, which no client sends.
+    api.until_ready().await?;
+    let round = async |tag: &str| -> Result<()> {
+        api.create(&format!("SECRET{tag}"), 1).await?;
+        api.claim(&format!("somebody{tag}"), &format!("SECRET{tag}"))
+            .await?;
+        api.show(&format!("SECRET{tag}")).await?;
+        let paths = [format!("/{tag}"), format!("/api/coupons/claim/{tag}/{tag}")];
+        for path in &paths {
+            for method in ["GET", "POST", "BREW", tag] {
+                let method = Method::from_bytes(method.as_bytes())?;
+                api.request(method, path).send().await?;
+            }
+        }
+        api.request(Method::from_bytes(tag.as_bytes())?, "/api/coupons")
+            .send()
+            .await?;
+        Ok(())
+    };
+    round("ONE").await?;
+    // The first scrape counts itself only afterwards.
+    Scrape::of(&api.service).await?;
+    let before = Scrape::of(&api.service).await?;
+    for n in 0..20 {
+        round(&format!("MORE{n}")).await?;
+    }
+    let after = Scrape::of(&api.service).await?;
+    assert_eq!(before.series(), after.series());
+    for sent in ["SECRET", "somebody", "ONE", "MORE", "BREW"] {
+        assert!(!after.0.contains(sent), "{sent}: {}", after.0);
+    }
+    assert_eq!(after.value(&requests("unmatched", "GET", 404)), 42.0);
+    assert_eq!(after.value(&requests("unmatched", "OTHER", 404)), 84.0);
+    assert_eq!(after.value(&requests("/api/coupons", "OTHER", 405)), 21.0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn lanes_and_requests_under_way_are_seen() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let mut jam = Jam::new(&database, 20, &[]).await?;
+    // This one is answered while the others wait, and changes nothing.
+    let scrape = Scrape::of(&jam.api.service).await?;
+    for (series, value) in [
+        ("honcho_lanes", 1.0),
+        ("honcho_lane_waiting_claims", 20.0),
+        ("honcho_lane_deepest_claims", 20.0),
+        ("honcho_http_requests_in_flight", 22.0),
+    ] {
+        assert_eq!(scrape.value(series), value, "{series}\n{}", scrape.0);
+    }
+    assert!(scrape.value(&claims("overloaded")) >= 1.0);
+    jam.release().await?;
+    assert_eq!(jam.first.await??, "200");
+    for claim in jam.crowd.drain(..) {
+        assert_eq!(claim.await??, "200");
+    }
+    // The lane closes right after its last answers.
+    let scrape = eventually("the lane to close", async || {
+        let scrape = Scrape::of(&jam.api.service).await?;
+        Ok((scrape.value("honcho_lanes") == 0.0).then_some(scrape))
+    })
+    .await?;
+    assert_eq!(scrape.value("honcho_lane_waiting_claims"), 0.0);
+    assert_eq!(scrape.value("honcho_http_requests_in_flight"), 1.0);
+    // One batch was of twenty: the crowd. Besides the first there may be claims of nobody.
+    let up_to = |claims: &str| {
+        scrape.value(&format!(
+            "honcho_lane_batch_claims_bucket{{le=\"{claims}\"}}"
+        ))
+    };
+    assert_eq!(up_to("20.0") - up_to("10.0"), 1.0, "{}", scrape.0);
+    let carried = scrape.value("honcho_lane_batch_claims_sum");
+    assert!(carried >= 21.0, "{}", scrape.0);
+    assert_eq!(scrape.value("honcho_lane_wait_seconds_count"), carried);
+    database.books().await
+}
+
+#[tokio::test]
+async fn clients_who_leave_are_counted() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start_with(database.caller_url(), &PATIENT).await?;
+    let client = database.connect().await?;
+    let holder = hold(&database, "PROMO").await?;
+    let leaver = Connection::open(&api.service).await?;
+    let leaver = tokio::spawn(leaver.claim("leaver", "PROMO"));
+    until_queued(&client, 1).await?;
+    leaver.abort();
+    eventually("the service to notice", async || {
+        let scrape = Scrape::of(&api.service).await?;
+        let left = scrape.value("honcho_http_requests_abandoned_total") == 1.0
+            && scrape.value("honcho_http_requests_in_flight") == 1.0;
+        Ok(left.then_some(()))
+    })
+    .await?;
+    holder.batch_execute("rollback").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn database_errors_and_retries_are_counted() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let client = database.connect().await?;
+    let errors = |class: &str| format!("honcho_database_errors_total{{class=\"{class}\"}}");
+
+    let api = Api::start_with(database.caller_url(), &[("LOCK_TIMEOUT", "50ms")]).await?;
+    let holder = hold(&database, "PROMO").await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    holder.batch_execute("rollback").await?;
+    let scrape = Scrape::of(&api.service).await?;
+    // First by a session that waits but a moment, then by a patient one.
+    assert_eq!(scrape.value(&errors("55")), 2.0, "{}", scrape.0);
+    assert_eq!(scrape.value("honcho_database_retries_total"), 1.0);
+    assert_eq!(scrape.value(&claims("error")), 1.0, "{}", scrape.0);
+
+    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let holder = hold(&database, "PROMO").await?;
+    let waiting = claim(&api, "user", "PROMO");
+    until_queued(&client, 1).await?;
+    signal_queued(&client, "pg_terminate_backend").await?;
+    assert_eq!(waiting.await??, "503 outcome_unknown");
+    holder.batch_execute("rollback").await?;
+    let scrape = Scrape::of(&api.service).await?;
+    assert_eq!(scrape.value(&errors("57")), 1.0, "{}", scrape.0);
+
+    database.books().await
+}
+
+#[tokio::test]
+async fn metrics_may_have_a_listener_of_their_own() -> Result<()> {
+    let database = crate::database().await?;
+    let environment = [("METRICS_LISTEN", "127.0.0.1:0")];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let log = api.service.log();
+    let (_, url) = log.split_once("metrics at ").context("no address")?;
+    let url = url.split_whitespace().next().context("no address")?;
+    let status = async |url: &str| anyhow::Ok(reqwest::get(url).await?.status().as_u16());
+    assert_eq!(status(&api.service.url("/metrics")).await?, 404);
+    assert_eq!(status(&url.replace("/metrics", "/health/live")).await?, 404);
+    let scrape = Scrape::at(url).await?;
+    assert_eq!(scrape.value(&requests("unmatched", "GET", 404)), 2.0);
+    Ok(())
+}
+
+/// A dashboard or a rule over a metric that is not there would be silent for ever.
+#[tokio::test]
+async fn the_dashboard_and_the_rules_ask_for_what_is_there() -> Result<()> {
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    api.create("PROMO", 1).await?;
+    let there = Scrape::of(&api.service).await?.names();
+    let docker = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker");
+    for file in [
+        "grafana/dashboards/honcho.json",
+        "prometheus/alerts.yml",
+        "prometheus/alerts_test.yml",
+    ] {
+        let text = fs::read_to_string(docker.join(file)).context(file)?;
+        let asked: BTreeSet<&str> = text
+            .split(|character: char| !character.is_ascii_alphanumeric() && character != '_')
+            .filter(|word| word.starts_with("honcho_") || word.starts_with("process_"))
+            .collect();
+        assert!(asked.len() > 3, "{file} asks for {asked:?}");
+        for name in asked {
+            assert!(there.contains(name), "{file} asks for {name}");
+        }
+    }
+    Ok(())
+}

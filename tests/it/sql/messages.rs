@@ -1,0 +1,110 @@
+//! What callers and operators read: details of errors, the server's log, settings.
+
+use anyhow::Result;
+use honcho_tests::{ClusterOptions, Database};
+use tokio_postgres::error::SqlState;
+
+use crate::fixtures::held::hold;
+
+/// The environment of a server is often that of a developer, and details of errors go to clients.
+#[tokio::test]
+async fn no_backtrace_is_in_the_detail_of_an_error() -> Result<()> {
+    let cluster = ClusterOptions::default()
+        .setting("fsync", "off")
+        .environment("RUST_BACKTRACE", "1")
+        .start()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 1).await?;
+    let client = database.connect().await?;
+    // One error of our own, and one of PostgreSQL's that passes through us.
+    for (sql, detail) in [
+        ("select honcho_claim('', 'PROMO')", None),
+        (
+            "select honcho_claim_or_raise('ann', 'NOTHING')",
+            Some("not_found"),
+        ),
+        ("begin read only; select honcho_claim('ann', 'PROMO')", None),
+    ] {
+        let error = client.batch_execute(sql).await.unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert_eq!(error.detail(), detail, "{sql}");
+        client.batch_execute("rollback").await?;
+    }
+    assert!(!cluster.log().contains("stack backtrace"));
+    database.books().await
+}
+
+/// A number in `pg_locks` says nothing to the one who looks for the cause of a wait.
+#[tokio::test]
+async fn a_wait_for_a_coupon_names_it_in_the_log_and_in_the_error() -> Result<()> {
+    let cluster = ClusterOptions::default()
+        .setting("fsync", "off")
+        .setting("log_lock_waits", "on")
+        .setting("deadlock_timeout", "10ms")
+        .start()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 2).await?;
+    let holder = hold(&database, "PROMO").await?;
+    let client = database.connect().await?;
+    client.batch_execute("set lock_timeout = 300").await?;
+    for sql in [
+        "select honcho_claim('ann', 'PROMO')",
+        "select from honcho_claim_batch('PROMO', '{ann, bob}')",
+    ] {
+        let error = client.batch_execute(sql).await.unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert_eq!(*error.code(), SqlState::LOCK_NOT_AVAILABLE);
+        let context = error.where_().unwrap_or_default();
+        assert_eq!(context, "while claiming coupon \"PROMO\"", "{sql}");
+    }
+    let log = cluster.log();
+    let waits = log.split("still waiting for ExclusiveLock").skip(1);
+    let named = waits.filter(|wait| {
+        wait.lines()
+            .take(4)
+            .any(|line| line.ends_with("CONTEXT:  while claiming coupon \"PROMO\""))
+    });
+    assert!(named.count() >= 2, "{log}");
+    holder.batch_execute("rollback").await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn settings_are_known_to_a_fresh_session_that_preloads_the_library() -> Result<()> {
+    let database = crate::database().await?;
+    let owner = database.connect().await?;
+    let name = database.name();
+    owner
+        .batch_execute(&format!(
+            "alter database {name} set session_preload_libraries = 'honcho'"
+        ))
+        .await?;
+    let fresh = database.connect().await?;
+    let shown = fresh
+        .query_one("show honcho.early_lock_release", &[])
+        .await?;
+    assert_eq!(shown.get::<_, String>(0), "on");
+    let misspelt = "set honcho.early_lock_releese = off";
+    let error = fresh.batch_execute(misspelt).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::INVALID_NAME));
+    fresh
+        .batch_execute("set honcho.early_lock_release = off")
+        .await?;
+
+    // Without it, the first call of a function loads the library and warns of what it does not know.
+    owner
+        .batch_execute(&format!(
+            "alter database {name} reset session_preload_libraries"
+        ))
+        .await?;
+    let late = database.connect().await?;
+    late.batch_execute(misspelt).await?;
+    late.batch_execute("select honcho_claim('ann', 'NOTHING')")
+        .await?;
+    let error = late.batch_execute(misspelt).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::INVALID_NAME));
+    let setting = "select current_setting('honcho.early_lock_releese', true)";
+    let setting: Option<String> = late.query_one(setting, &[]).await?.get(0);
+    assert_eq!(setting, None);
+    database.books().await
+}

@@ -1,0 +1,55 @@
+//! Whose turn it is to claim a coupon that many want.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_postgres::Client;
+
+use crate::fixtures::held::{hold, until_queued};
+
+/// A claim under way; the session comes back with the outcome.
+type Claim = JoinHandle<Result<(Client, String)>>;
+
+fn claim(client: Client, user_id: &'static str) -> Claim {
+    tokio::spawn(async move {
+        let sql = "select honcho_claim($1, 'PROMO')::text";
+        let outcome = client.query_one(sql, &[&user_id]).await?.get(0);
+        Ok((client, outcome))
+    })
+}
+
+#[tokio::test]
+async fn a_waiter_that_is_slow_to_wake_keeps_nobody_waiting() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let watcher = database.connect().await?;
+    let holder = hold(&database, "PROMO").await?;
+    let (ann, bob, eve) = (
+        database.connect().await?,
+        database.connect().await?,
+        database.connect().await?,
+    );
+    ann.batch_execute("begin").await?;
+    let ann = claim(ann, "ann");
+    until_queued(&watcher, 1).await?;
+    let session = bob.query_one("select pg_backend_pid()", &[]).await?.get(0);
+    let session = Pid::from_raw(session).unwrap();
+    let bob = claim(bob, "bob");
+    until_queued(&watcher, 2).await?;
+
+    holder.batch_execute("commit").await?;
+    let (ann, outcome) = ann.await??;
+    assert_eq!(outcome, "claimed");
+    kill_process(session, Signal::STOP)?;
+    let eve = timeout(Duration::from_secs(10), async {
+        ann.batch_execute("commit").await?;
+        claim(eve, "eve").await?
+    })
+    .await;
+    kill_process(session, Signal::CONT)?;
+    assert_eq!(eve??.1, "claimed");
+    assert_eq!(bob.await??.1, "claimed");
+    database.books().await
+}
