@@ -2,8 +2,11 @@
 
 mod database_errors;
 mod disk_full;
+mod durability;
+mod durable_refusals;
 mod early_release;
+mod failover;
 mod kills;
 mod outages;
-pub mod power_loss;
+mod power_loss;
 mod standby;

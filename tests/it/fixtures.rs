@@ -1,6 +1,17 @@
 //! Fixtures that several subjects share.
 
 pub mod api;
-pub mod connection;
 pub mod held;
+pub mod long_list;
+pub mod machine;
 pub mod preloaded;
+pub mod program;
+pub mod raw_client;
+pub mod readiness;
+pub mod recovery;
+pub mod scrape;
+pub mod signer;
+pub mod sql;
+
+/// Bytes.
+pub const MIB: u64 = 1024 * 1024;

@@ -2,12 +2,15 @@
 
 mod auth;
 mod bad_input;
-mod bounds;
 mod contract;
+mod deadlines;
 mod flash_sale;
-pub mod jwt;
+mod jwt;
 mod lanes;
+mod limits;
 mod long_lists;
+mod origin;
+mod permits;
 mod protocol;
 mod rate_limit;
 mod reading;

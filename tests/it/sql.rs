@@ -5,6 +5,6 @@ mod encoding;
 mod messages;
 mod name_resolution;
 mod queue;
-pub mod rights;
+mod rights;
 mod transactions;
 mod verify;

@@ -1,6 +1,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     io::{self, BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
@@ -148,8 +149,16 @@ impl Service {
         self.status_bytes("VmHWM:")
     }
 
+    /// Counts the sockets that it has open, the listener and those to the database among them.
+    pub fn open_sockets(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count())
+    }
+
     fn status_bytes(&self, field: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let kilobytes: u64 = status
             .lines()
             .find_map(|line| line.strip_prefix(field))

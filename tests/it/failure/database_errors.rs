@@ -1,5 +1,4 @@
-//! The database goes away, is full, is slow, or is set up wrongly: documented answers, no guesses,
-//! and healing without help.
+//! Claims that meet errors of the database: documented answers, no guesses.
 
 use std::sync::Arc;
 
@@ -8,72 +7,11 @@ use honcho_tests::{Cluster, Database, Stop, books, connect, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 
-use crate::{
-    fixtures::api::{Api, answer},
-    fixtures::held::{claim_until_certain, hold, until_queued},
+use crate::fixtures::{
+    api::{Api, answer},
+    held::{hold, until_queued},
+    sql::until_waiting_for_lock,
 };
-
-/// Waits until somebody waits for a lock in this database.
-async fn somebody_waits(client: &tokio_postgres::Client) -> Result<()> {
-    let waiting = "select count(*) from pg_stat_activity
-                    where datname = current_database() and wait_event_type = 'Lock'";
-    eventually("somebody to wait for a lock", async || {
-        Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
-    })
-    .await
-}
-
-async fn everything_is_unavailable(api: &Api) -> Result<()> {
-    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
-    assert_eq!(api.create("NEW", 1).await?.shown(), "503 unavailable");
-    assert_eq!(api.show("PROMO").await?.shown(), "503 unavailable");
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_database_that_is_down_is_503_and_heals() -> Result<()> {
-    let mut cluster = Cluster::start_new()?;
-    let database = Database::create(&cluster).await?;
-    database.create_coupon("PROMO", 100).await?;
-    cluster.stop(Stop::Fast)?;
-
-    // Down when the service starts.
-    let api = Arc::new(Api::start(database.caller_url()).await?);
-    everything_is_unavailable(&api).await?;
-    cluster.start()?;
-    assert_eq!(api.claim("first", "PROMO").await?.status, 200);
-
-    // Down afterwards, by a crash and by a clean stop, with connections in the pool.
-    for how in [Stop::Immediate, Stop::Fast] {
-        claim_at_once(&api, &format!("before {how:?}"), 20).await?;
-        cluster.stop(how)?;
-        everything_is_unavailable(&api).await?;
-        cluster.start()?;
-        // Not one of them may meet a connection from before.
-        claim_at_once(&api, &format!("after {how:?}"), 20).await?;
-    }
-    // A restart that nobody noticed while it lasted.
-    cluster.stop(Stop::Immediate)?;
-    cluster.start()?;
-    claim_at_once(&api, "restarted", 10).await?;
-
-    let shown = api.show("PROMO").await?;
-    assert_eq!(shown.body["remaining_amount"], 9);
-    assert_eq!(shown.body["claimed_by"].as_array().unwrap().len(), 91);
-    database.books().await
-}
-
-async fn claim_at_once(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
-    let mut claims = JoinSet::new();
-    for n in 0..users {
-        let (api, user) = (Arc::clone(api), format!("{who} {n}"));
-        claims.spawn(async move { api.claim(&user, "PROMO").await });
-    }
-    while let Some(claim) = claims.join_next().await {
-        assert_eq!(claim??.shown(), "200", "{who}: {}", api.service.log());
-    }
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
@@ -87,7 +25,7 @@ async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
         .await?;
     let claim = api.claim("user", "PROMO");
     let crash = async {
-        somebody_waits(&database.connect().await?).await?;
+        until_waiting_for_lock(&database.connect().await?).await?;
         cluster.stop(Stop::Immediate)
     };
     let (claim, crash) = tokio::join!(claim, crash);
@@ -97,54 +35,6 @@ async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
     // Neither committed.
     assert_eq!(api.show("PROMO").await?.body["remaining_amount"], 10);
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
-    database.books().await
-}
-
-#[tokio::test]
-async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
-    let database = crate::database().await?;
-    database.create_coupon("PROMO", 1_000_000).await?;
-    let api = Arc::new(Api::start(database.caller_url()).await?);
-    let mut clients = JoinSet::new();
-    for client in 0..8 {
-        let api = Arc::clone(&api);
-        clients.spawn(async move {
-            let mut told = Vec::new();
-            let mut n = 0;
-            // Until enough were told "yes", however many are lost in between.
-            while told.len() < 50 {
-                let user = format!("{client}_{n}");
-                match api.claim(&user, "PROMO").await?.shown().as_str() {
-                    "200" => told.push(user),
-                    "503 outcome_unknown" | "503 unavailable" => {}
-                    other => anyhow::bail!("{user}: {other}"),
-                }
-                n += 1;
-            }
-            Ok(told)
-        });
-    }
-    let client = database.connect().await?;
-    let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
-                 where datname = current_database() and application_name = 'honcho-service'";
-    let mut killed = 0;
-    let mut told = Vec::new();
-    while !clients.is_empty() {
-        killed += client.query_one(kill, &[]).await?.get::<_, i64>(0);
-        let step = std::time::Duration::from_millis(50);
-        if let Ok(Some(done)) = tokio::time::timeout(step, clients.join_next()).await {
-            told.extend(done??);
-        }
-    }
-    assert!(killed > 0);
-    let lost = "select count(*) from unnest($1::text[]) as told(user_id)
-                 where not exists (select from claims c where c.user_id = told.user_id)";
-    assert_eq!(client.query_one(lost, &[&told]).await?.get::<_, i64>(0), 0);
-    // The pool may still hold sessions that it does not know to be dead.
-    assert_eq!(
-        claim_until_certain(&api, "afterwards", "PROMO").await?,
-        "200"
-    );
     database.books().await
 }
 
@@ -193,7 +83,7 @@ async fn a_coupon_that_is_held_is_503_and_holds_up_no_other() -> Result<()> {
     held.execute("select honcho_claim('holder', 'HELD')", &[])
         .await?;
     let (waits, passes) = tokio::join!(api.claim("user", "HELD"), async {
-        somebody_waits(&database.connect().await?).await?;
+        until_waiting_for_lock(&database.connect().await?).await?;
         let passes = api.claim("user", "FREE").await?;
         // What needs no lock is not held up either.
         assert_eq!(api.show("HELD").await?.body["remaining_amount"], 10);
@@ -227,25 +117,6 @@ async fn a_statement_that_takes_too_long_is_504() -> Result<()> {
 }
 
 #[tokio::test]
-async fn too_many_connections_is_503_and_heals() -> Result<()> {
-    let database = crate::database().await?;
-    database.create_coupon("PROMO", 10).await?;
-    let api = Api::start(database.caller_url()).await?;
-    let limit = |limit: i32| {
-        format!(
-            "alter role {}_caller connection limit {limit}",
-            database.name()
-        )
-    };
-    let admin = database.connect().await?;
-    admin.batch_execute(&limit(0)).await?;
-    everything_is_unavailable(&api).await?;
-    admin.batch_execute(&limit(-1)).await?;
-    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
-    database.books().await
-}
-
-#[tokio::test]
 async fn a_conflict_is_repeated() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
@@ -263,7 +134,7 @@ async fn a_conflict_is_repeated() -> Result<()> {
     held.execute("select honcho_claim('holder', 'PROMO')", &[])
         .await?;
     let (claim, committed) = tokio::join!(api.claim("user", "PROMO"), async {
-        somebody_waits(&client).await?;
+        until_waiting_for_lock(&client).await?;
         // The waiter's snapshot is older than this.
         anyhow::Ok(held.commit().await?)
     });

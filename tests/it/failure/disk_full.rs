@@ -1,12 +1,18 @@
-//! The disk of the tables runs full: nothing is told that is not so, and readiness says it, also while nobody
-//! claims.
+//! Full disks: no false answers, and readiness says it, also while nobody claims.
 
-use std::fs::{self, File};
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::Result;
-use honcho_tests::{ClusterOptions, Database};
+use anyhow::{Context, Result, ensure};
+use honcho_tests::{Cluster, ClusterOptions, Database};
+use rustix::process::geteuid;
 
-use crate::{fixtures::api::Api, fixtures::preloaded::Library, operations::health::soon};
+use crate::fixtures::{api::Api, preloaded::Library, readiness::soon, recovery::until_well};
 
 #[tokio::test]
 async fn it_is_not_ready_while_the_disk_is_full() -> Result<()> {
@@ -48,4 +54,100 @@ async fn it_is_not_ready_while_the_disk_is_full() -> Result<()> {
     fs::remove_file(&full)?;
     soon("readiness", api.until_ready()).await?;
     database.books().await
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full() -> Result<()> {
+    let cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 100_000).await?;
+    let Some(disk) = Disk::mount(cluster.directory())? else {
+        return Ok(());
+    };
+    let admin = database.connect().await?;
+    admin
+        .batch_execute(&format!(
+            "create tablespace small location '{}'",
+            disk.0.display()
+        ))
+        .await?;
+    admin
+        .batch_execute("alter table claims set tablespace small")
+        .await?;
+    let api = Api::start(database.caller_url()).await?;
+    api.until_ready().await?;
+    // It has a page by then, with room for some more.
+    assert_eq!(api.claim("user 0", "PROMO").await?.shown(), "200");
+    disk.fill()?;
+    let mut told = 1;
+    let refused = loop {
+        match api.claim(&format!("user {told}"), "PROMO").await? {
+            answer if answer.status == 200 => told += 1,
+            answer => break answer,
+        }
+        ensure!(told < 10_000, "the disk is not full");
+    };
+    assert_eq!(refused.shown(), "503 unavailable");
+    api.service.logged("No space left on device").await?;
+    // What does not need room goes on.
+    assert_eq!(
+        api.claim("user 0", "PROMO").await?.shown(),
+        "409 already_claimed"
+    );
+    let shown = api.show("PROMO").await?;
+    assert_eq!(shown.body["remaining_amount"], 100_000 - told);
+    disk.empty()?;
+    soon("healing", until_well(&api, "after")).await?;
+    database.books().await
+}
+
+/// A disk of one megabyte.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// Mounts it below a cluster's directory; none where not even root may.
+    fn mount(parent: &Path) -> Result<Option<Self>> {
+        let owner = fs::metadata(parent)?;
+        let path = parent.join("disk");
+        fs::create_dir(&path)?;
+        let options = format!("size=1m,mode=0700,uid={},gid={}", owner.uid(), owner.gid());
+        let mounted = as_root("mount")
+            .args(["-t", "tmpfs", "-o", &options, "honcho-test"])
+            .arg(&path)
+            .status()?;
+        if mounted.success() {
+            return Ok(Some(Self(path)));
+        }
+        eprintln!("NOT TESTED: a full disk, for nobody may mount one here: {mounted}");
+        Ok(None)
+    }
+
+    /// Takes all the room.
+    fn fill(&self) -> Result<()> {
+        let filler = self.0.join("filler");
+        // Made by its owner, who may be another user.
+        let mut file = File::create(&filler).context("no filler")?;
+        while file.write_all(&[0; 1024]).is_ok() {}
+        Ok(())
+    }
+
+    fn empty(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("filler"))?)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Its files are still open; it goes with them.
+        let _ = as_root("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+fn as_root(program: &str) -> Command {
+    if geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", program]);
+    command
 }

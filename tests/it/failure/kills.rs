@@ -15,9 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::held::{Jam, claim_until_certain, claimed},
+use crate::fixtures::{
+    api::Api,
+    held::{Jam, claim_until_certain},
+    sql::claimed,
 };
 
 /// A way to end a session.
@@ -64,6 +65,54 @@ async fn reconnect(client: &Client, database: &Database) -> Result<Client> {
         Ok(database.connect().await.ok())
     })
     .await
+}
+
+#[tokio::test]
+async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    let mut clients = JoinSet::new();
+    for client in 0..8 {
+        let api = Arc::clone(&api);
+        clients.spawn(async move {
+            let mut told = Vec::new();
+            let mut n = 0;
+            // Until enough were told "yes", however many are lost in between.
+            while told.len() < 50 {
+                let user = format!("{client}_{n}");
+                match api.claim(&user, "PROMO").await?.shown().as_str() {
+                    "200" => told.push(user),
+                    "503 outcome_unknown" | "503 unavailable" => {}
+                    other => anyhow::bail!("{user}: {other}"),
+                }
+                n += 1;
+            }
+            Ok(told)
+        });
+    }
+    let client = database.connect().await?;
+    let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                 where datname = current_database() and application_name = 'honcho-service'";
+    let mut killed = 0;
+    let mut told = Vec::new();
+    while !clients.is_empty() {
+        killed += client.query_one(kill, &[]).await?.get::<_, i64>(0);
+        let step = std::time::Duration::from_millis(50);
+        if let Ok(Some(done)) = tokio::time::timeout(step, clients.join_next()).await {
+            told.extend(done??);
+        }
+    }
+    assert!(killed > 0);
+    let lost = "select count(*) from unnest($1::text[]) as told(user_id)
+                 where not exists (select from claims c where c.user_id = told.user_id)";
+    assert_eq!(client.query_one(lost, &[&told]).await?.get::<_, i64>(0), 0);
+    // The pool may still hold sessions that it does not know to be dead.
+    assert_eq!(
+        claim_until_certain(&api, "afterwards", "PROMO").await?,
+        "200"
+    );
+    database.books().await
 }
 
 #[tokio::test]

@@ -1,54 +1,68 @@
-//! The database, or the way to it, is lost as a whole: what that is answered while it lasts, and how soon
-//! it is over once the database is back.
+//! Outages: the database, or the way to it, is lost as a whole.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Proxy, Stop, connect, eventually};
-use rustix::process::geteuid;
+use anyhow::{Result, ensure};
+use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Proxy, Stop, eventually};
 use tokio::{task::JoinSet, time::timeout};
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::held::{claim, claim_until_certain, hold, until_queued},
-    operations::health::soon,
+use crate::fixtures::{
+    api::Api,
+    held::{claim, claim_until_certain, hold, until_queued},
+    readiness::soon,
+    recovery::{until_well, url_through},
 };
 
-/// Claims, each time for somebody new, until somebody gets one.
-async fn until_claims_succeed(api: &Api, who: &str) -> Result<()> {
-    let mut n = 0;
-    eventually("a claim to succeed", async || {
-        n += 1;
-        let told = api.claim(&format!("{who} {n}"), "PROMO").await?.shown();
-        match told.as_str() {
-            "200" => Ok(Some(())),
-            "503 unavailable" | "503 outcome_unknown" => Ok(None),
-            other => anyhow::bail!("{other}"),
-        }
-    })
-    .await
+async fn everything_is_unavailable(api: &Api) -> Result<()> {
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    assert_eq!(api.create("NEW", 1).await?.shown(), "503 unavailable");
+    assert_eq!(api.show("PROMO").await?.shown(), "503 unavailable");
+    Ok(())
 }
 
-/// Both: the service says that it is well, and it is.
-async fn until_well(api: &Api, who: &str) -> Result<()> {
-    api.until_ready().await?;
-    until_claims_succeed(api, who).await
+#[tokio::test]
+async fn a_database_that_is_down_is_503_and_heals() -> Result<()> {
+    let mut cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
+    database.create_coupon("PROMO", 100).await?;
+    cluster.stop(Stop::Fast)?;
+
+    // Down when the service starts.
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    everything_is_unavailable(&api).await?;
+    cluster.start()?;
+    assert_eq!(api.claim("first", "PROMO").await?.status, 200);
+
+    // Down afterwards, by a crash and by a clean stop, with connections in the pool.
+    for how in [Stop::Immediate, Stop::Fast] {
+        claim_at_once(&api, &format!("before {how:?}"), 20).await?;
+        cluster.stop(how)?;
+        everything_is_unavailable(&api).await?;
+        cluster.start()?;
+        // Not one of them may meet a connection from before.
+        claim_at_once(&api, &format!("after {how:?}"), 20).await?;
+    }
+    // A restart that nobody noticed while it lasted.
+    cluster.stop(Stop::Immediate)?;
+    cluster.start()?;
+    claim_at_once(&api, "restarted", 10).await?;
+
+    let shown = api.show("PROMO").await?;
+    assert_eq!(shown.body["remaining_amount"], 9);
+    assert_eq!(shown.body["claimed_by"].as_array().unwrap().len(), 91);
+    database.books().await
 }
 
-/// The caller's URL through a proxy.
-fn url_through(proxy: &Proxy, database: &Database) -> String {
-    format!(
-        "postgresql://{name}_caller@{}/{name}",
-        proxy.address(),
-        name = database.name()
-    )
+async fn claim_at_once(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
+    let mut claims = JoinSet::new();
+    for n in 0..users {
+        let (api, user) = (Arc::clone(api), format!("{who} {n}"));
+        claims.spawn(async move { api.claim(&user, "PROMO").await });
+    }
+    while let Some(claim) = claims.join_next().await {
+        assert_eq!(claim??.shown(), "200", "{who}: {}", api.service.log());
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -112,156 +126,23 @@ async fn a_server_that_freezes() -> Result<()> {
     database.books().await
 }
 
-/// A primary, its standby, and a service that knows both.
-struct Pair {
-    primary: Cluster,
-    standby: Cluster,
-    database: Database,
-    api: Arc<Api>,
-}
-
-impl Pair {
-    async fn start() -> Result<Self> {
-        let options = ClusterOptions::default().setting("fsync", "off");
-        let primary = options.clone().start()?;
-        let standby = options.start_standby_of(&primary)?;
-        let database = Database::create(&primary).await?;
-        database.create_coupon("PROMO", 1000).await?;
-        let pair = Self {
-            api: Arc::new(Api::start(&url_of_both(&database, &primary, &standby)).await?),
-            primary,
-            standby,
-            database,
-        };
-        until_well(&pair.api, "before").await?;
-        pair.until_standby_has(1).await?;
-        Ok(pair)
-    }
-
-    async fn until_standby_has(&self, count: usize) -> Result<()> {
-        eventually("the standby to have all claims", async || {
-            let url = self.standby.url("postgres", self.database.name());
-            let Ok(client) = connect(&url).await else {
-                return Ok(None);
-            };
-            let claims = client.query("select from claims", &[]).await;
-            Ok(claims
-                .is_ok_and(|claims| claims.len() == count)
-                .then_some(()))
-        })
-        .await
-    }
-
-    async fn books_of_standby(&self) -> Result<()> {
-        let url = self.standby.url("postgres", self.database.name());
-        honcho_tests::books(&connect(&url).await?).await
-    }
-}
-
-fn url_of_both(database: &Database, primary: &Cluster, standby: &Cluster) -> String {
-    format!(
-        "host={},{} user={name}_caller dbname={name}",
-        primary.directory().display(),
-        standby.directory().display(),
-        name = database.name()
-    )
-}
-
 #[tokio::test]
-async fn a_primary_that_dies_is_followed_by_its_standby() -> Result<()> {
-    let mut pair = Pair::start().await?;
-    pair.primary.stop(Stop::Kill)?;
-    // The standby is there, but it is none to claim from.
-    pair.api
-        .until_not_ready("the database cannot be reached")
-        .await?;
-    let told = pair.api.claim("user", "PROMO").await?;
-    assert_eq!(told.shown(), "503 unavailable");
-    pair.standby.promote()?;
-    soon("failing over", until_well(&pair.api, "after")).await?;
-    pair.books_of_standby().await
-}
-
-#[tokio::test]
-async fn a_primary_that_freezes_is_followed_by_its_standby() -> Result<()> {
-    let pair = Pair::start().await?;
-    for coupon in OTHERS {
-        pair.database.create_coupon(coupon, 10).await?;
-    }
-    // So that the pool has several connections to the primary.
-    let mut holders = Vec::new();
-    for coupon in OTHERS {
-        holders.push(hold(&pair.database, coupon).await?);
-    }
-    let claims = OTHERS.map(|coupon| claim(&pair.api, "user", coupon));
-    until_queued(&pair.database.connect().await?, OTHERS.len() as i64).await?;
-    drop(holders);
-    for claim in claims {
-        assert_eq!(claim.await??, "200");
-    }
-    pair.until_standby_has(1 + OTHERS.len()).await?;
-    let _frozen = pair.primary.freeze()?;
-    let under_way = claim(&pair.api, "lost", "PROMO");
-    pair.standby.promote()?;
-    soon("failing over", async {
-        // It may have been unready too shortly for us to ask.
-        eventually("the service to be ready again", async || {
-            Ok(pair
-                .api
-                .service
-                .log()
-                .contains(" ready after ")
-                .then_some(()))
-        })
-        .await?;
-        // None of the pool's connections leads to the old primary any more.
-        for claim in OTHERS.map(|coupon| claim(&pair.api, "another", coupon)) {
-            assert_eq!(claim.await??, "200");
-        }
-        // Nor does the lane wait in which one claim was asked of it.
-        until_claims_succeed(&pair.api, "after").await
-    })
-    .await?;
-    assert_eq!(under_way.await??, "503 outcome_unknown");
-    // Whoever comes now asks the frozen one first.
-    let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
-    let another = Api::start(&url).await?;
-    soon("starting", until_well(&another, "another")).await?;
-    pair.books_of_standby().await
-}
-
-const OTHERS: [&str; 4] = ["A", "B", "C", "D"];
-
-#[tokio::test]
-async fn an_address_that_leads_to_a_standby_first_and_then_to_the_primary() -> Result<()> {
-    let pair = Pair::start().await?;
-    let name = pair.database.name();
-    let url = pair.standby.url(&format!("{name}_caller"), name);
-    let api = Api::start(&url).await?;
-    api.until_not_ready("the database is a standby, which takes no claims")
-        .await?;
-    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
-    // What can be read there is.
-    assert_eq!(api.show("PROMO").await?.status, 200);
-    pair.standby.promote()?;
-    soon("promotion", until_well(&api, "after")).await?;
-    pair.books_of_standby().await
-}
-
-#[tokio::test]
-async fn an_address_that_is_given_to_another_server() -> Result<()> {
-    let pair = Pair::start().await?;
-    let socket = |cluster: &Cluster| cluster.directory().join(".s.PGSQL.5432");
-    let proxy = Proxy::start(socket(&pair.standby)).await?;
-    let settings = [("DATABASE_POOL_SIZE", "1")];
-    let api = Api::start_with(&url_through(&proxy, &pair.database), &settings).await?;
-    api.until_not_ready("the database is a standby, which takes no claims")
-        .await?;
-    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
-    // The old connection is as good as ever, and leads to the standby for ever.
-    proxy.lead_to(socket(&pair.primary));
-    soon("healing", until_well(&api, "after")).await?;
-    pair.database.books().await
+async fn too_many_connections_is_503_and_heals() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let api = Api::start(database.caller_url()).await?;
+    let limit = |limit: i32| {
+        format!(
+            "alter role {}_caller connection limit {limit}",
+            database.name()
+        )
+    };
+    let admin = database.connect().await?;
+    admin.batch_execute(&limit(0)).await?;
+    everything_is_unavailable(&api).await?;
+    admin.batch_execute(&limit(-1)).await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
+    database.books().await
 }
 
 #[tokio::test]
@@ -298,102 +179,6 @@ async fn no_connection_is_left() -> Result<()> {
     soon("healing", until_well(&api, "after")).await?;
     drop(admin);
     database.books().await
-}
-
-#[tokio::test]
-async fn a_disk_that_is_full() -> Result<()> {
-    let cluster = Cluster::start_new()?;
-    let database = Database::create(&cluster).await?;
-    database.create_coupon("PROMO", 100_000).await?;
-    let Some(disk) = Disk::mount(cluster.directory())? else {
-        return Ok(());
-    };
-    let admin = database.connect().await?;
-    admin
-        .batch_execute(&format!(
-            "create tablespace small location '{}'",
-            disk.0.display()
-        ))
-        .await?;
-    admin
-        .batch_execute("alter table claims set tablespace small")
-        .await?;
-    let api = Api::start(database.caller_url()).await?;
-    api.until_ready().await?;
-    // It has a page by then, with room for some more.
-    assert_eq!(api.claim("user 0", "PROMO").await?.shown(), "200");
-    disk.fill()?;
-    let mut told = 1;
-    let refused = loop {
-        match api.claim(&format!("user {told}"), "PROMO").await? {
-            answer if answer.status == 200 => told += 1,
-            answer => break answer,
-        }
-        ensure!(told < 10_000, "the disk is not full");
-    };
-    assert_eq!(refused.shown(), "503 unavailable");
-    api.service.logged("No space left on device").await?;
-    // What does not need room goes on.
-    assert_eq!(
-        api.claim("user 0", "PROMO").await?.shown(),
-        "409 already_claimed"
-    );
-    let shown = api.show("PROMO").await?;
-    assert_eq!(shown.body["remaining_amount"], 100_000 - told);
-    disk.empty()?;
-    soon("healing", until_well(&api, "after")).await?;
-    database.books().await
-}
-
-/// A disk of one megabyte.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// Mounts it below a cluster's directory; none where not even root may.
-    fn mount(parent: &Path) -> Result<Option<Self>> {
-        let owner = fs::metadata(parent)?;
-        let path = parent.join("disk");
-        fs::create_dir(&path)?;
-        let options = format!("size=1m,mode=0700,uid={},gid={}", owner.uid(), owner.gid());
-        let mounted = as_root("mount")
-            .args(["-t", "tmpfs", "-o", &options, "honcho-test"])
-            .arg(&path)
-            .status()?;
-        if mounted.success() {
-            return Ok(Some(Self(path)));
-        }
-        eprintln!("NOT TESTED: a full disk, for nobody may mount one here: {mounted}");
-        Ok(None)
-    }
-
-    /// Takes all the room.
-    fn fill(&self) -> Result<()> {
-        let filler = self.0.join("filler");
-        // Made by its owner, who may be another user.
-        let mut file = File::create(&filler).context("no filler")?;
-        while file.write_all(&[0; 1024]).is_ok() {}
-        Ok(())
-    }
-
-    fn empty(&self) -> Result<()> {
-        Ok(fs::remove_file(self.0.join("filler"))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Its files are still open; it goes with them.
-        let _ = as_root("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-fn as_root(program: &str) -> Command {
-    if geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("sudo");
-    command.args(["-n", program]);
-    command
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
-use crate::fixtures::held::claimed;
+use crate::fixtures::sql::{claim, claimed, show};
 
 /// A primary whose commits wait for its standby.
 struct Pair {
@@ -91,11 +91,6 @@ impl Drop for Deaf {
     }
 }
 
-async fn claim(client: &Client, user_id: &str) -> Result<String, tokio_postgres::Error> {
-    let sql = "select honcho_claim($1, 'PROMO')::text";
-    Ok(client.query_one(sql, &[&user_id]).await?.get(0))
-}
-
 /// Starts a claim in a session with this `synchronous_commit`; its end gives the session back.
 async fn claim_with(
     database: &Database,
@@ -110,13 +105,6 @@ async fn claim_with(
         let told = claim(&client, user_id).await;
         (client, told)
     }))
-}
-
-async fn level(client: &Client) -> Result<String> {
-    Ok(client
-        .query_one("show synchronous_commit", &[])
-        .await?
-        .get(0))
 }
 
 #[tokio::test]
@@ -152,7 +140,7 @@ async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Resu
     ] {
         let (client, told) = claim.await?;
         assert_eq!(told?, outcome);
-        assert_eq!(level(&client).await?, "on");
+        assert_eq!(show(&client, "synchronous_commit").await?, "on");
     }
     assert_eq!(batch.await??, 2);
     // It has them, and will show them.
@@ -172,7 +160,7 @@ async fn who_does_not_want_to_wait_for_the_standby_does_not() -> Result<()> {
         let claim = claim_with(&pair.database, setting, user).await?;
         let (client, told) = timeout(PATIENCE, claim).await??;
         assert_eq!(told?, "claimed");
-        assert_eq!(level(&client).await?, setting);
+        assert_eq!(show(&client, "synchronous_commit").await?, setting);
     }
     pair.database.books().await
 }
@@ -209,7 +197,7 @@ async fn a_wait_for_the_standby_that_is_broken_off_leaves_the_claim() -> Result<
     assert_eq!(told?, "claimed");
     let notice = notices.recv().await.context("no warning")?;
     assert_eq!(*notice.code(), SqlState::WARNING, "{notice}");
-    assert_eq!(level(&client).await?, "on");
+    assert_eq!(show(&client, "synchronous_commit").await?, "on");
 
     let bob = claim_with(&pair.database, "on", "bob").await?;
     pair.until_waiting(1).await?;

@@ -1,12 +1,15 @@
 //! Access: nobody does more than the token that is shown allows, and nobody else learns anything.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 
-use crate::fixtures::api::{Answer, Api, answer};
+use crate::fixtures::{
+    api::{Answer, Api, answer},
+    raw_client::RawClient,
+};
 
 const CLAIM: &str = "claim-0123456789abcdef";
 const READ: &str = "read-0123456789abcdef";
@@ -207,22 +210,16 @@ async fn the_unauthorised_learn_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn refusals_come_before_the_body() -> Result<()> {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
-    };
     let (_database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
     for (token, status) in [("nobody-knows-this-one", "401"), (READ, "403")] {
-        let mut stream = TcpStream::connect(api.service.address()).await?;
+        let mut client = RawClient::connect(api.service.address()).await?;
         let head = format!(
             "POST /api/coupons/claim HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {token}\r\n\
              content-length: 1000\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).await?;
-        let mut received = Vec::new();
+        client.send(&head).await?;
         // The service answers, and closes, without one byte of the body.
-        stream.read_to_end(&mut received).await?;
-        let received = String::from_utf8(received)?;
+        let received = client.read_to_end().await?;
         assert!(
             received.starts_with(&format!("HTTP/1.1 {status} ")),
             "{received}"
@@ -302,189 +299,5 @@ async fn whoever_lets_everybody_in_is_warned() -> Result<()> {
         "{}",
         closed.service.log()
     );
-    Ok(())
-}
-
-/// What the service says to a configuration that it refuses.
-fn refusal(environment: &[(&str, &str)]) -> Result<String> {
-    let service = std::env::var_os("HONCHO_SERVICE").context("no HONCHO_SERVICE")?;
-    let output = Command::new(service)
-        .arg("--check")
-        .env("DATABASE_URL", "postgres://user@localhost/shop")
-        .envs(environment.iter().copied())
-        .output()?;
-    let said = String::from_utf8(output.stderr)?;
-    ensure!(
-        output.status.code() == Some(2),
-        "{environment:?}: {}: {said}",
-        output.status
-    );
-    Ok(said)
-}
-
-#[test]
-fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let file = |name: &str, content: &str| -> Result<String> {
-        let path = directory.path().join(name);
-        fs::write(&path, content)?;
-        Ok(path.to_str().context("no path")?.to_owned())
-    };
-    let empty = file("empty", "# nothing\n")?;
-    let same = file("same", "hushhushhushhush:claim\n")?;
-    let short = file("short", "hushhush\n")?;
-    let jwks = file("jwks", r#"{"keys":[{"kty":"oct","k":"aHVzaGh1c2g"}]}"#)?;
-    for (environment, told) in [
-        (
-            vec![("API_TOKENS", "hushhushhushhush")],
-            vec!["API_TOKENS: entry 1 on line 1"],
-        ),
-        (
-            vec![("API_TOKENS", "hushhushhushhush:write")],
-            vec!["API_TOKENS", "claim, read, admin"],
-        ),
-        (
-            vec![("API_TOKENS", "hushhush:claim")],
-            vec!["API_TOKENS", "at least 16 characters"],
-        ),
-        (
-            vec![("API_TOKENS", " ")],
-            vec!["API_TOKENS: holds no token"],
-        ),
-        (
-            vec![("API_TOKENS", "# none yet")],
-            vec!["API_TOKENS: holds no token"],
-        ),
-        (
-            vec![("API_TOKENS", "hushhushhushhush:claim hushhushhushhush:read")],
-            vec!["API_TOKENS: entry 2 on line 1: this token has an entry already"],
-        ),
-        (
-            vec![
-                ("API_TOKENS", "hushhushhushhush:claim"),
-                ("API_TOKENS_FILE", &same),
-            ],
-            vec![
-                "API_TOKENS_FILE",
-                "entry 1: this token has an entry already",
-            ],
-        ),
-        (
-            vec![("API_TOKENS_FILE", &empty)],
-            vec!["API_TOKENS_FILE", "holds no token"],
-        ),
-        (
-            vec![("API_TOKENS_FILE", "/nowhere/tokens")],
-            vec!["API_TOKENS_FILE", "/nowhere/tokens"],
-        ),
-        (
-            vec![("JWT_SECRET", "hushhush")],
-            vec!["JWT_SECRET", "at least 32 bytes"],
-        ),
-        (
-            vec![("JWT_SECRET_FILE", &short)],
-            vec!["JWT_SECRET_FILE", "at least 32 bytes"],
-        ),
-        (
-            vec![("JWT_JWKS_FILE", &jwks)],
-            vec!["JWT_JWKS_FILE", "RS256 or ES256"],
-        ),
-        (
-            vec![("JWT_JWKS_FILE", &empty)],
-            vec!["JWT_JWKS_FILE", "no JWKS"],
-        ),
-        (
-            vec![("JWT_ISSUER", "https://issuer")],
-            vec!["JWT_ISSUER", "without a key"],
-        ),
-        (
-            vec![("CORS_ORIGINS", "shop.example")],
-            vec!["CORS_ORIGINS", "shop.example"],
-        ),
-        (
-            vec![("CORS_ORIGINS", "https://shop.example/")],
-            vec!["CORS_ORIGINS", "no origin"],
-        ),
-        (vec![("RATE_LIMIT", "10")], vec!["RATE_LIMIT", "20/s"]),
-        (
-            vec![("RATE_LIMIT_BY", "name")],
-            vec!["RATE_LIMIT_BY", "address or token"],
-        ),
-        (
-            vec![("RATE_LIMIT_BY", "token")],
-            vec!["RATE_LIMIT_BY", "no tokens"],
-        ),
-        (
-            vec![("TRUSTED_PROXIES", "10.0.0.0/99")],
-            vec![
-                "TRUSTED_PROXIES must be addresses and networks such as 10.0.0.0/8, separated by commas, \
-                 not \"10.0.0.0/99\"",
-            ],
-        ),
-        (
-            vec![("HEADER_TIMEOUT", "soon")],
-            vec!["HEADER_TIMEOUT", "10ms"],
-        ),
-        (
-            vec![("CONNECTION_LIMIT", "0")],
-            vec!["CONNECTION_LIMIT", "from 1"],
-        ),
-    ] {
-        let said = refusal(&environment)?;
-        for told in told {
-            assert!(said.contains(told), "{environment:?}: {said}");
-        }
-        assert!(!said.contains("hush"), "{environment:?}: {said}");
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn pages_of_listed_origins_may_use_it() -> Result<()> {
-    let (_database, api) = api(&[
-        ("API_TOKENS", TOKENS),
-        ("CORS_ORIGINS", "https://shop.example,http://localhost:3000"),
-    ])
-    .await?;
-    let preflight = |origin: &'static str| {
-        api.request(Method::OPTIONS, "/api/coupons/claim")
-            .header("origin", origin)
-            .header("access-control-request-method", "POST")
-            .header(
-                "access-control-request-headers",
-                "authorization,content-type",
-            )
-            .send()
-    };
-    let allowed = preflight("https://shop.example").await?;
-    assert_eq!(allowed.status(), 200);
-    let header = |name: &str| allowed.headers()[name].to_str().unwrap().to_lowercase();
-    assert_eq!(
-        header("access-control-allow-origin"),
-        "https://shop.example"
-    );
-    assert!(header("access-control-allow-methods").contains("post"));
-    assert!(header("access-control-allow-headers").contains("authorization"));
-    let other = preflight("https://evil.example").await?;
-    assert!(other.headers().get("access-control-allow-origin").is_none());
-    // A refusal, too, must be readable for the page.
-    let refused = answer(
-        api.show_request("PROMO")
-            .header("origin", "http://localhost:3000"),
-    )
-    .await?;
-    assert_eq!(refused.shown(), "401 unauthorized");
-    assert_eq!(
-        refused.header("access-control-allow-origin"),
-        "http://localhost:3000"
-    );
-
-    let (_database, closed) = self::api(&[("API_TOKENS", TOKENS)]).await?;
-    let plain = closed
-        .show_request("PROMO")
-        .header("origin", "https://shop.example")
-        .send()
-        .await?;
-    assert!(plain.headers().get("access-control-allow-origin").is_none());
     Ok(())
 }

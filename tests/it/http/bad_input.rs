@@ -1,15 +1,12 @@
 //! Whatever a client sends: a clear refusal that names what is wrong, and nothing written.
 
 use anyhow::Result;
-use honcho_tests::Service;
 use reqwest::Method;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
-use tokio_postgres::Client;
 
-use crate::fixtures::api::{Api, answer};
+use crate::fixtures::{
+    api::{Api, answer},
+    sql::rows,
+};
 
 const CREATE: &str = "/api/coupons";
 const CLAIM: &str = "/api/coupons/claim";
@@ -455,62 +452,4 @@ async fn a_wrong_method_is_told_the_right_ones() -> Result<()> {
         );
     }
     Ok(())
-}
-
-#[tokio::test]
-async fn half_a_request_writes_nothing_and_disturbs_nobody() -> Result<()> {
-    let database = crate::database().await?;
-    let api = Api::start(database.caller_url()).await?;
-    let client = database.connect().await?;
-    let before = rows(&client).await?;
-    let head = "POST /api/coupons HTTP/1.1\r\nhost: here\r\n";
-    let body = r#"{"name":"NEW","amount":5}"#;
-    for (sent, answered) in [
-        // Fewer bytes than announced, or a chunk that never ends: no answer is due.
-        (format!("{head}content-length: 100\r\n\r\n{body}"), ""),
-        (
-            format!("{head}transfer-encoding: chunked\r\n\r\n19\r\n{body}"),
-            "",
-        ),
-        (format!("{head}content-length: 25"), ""),
-        (
-            format!("{head}content-length: minus\r\n\r\n{body}"),
-            "HTTP/1.1 400",
-        ),
-        (
-            format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\n{body}"),
-            "HTTP/1.1 400",
-        ),
-        (
-            "GET /api/coupons/\0 HTTP/1.1\r\n\r\n".to_owned(),
-            "HTTP/1.1 400",
-        ),
-        ("\u{16}\u{3}\u{1} hello".to_owned(), "HTTP/1.1 400"),
-    ] {
-        let received = exchange(&api.service, &sent).await?;
-        assert!(received.starts_with(answered), "{sent}: {received}");
-        assert!(!received.starts_with("HTTP/1.1 2"), "{sent}: {received}");
-        assert!(!received.starts_with("HTTP/1.1 5"), "{sent}: {received}");
-        assert_eq!(rows(&client).await?, before, "{sent}");
-    }
-    assert_eq!(api.create("PROMO", 1).await?.status, 201);
-    database.books().await
-}
-
-/// Sends the bytes, ends the sending half, and returns all that comes back.
-async fn exchange(service: &Service, sent: &str) -> Result<String> {
-    let mut stream = TcpStream::connect(service.address()).await?;
-    stream.write_all(sent.as_bytes()).await?;
-    stream.shutdown().await?;
-    let mut received = Vec::new();
-    // A reset is an answer, too.
-    let _ = stream.read_to_end(&mut received).await;
-    Ok(String::from_utf8_lossy(&received).into_owned())
-}
-
-/// All that is in the tables.
-async fn rows(client: &Client) -> Result<String> {
-    let rows = "select coalesce((select string_agg(c::text, ' ' order by id) from coupons c), '')
-                    || coalesce((select string_agg(c::text, ' ' order by id) from claims c), '')";
-    Ok(client.query_one(rows, &[]).await?.get(0))
 }

@@ -1,168 +1,19 @@
-//! JSON Web Tokens: made here by hand, so that nothing vouches for itself.
+//! JSON Web Tokens: accepted, refused, and what their subjects may do.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::fs;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use reqwest::Method;
-use ring::{
-    hmac,
-    rand::SystemRandom,
-    rsa,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256},
-};
 use serde_json::{Value, json};
 
-use crate::fixtures::api::{Answer, Api, answer};
+use crate::fixtures::{
+    api::{Answer, Api, answer},
+    program::{DATABASE_URL, refusal},
+    signer::{Signer, claims, now},
+};
 
 const SECRET: &str = "a secret of at least thirty-two bytes";
-
-/// Something that signs.
-pub enum Signer {
-    Hs256(Vec<u8>),
-    Rs256(Box<rsa::KeyPair>),
-    Es256(Box<EcdsaKeyPair>),
-}
-
-impl Signer {
-    pub fn es256() -> Result<Self> {
-        let random = SystemRandom::new();
-        let broken = |error: &dyn std::fmt::Display| anyhow!("no key: {error}");
-        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
-            .map_err(|error| broken(&error))?;
-        let pair =
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random)
-                .map_err(|error| broken(&error))?;
-        Ok(Self::Es256(Box::new(pair)))
-    }
-
-    /// A token of a reader's, without issuer and audience.
-    pub fn reader(&self) -> Result<String> {
-        self.token(
-            None,
-            &claims(&json!({ "iss": null, "aud": null, "scope": "read" }))?,
-        )
-    }
-
-    /// The public key as the only one of a JWKS.
-    pub fn jwks(&self, id: &str) -> Value {
-        json!({ "keys": [self.jwk(id)] })
-    }
-
-    /// A key of so many bits, made by OpenSSL: ring makes none.
-    fn rs256(bits: u32) -> Result<Self> {
-        let output = Command::new("openssl")
-            .args([
-                "genpkey",
-                "-algorithm",
-                "RSA",
-                "-outform",
-                "DER",
-                "-pkeyopt",
-            ])
-            .arg(format!("rsa_keygen_bits:{bits}"))
-            .stderr(Stdio::null())
-            .output()
-            .context("openssl does not run")?;
-        ensure!(output.status.success(), "openssl made no key");
-        // OpenSSL 3.0 writes PKCS #1 here, others PKCS #8.
-        let pair = rsa::KeyPair::from_pkcs8(&output.stdout)
-            .or_else(|_| rsa::KeyPair::from_der(&output.stdout))
-            .map_err(|error| anyhow!("{error}"))?;
-        Ok(Self::Rs256(Box::new(pair)))
-    }
-
-    fn algorithm(&self) -> &'static str {
-        match self {
-            Self::Hs256(_) => "HS256",
-            Self::Rs256(_) => "RS256",
-            Self::Es256(_) => "ES256",
-        }
-    }
-
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>> {
-        let random = SystemRandom::new();
-        Ok(match self {
-            Self::Hs256(secret) => {
-                let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-                hmac::sign(&key, message).as_ref().to_vec()
-            }
-            Self::Rs256(pair) => {
-                let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
-                    .map_err(|_| anyhow!("no signature"))?;
-                signature
-            }
-            Self::Es256(pair) => pair
-                .sign(&random, message)
-                .map_err(|_| anyhow!("no signature"))?
-                .as_ref()
-                .to_vec(),
-        })
-    }
-
-    /// The public key as a JWK.
-    fn jwk(&self, id: &str) -> Value {
-        match self {
-            Self::Hs256(secret) => json!({ "kty": "oct", "kid": id, "k": BASE64.encode(secret) }),
-            Self::Rs256(pair) => {
-                let key = rsa::PublicKeyComponents::<Vec<u8>>::from(pair.public());
-                json!({
-                    "kty": "RSA", "kid": id, "use": "sig", "alg": "RS256",
-                    "n": BASE64.encode(key.n), "e": BASE64.encode(key.e),
-                })
-            }
-            Self::Es256(pair) => {
-                let point = pair.public_key().as_ref();
-                json!({
-                    "kty": "EC", "crv": "P-256", "kid": id, "use": "sig", "alg": "ES256",
-                    "x": BASE64.encode(&point[1..33]), "y": BASE64.encode(&point[33..]),
-                })
-            }
-        }
-    }
-
-    fn token(&self, id: Option<&str>, claims: &Value) -> Result<String> {
-        self.token_with(
-            &json!({ "alg": self.algorithm(), "kid": id, "typ": "JWT" }),
-            claims,
-        )
-    }
-
-    fn token_with(&self, header: &Value, claims: &Value) -> Result<String> {
-        let message = format!(
-            "{}.{}",
-            BASE64.encode(header.to_string()),
-            BASE64.encode(claims.to_string())
-        );
-        let signature = BASE64.encode(self.sign(message.as_bytes())?);
-        Ok(format!("{message}.{signature}"))
-    }
-}
-
-fn now() -> Result<u64> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
-}
-
-/// The claims of a good token, changed by `change`: null takes one out.
-fn claims(change: &Value) -> Result<Value> {
-    let now = now()?;
-    let mut claims = json!({
-        "sub": "anna", "scope": "claim read", "exp": now + 300,
-        "iss": "https://issuer.example", "aud": "honcho",
-    });
-    for (name, value) in change.as_object().context("no object")? {
-        claims[name] = value.clone();
-        if value.is_null() {
-            claims.as_object_mut().context("no object")?.remove(name);
-        }
-    }
-    Ok(claims)
-}
 
 async fn claim(api: &Api, user: &str, token: &str) -> Result<Answer> {
     answer(
@@ -496,14 +347,8 @@ fn short_rsa_keys_are_refused() -> Result<()> {
     let jwks = tempfile::NamedTempFile::new()?;
     let keys = json!({ "keys": [{ "kty": "RSA", "kid": "short", "n": modulus, "e": "AQAB" }] });
     fs::write(jwks.path(), keys.to_string())?;
-    let service = std::env::var_os("HONCHO_SERVICE").context("no HONCHO_SERVICE")?;
-    let output = Command::new(service)
-        .arg("--check")
-        .env("DATABASE_URL", "postgres://user@localhost/shop")
-        .env("JWT_JWKS_FILE", jwks.path())
-        .output()?;
-    let said = String::from_utf8(output.stderr)?;
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let file = jwks.path().to_str().context("no path")?;
+    let said = refusal(&["--check"], &[DATABASE_URL, ("JWT_JWKS_FILE", file)])?;
     assert!(
         said.contains("JWT_JWKS_FILE") && said.contains("2048 bits"),
         "{said}"

@@ -6,16 +6,15 @@ use std::{
 };
 
 use anyhow::Result;
-use honcho_tests::{Service, eventually};
-use tokio::{sync::Barrier, task::JoinSet};
+use honcho_tests::{Service, at_once, counts, eventually};
+use tokio::task::JoinSet;
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::connection::Connection,
-    fixtures::held::{
-        Claim, Jam, PATIENT, claim, claimed, hold, queued, signal_queued, until_queued,
-    },
-    operations::metrics::Scrape,
+use crate::fixtures::{
+    api::Api,
+    held::{Claim, Jam, PATIENT, claim, hold, queued, signal_queued, until_queued},
+    raw_client::RawClient,
+    scrape::Scrape,
+    sql::claimed,
 };
 
 #[tokio::test]
@@ -23,7 +22,7 @@ async fn a_sale_on_1000_connections() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let told = at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
+    let told = claim_at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
     assert_eq!(told, counts(&[("200", 100), ("409 sold_out", 900)]));
     database.books().await
 }
@@ -33,7 +32,7 @@ async fn one_user_on_1000_connections() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let told = at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
+    let told = claim_at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
     assert_eq!(told, counts(&[("200", 1), ("409 already_claimed", 999)]));
     database.books().await
 }
@@ -307,11 +306,10 @@ async fn whoever_goes_away_is_left_out() -> Result<()> {
     for (_, claim) in &go {
         claim.abort();
     }
-    let gone = format!("honcho_http_requests_abandoned_total {}\n", go.len());
     eventually("the service to see them go", async || {
-        let metrics = jam.api.service.url("/metrics");
-        let metrics = reqwest::get(metrics).await?.text().await?;
-        Ok(metrics.contains(&gone).then_some(()))
+        let scrape = Scrape::of(&jam.api.service).await?;
+        let gone = scrape.value("honcho_http_requests_abandoned_total");
+        Ok((gone == go.len() as f64).then_some(()))
     })
     .await?;
 
@@ -447,21 +445,16 @@ async fn one_claim_that_is_refused_costs_its_batch_few_calls() -> Result<()> {
 
 /// Claims for every user on a connection of its own, all of them open before the first claim is sent,
 /// and counts what they were told.
-async fn at_once(
+async fn claim_at_once(
     service: &Service,
-    users: impl ExactSizeIterator<Item = String>,
+    users: impl Iterator<Item = String>,
 ) -> Result<BTreeMap<String, usize>> {
-    let barrier = Arc::new(Barrier::new(users.len()));
-    let mut claims = JoinSet::new();
-    for user in users {
-        let connection = Connection::open(service).await?;
-        let barrier = Arc::clone(&barrier);
-        claims.spawn(async move {
-            barrier.wait().await;
-            connection.claim(&user, "PROMO").await
-        });
-    }
-    tally(claims).await
+    let address = service.address();
+    at_once(users.collect(), |user| async move {
+        let client = RawClient::connect(address).await?;
+        Ok(async move { client.claim(&user, "PROMO").await })
+    })
+    .await
 }
 
 async fn tally(mut claims: JoinSet<Result<String>>) -> Result<BTreeMap<String, usize>> {
@@ -470,10 +463,4 @@ async fn tally(mut claims: JoinSet<Result<String>>) -> Result<BTreeMap<String, u
         *told.entry(claim??).or_default() += 1;
     }
     Ok(told)
-}
-
-fn counts(told: &[(&str, usize)]) -> BTreeMap<String, usize> {
-    told.iter()
-        .map(|&(told, count)| (told.to_owned(), count))
-        .collect()
 }

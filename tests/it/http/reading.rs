@@ -240,3 +240,29 @@ async fn gzip_is_sent_only_to_clients_that_take_it() -> Result<()> {
     assert_eq!(gzipped.bytes().await?[..2], [0x1f, 0x8b]);
     Ok(())
 }
+
+#[tokio::test]
+async fn pages_are_not_compiled_by_the_database() -> Result<()> {
+    let database = crate::database().await?;
+    database
+        .connect()
+        .await?
+        .batch_execute(&format!(
+            "create schema before;
+             create function before.honcho_list_coupons(bigint, integer)
+                 returns table (id bigint, name text, amount integer, remaining_amount integer,
+                                created_at timestamptz, starts_at timestamptz, ends_at timestamptz,
+                                paused boolean)
+                 language sql as $$
+                 select 1::bigint, current_setting('jit'), 1, 1, now(), null::timestamptz,
+                        null::timestamptz, false $$;
+             grant usage on schema before to public;
+             alter role {}_caller set search_path = before, public",
+            database.name()
+        ))
+        .await?;
+    let api = Api::start(database.caller_url()).await?;
+    let list = answer(api.request(Method::GET, "/api/coupons")).await?;
+    assert_eq!(list.body["coupons"][0]["name"], "off");
+    Ok(())
+}

@@ -5,7 +5,13 @@ use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database, books, connect, eventually};
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::{cluster, fixtures::api::Api, operations::upgrade::releases};
+use crate::{
+    cluster,
+    fixtures::{
+        api::Api,
+        sql::{releases, rows},
+    },
+};
 
 /// Dumps `database`, and gives the path of the dump.
 fn dump(database: &Database, format: &str, arguments: &[&str]) -> Result<String> {
@@ -35,14 +41,6 @@ fn pg_restore(dump: &str, name: &str, jobs: &str, more: &[&str]) -> Result<()> {
     arguments.push(dump);
     cluster().run("pg_restore", arguments)?;
     Ok(())
-}
-
-/// All rows.
-async fn rows(client: &Client) -> Result<[Vec<String>; 2]> {
-    let rows = "select array(select c::text from coupons c order by id),
-                       array(select c::text from claims c order by id)";
-    let row = client.query_one(rows, &[]).await?;
-    Ok([row.get(0), row.get(1)])
 }
 
 /// Makes 50,000 coupons of one each, and claims a few of the last ones: with two jobs, `pg_restore`

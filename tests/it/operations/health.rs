@@ -5,55 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
-use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_postgres::error::SqlState;
 
-use crate::{
-    fixtures::api::{Answer, Api, answer},
-    fixtures::held::{claim, hold, until_queued},
+use crate::fixtures::{
+    api::Api,
+    held::{claim, hold, until_queued},
+    readiness::soon,
 };
-
-/// How soon the service must be well again once the database is.
-pub const HEALED: Duration = Duration::from_secs(5);
-
-impl Api {
-    pub async fn health(&self, which: &str) -> Result<Answer> {
-        answer(self.request(Method::GET, &format!("/health/{which}"))).await
-    }
-
-    /// Waits until it is ready.
-    pub async fn until_ready(&self) -> Result<()> {
-        eventually("the service to be ready", async || {
-            Ok((self.health("ready").await?.status == 200).then_some(()))
-        })
-        .await
-    }
-
-    /// Waits until it is not ready for this reason.
-    pub async fn until_not_ready(&self, detail: &str) -> Result<()> {
-        eventually(&format!("not ready: {detail}"), async || {
-            let answer = self.health("ready").await?;
-            if answer.body["detail"] != detail {
-                return Ok(None);
-            }
-            assert_eq!(answer.shown(), "503 not_ready");
-            Ok(Some(()))
-        })
-        .await
-    }
-}
-
-/// Does it, and fails unless that is done within [`HEALED`].
-pub async fn soon(what: &str, done: impl Future<Output = Result<()>>) -> Result<()> {
-    let begun = Instant::now();
-    done.await?;
-    let taken = begun.elapsed();
-    ensure!(taken < HEALED, "{what} took {taken:?}");
-    Ok(())
-}
 
 #[tokio::test]
 async fn it_is_ready_within_a_second() -> Result<()> {

@@ -1,24 +1,35 @@
 //! Who holds a coupon: the query of the README, which an operator runs when the alert says so.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, Stop, eventually};
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::held::{PATIENT, claim, hold},
+use crate::fixtures::{
+    api::Api,
+    held::{PATIENT, claim, hold},
 };
 
-/// The query as the README has it.
+/// The one SQL block in README.md and docs/ that names holders: it asks for prepared transactions too.
 fn query() -> Result<String> {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let mut blocks = readme.split("```").skip(1).step_by(2);
-    let block = blocks
-        .find(|block| block.contains("pg_prepared_xacts"))
-        .context("no query in the README")?;
-    let sql = block.strip_prefix("sql\n").context("not SQL")?;
-    Ok(sql.trim().trim_end_matches(';').to_owned())
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut pages = vec![root.join("README.md")];
+    for entry in fs::read_dir(root.join("docs"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path);
+        }
+    }
+    let mut queries = Vec::new();
+    for page in pages {
+        let text = fs::read_to_string(page)?;
+        let blocks = text.split("```").skip(1).step_by(2);
+        let sql = blocks.filter_map(|block| block.strip_prefix("sql\n"));
+        let holders = sql.filter(|sql| sql.contains("pg_prepared_xacts"));
+        queries.extend(holders.map(|sql| sql.trim().trim_end_matches(';').to_owned()));
+    }
+    ensure!(queries.len() == 1, "not one query: {queries:?}");
+    Ok(queries.remove(0))
 }
 
 /// Each holder: the coupon, and the prepared transaction's name or the session's state, and for whom it waits

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use serde_json::Value;
 
-use crate::{fixtures::api::Api, fixtures::held::hold};
+use crate::fixtures::{api::Api, held::hold};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 

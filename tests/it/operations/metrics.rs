@@ -3,67 +3,15 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
-use honcho_tests::{Service, eventually};
+use honcho_tests::eventually;
 use reqwest::Method;
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::connection::Connection,
-    fixtures::held::{Jam, PATIENT, claim, hold, signal_queued, until_queued},
+use crate::fixtures::{
+    api::Api,
+    held::{Jam, PATIENT, claim, hold, signal_queued, until_queued},
+    raw_client::RawClient,
+    scrape::Scrape,
 };
-
-/// What one scrape gave.
-pub struct Scrape(String);
-
-impl Scrape {
-    pub async fn of(service: &Service) -> Result<Self> {
-        Self::at(&service.url("/metrics")).await
-    }
-
-    async fn at(url: &str) -> Result<Self> {
-        let response = reqwest::get(url).await?.error_for_status()?;
-        let media = response.headers()["content-type"].to_str()?.to_owned();
-        let text = response.text().await?;
-        ensure!(
-            media.starts_with("application/openmetrics-text;"),
-            "{media}"
-        );
-        ensure!(text.ends_with("# EOF\n"), "{text}");
-        Ok(Self(text))
-    }
-
-    /// The value of a series: its name with its labels as they stand.
-    pub fn value(&self, series: &str) -> f64 {
-        self.0
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
-            .map_or(0.0, |value| value.parse().unwrap())
-    }
-
-    /// Every series, without its value.
-    fn series(&self) -> BTreeSet<&str> {
-        self.0
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.rsplit_once(' ').map(|(series, _)| series))
-            .collect()
-    }
-
-    /// The names under which values may come.
-    fn names(&self) -> BTreeSet<String> {
-        let families = self.0.lines().filter_map(|line| {
-            let (name, kind) = line.strip_prefix("# TYPE ")?.split_once(' ')?;
-            let suffixes: &[&str] = match kind {
-                "counter" => &["_total"],
-                "histogram" => &["_bucket", "_count", "_sum"],
-                "info" => &["_info"],
-                _ => &[""],
-            };
-            Some(suffixes.iter().map(move |suffix| format!("{name}{suffix}")))
-        });
-        families.flatten().collect()
-    }
-}
 
 fn requests(route: &str, method: &str, status: u16) -> String {
     format!(
@@ -324,7 +272,7 @@ async fn clients_who_leave_are_counted() -> Result<()> {
     let api = Api::start_with(database.caller_url(), &PATIENT).await?;
     let client = database.connect().await?;
     let holder = hold(&database, "PROMO").await?;
-    let leaver = Connection::open(&api.service).await?;
+    let leaver = RawClient::connect(api.service.address()).await?;
     let leaver = tokio::spawn(leaver.claim("leaver", "PROMO"));
     until_queued(&client, 1).await?;
     leaver.abort();

@@ -3,12 +3,11 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use honcho_tests::eventually;
 use tokio::task::spawn_blocking;
 
-use crate::{
-    fixtures::api::{Api, answer},
-    http::jwt::Signer,
+use crate::fixtures::{
+    api::{Api, answer},
+    signer::Signer,
 };
 
 fn text(path: &Path) -> Result<&str> {
@@ -16,22 +15,6 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 impl Api {
-    /// Has it read its files anew, and waits until it says this of it.
-    pub async fn reload(&self, said: &str) -> Result<()> {
-        let before = self.service.log().matches("SIGHUP: ").count();
-        self.service.hang_up()?;
-        eventually(said, async || {
-            let log = self.service.log();
-            let new = log
-                .lines()
-                .filter(|line| line.contains("SIGHUP: "))
-                .skip(before)
-                .any(|line| line.contains(said));
-            Ok(new.then_some(()))
-        })
-        .await
-    }
-
     async fn status_for(&self, token: &str) -> Result<u16> {
         let request = self
             .show_request("PROMO")

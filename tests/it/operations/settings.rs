@@ -1,55 +1,18 @@
-//! Settings: three places to say them, and what is said to who says them wrongly.
+//! Settings: flags, environment and file, and what is said of wrong ones.
 
-use std::{
-    fs,
-    process::{Command, Output, Stdio},
-};
+use std::fs;
 
-use anyhow::{Result, ensure};
-use honcho_tests::{Cluster, Database, Service};
+use anyhow::{Context, Result};
+use honcho_tests::Service;
 
-use crate::fixtures::api::Api;
-
-/// What must never be shown.
-const PASSWORD: &str = "s3cret";
-
-/// The service's program with nothing of this process's environment that could be a setting.
-fn program(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Command> {
-    let mut command = Service::command()?;
-    command.env_clear().args(arguments).stdin(Stdio::null());
-    command.envs(environment.iter().copied());
-    Ok(command)
-}
-
-fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Output> {
-    let output = program(arguments, environment)?.output()?;
-    let said = [&output.stdout[..], &output.stderr[..]].concat();
-    ensure!(
-        !String::from_utf8_lossy(&said).contains(PASSWORD),
-        "a password is shown: {output:?}"
-    );
-    Ok(output)
-}
-
-/// Fails unless the program leaves with 2 and a line that begins so.
-pub fn refused(arguments: &[&str], environment: &[(&str, &str)], expected: &str) -> Result<()> {
-    let output = run(arguments, environment)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.code() == Some(2) && said.starts_with(&format!("honcho-service: {expected}")),
-        "{arguments:?} {environment:?}: {} {said}",
-        output.status
-    );
-    ensure!(said.lines().count() == 1, "{said}");
-    Ok(())
-}
+use crate::fixtures::program::{DATABASE_URL, PASSWORD, program, refusal, refused, run};
 
 /// A claim waits for LOCK_TIMEOUT once in line and once at its head, in one statement.
 #[test]
 fn a_lock_timeout_that_could_never_act_is_refused() -> Result<()> {
     for (statement, lock) in [("1s", "10s"), ("1s", "501ms"), ("5s", "3s")] {
         let environment = [
-            URL,
+            DATABASE_URL,
             ("STATEMENT_TIMEOUT", statement),
             ("LOCK_TIMEOUT", lock),
         ];
@@ -61,9 +24,13 @@ fn a_lock_timeout_that_could_never_act_is_refused() -> Result<()> {
         refused(&[], &environment, &format!("LOCK_TIMEOUT: is {lock}, but"))?;
     }
     for environment in [
-        vec![URL, ("STATEMENT_TIMEOUT", "1s"), ("LOCK_TIMEOUT", "500ms")],
+        vec![
+            DATABASE_URL,
+            ("STATEMENT_TIMEOUT", "1s"),
+            ("LOCK_TIMEOUT", "500ms"),
+        ],
         // What is not said gives way.
-        vec![URL, ("STATEMENT_TIMEOUT", "1s")],
+        vec![DATABASE_URL, ("STATEMENT_TIMEOUT", "1s")],
     ] {
         let output = run(&["--check"], &environment)?;
         assert!(output.status.success(), "{environment:?}: {output:?}");
@@ -97,32 +64,6 @@ fn the_compose_file_passes_every_setting_on() -> Result<()> {
     assert!(settings > 30, "{help}");
     Ok(())
 }
-
-/// `make` alone lists what there is.
-#[test]
-fn make_help_lists_every_target() -> Result<()> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let output = Command::new("make")
-        .args(["-s", "-C", root, "help"])
-        .output()?;
-    let listed = String::from_utf8(output.stdout)?;
-    let makefile = fs::read_to_string(format!("{root}/Makefile"))?;
-    let targets: Vec<&str> = makefile
-        .lines()
-        .filter(|line| line.contains(": ") && line.contains(" ## "))
-        .filter_map(|line| line.split(':').next())
-        .collect();
-    assert!(targets.len() > 15, "{targets:?}");
-    for target in targets {
-        assert!(
-            listed.contains(&format!("  make {target} ")),
-            "{target}:\n{listed}"
-        );
-    }
-    Ok(())
-}
-
-const URL: (&str, &str) = ("DATABASE_URL", "postgresql://user:s3cret@localhost/db");
 
 #[test]
 fn a_wrong_value_is_named_with_what_is_allowed() -> Result<()> {
@@ -179,78 +120,9 @@ fn a_wrong_value_is_named_with_what_is_allowed() -> Result<()> {
             .to_uppercase();
         let given = format!("{flag}={value}");
         let expected = format!("{flag} {allowed}, not {value:?}\n");
-        refused(&["--check", &given], &[URL], &expected)?;
+        refused(&["--check", &given], &[DATABASE_URL], &expected)?;
         let expected = format!("{variable} {allowed}, not {value:?}\n");
-        refused(&["--check"], &[URL, (&variable, value)], &expected)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn a_wrong_connection_string_is_named_without_what_it_says() -> Result<()> {
-    for (string, expected) in [
-        (
-            "postgresql://user:s3cret@localhost:port/db",
-            "port must be from 1 to 65535",
-        ),
-        (
-            "postgresql://user:s3cret@h1,h2/db?port=1,2,3",
-            "port must be one, or as many as",
-        ),
-        (
-            "postgresql://user:s3cret@localhost/db?sslmode=allow",
-            "sslmode must be disable, prefer,",
-        ),
-        (
-            "postgresql://user:s3cret@localhost/db?connect_timeout=no",
-            "connect_timeout must be a whole",
-        ),
-        (
-            "postgresql://user:s3cret@localhost/db?s3cret=1",
-            "has a parameter that is not one of",
-        ),
-        (
-            "postgresql://user:%ffs3cret@localhost/db",
-            "must be valid UTF-8",
-        ),
-        (
-            "host=localhost password=not s3cret=quoted",
-            "has a parameter that is not one of",
-        ),
-        (
-            "host=localhost password='s3cret",
-            "has a quotation mark without its pair",
-        ),
-        (
-            "localhost s3cret",
-            "must be a URL, postgresql://…, or keywords",
-        ),
-        ("user=u password=s3cret", "must name the database's host"),
-        (
-            "host=localhost target_session_attrs=primary",
-            "target_session_attrs must be any, read-write",
-        ),
-        (
-            "host=localhost sslmode=verify-full",
-            "sslmode needs sslrootcert beside it",
-        ),
-    ] {
-        let expected = format!("DATABASE_URL: {expected}");
-        refused(&["--check"], &[("DATABASE_URL", string)], &expected)?;
-    }
-    let variables = [("PGHOST", "localhost"), ("PGPASSWORD", PASSWORD)];
-    for (name, value, expected) in [
-        ("PGSSLMODE", "s3cret", "PGSSLMODE: must be disable,"),
-        ("PGPORT", "s3cret", "PGPORT: must be from 1 to 65535"),
-        (
-            "PGCONNECT_TIMEOUT",
-            "0",
-            "PGCONNECT_TIMEOUT: must be a whole number of seconds",
-        ),
-        ("PGPASSFILE", "/nowhere", "PGPASSFILE: cannot be read"),
-    ] {
-        let variables = [variables[0], (name, value)];
-        refused(&["--check"], &variables, expected)?;
+        refused(&["--check"], &[DATABASE_URL, (&variable, value)], &expected)?;
     }
     Ok(())
 }
@@ -291,7 +163,7 @@ fn what_the_file_says_is_checked_as_well() -> Result<()> {
         let environment = if text.contains("database_url") {
             &[][..]
         } else {
-            &[URL][..]
+            &[DATABASE_URL][..]
         };
         refused(&["--config", &file], environment, &expected)?;
         let variable = [environment, &[("CONFIG_FILE", &*file)]].concat();
@@ -299,12 +171,12 @@ fn what_the_file_says_is_checked_as_well() -> Result<()> {
     }
     refused(
         &["--config", "/nowhere"],
-        &[URL],
+        &[DATABASE_URL],
         "--config: cannot read /nowhere",
     )?;
     refused(
         &[],
-        &[URL, ("CONFIG_FILE", "/nowhere")],
+        &[DATABASE_URL, ("CONFIG_FILE", "/nowhere")],
         "CONFIG_FILE: cannot read /nowhere",
     )
 }
@@ -313,27 +185,31 @@ fn what_the_file_says_is_checked_as_well() -> Result<()> {
 fn the_command_line_takes_flags_that_there_are() -> Result<()> {
     refused(
         &["--prot=1"],
-        &[URL],
+        &[DATABASE_URL],
         "there is no flag --prot; did you mean --port?",
     )?;
     refused(
         &["--password=s3cret"],
-        &[URL],
+        &[DATABASE_URL],
         "there is no flag --password; --help lists them",
     )?;
-    refused(&[URL.1], &[], "takes only flags; --help lists them")?;
+    refused(
+        &[DATABASE_URL.1],
+        &[],
+        "takes only flags; --help lists them",
+    )?;
     refused(
         &["--port"],
-        &[URL],
+        &[DATABASE_URL],
         "a value is required for '--port <NUMBER>'",
     )?;
-    let valid = run(&["--check"], &[URL, ("PORT", "")])?;
+    let valid = run(&["--check"], &[DATABASE_URL, ("PORT", "")])?;
     assert_eq!(valid.status.code(), Some(0), "{valid:?}");
     assert_eq!(valid.stdout, b"the configuration is valid\n");
-    let version = run(&["--version"], &[URL])?;
+    let version = run(&["--version"], &[DATABASE_URL])?;
     let expected = format!("honcho-service {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(String::from_utf8_lossy(&version.stdout), expected);
-    let help = String::from_utf8(run(&["--help"], &[URL])?.stdout)?;
+    let help = String::from_utf8(run(&["--help"], &[DATABASE_URL])?.stdout)?;
     for setting in [
         "--database-url",
         "--lock-timeout",
@@ -351,8 +227,8 @@ async fn flags_are_stronger_than_the_environment_than_the_file() -> Result<()> {
     let file = directory.path().join("honcho.toml");
     fs::write(&file, "host = '127.0.0.2'\nport = 0\n")?;
     let file = file.to_string_lossy();
-    let environment = [URL, ("CONFIG_FILE", &*file)];
-    let with_variable = [URL, ("CONFIG_FILE", &*file), ("HOST", "127.0.0.3")];
+    let environment = [DATABASE_URL, ("CONFIG_FILE", &*file)];
+    let with_variable = [DATABASE_URL, ("CONFIG_FILE", &*file), ("HOST", "127.0.0.3")];
     for (arguments, environment, expected) in [
         (&[][..], &environment[..], "127.0.0.2"),
         (&[], &with_variable, "127.0.0.3"),
@@ -366,94 +242,120 @@ async fn flags_are_stronger_than_the_environment_than_the_file() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn libpqs_variables_say_what_the_url_leaves_out() -> Result<()> {
-    let database = crate::database().await?;
-    database.create_coupon("PROMO", 10).await?;
-    let cluster = crate::cluster().directory().to_string_lossy();
-    let user = format!("{}_caller", database.name());
-    let variables = [
-        ("PORT", "0"),
-        ("PGHOST", &*cluster),
-        ("PGDATABASE", database.name()),
-        ("PGUSER", "nobody"),
-        ("PGAPPNAME", "shop"),
-        ("PGOPTIONS", "-c statement_timeout=4321"),
-        ("DATABASE_URL", &format!("user={user}")),
-    ];
-    let service = Service::spawn(program(&[], &variables)?).await?;
-    let api = Api {
-        service,
-        http: reqwest::Client::new(),
-    };
-    api.until_ready().await?;
-    assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
-    let client = database.connect().await?;
-    let sessions = "select count(*) from pg_stat_activity
-                     where application_name = 'shop' and usename = $1";
-    let sessions: i64 = client.query_one(sessions, &[&user]).await?.get(0);
-    assert_eq!(sessions, 1);
-    Ok(())
-}
-
-#[tokio::test]
-async fn passwords_reach_the_database_and_nobody_else() -> Result<()> {
-    let cluster = Cluster::start_new()?;
-    let database = Database::create(&cluster).await?;
-    let admin = database.connect().await?;
-    let user = format!("{}_caller", database.name());
-    admin
-        .batch_execute(&format!("alter role {user} password '{PASSWORD}'"))
-        .await?;
-    let hba = cluster.directory().join("data/pg_hba.conf");
-    fs::write(
-        hba,
-        format!("local all {user} scram-sha-256\nlocal all all trust\n"),
-    )?;
-    admin.batch_execute("select pg_reload_conf()").await?;
-    honcho_tests::eventually("passwords to be asked for", async || {
-        Ok(database.connect_as_caller().await.is_err().then_some(()))
-    })
-    .await?;
+#[test]
+fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let passfile = directory.path().join("pgpass");
-    fs::write(
-        &passfile,
-        format!("# comment\nelsewhere:*:*:*:wrong\nlocalhost:*:*:{user}:{PASSWORD}\n"),
-    )?;
-    let host = cluster.directory().to_string_lossy();
-    let base = [
-        ("PORT", "0"),
-        ("PGHOST", &*host),
-        ("PGUSER", &*user),
-        ("PGDATABASE", database.name()),
-    ];
-    let in_url = format!("postgresql://:{PASSWORD}@/");
-    let passfile = passfile.to_string_lossy();
-    for (name, value, right) in [
-        ("PGPASSWORD", PASSWORD, true),
-        ("PGPASSFILE", &*passfile, true),
-        ("DATABASE_URL", &*in_url, true),
-        ("PGPASSWORD", "wrong-s3cret", false),
-        ("PGAPPNAME", "no password", false),
+    let file = |name: &str, content: &str| -> Result<String> {
+        let path = directory.path().join(name);
+        fs::write(&path, content)?;
+        Ok(path.to_str().context("no path")?.to_owned())
+    };
+    let empty = file("empty", "# nothing\n")?;
+    let same = file("same", "hushhushhushhush:claim\n")?;
+    let short = file("short", "hushhush\n")?;
+    let jwks = file("jwks", r#"{"keys":[{"kty":"oct","k":"aHVzaGh1c2g"}]}"#)?;
+    for (environment, told) in [
+        (
+            vec![("API_TOKENS", "hushhushhushhush")],
+            vec!["API_TOKENS: entry 1 on line 1"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhushhushhush:write")],
+            vec!["API_TOKENS", "claim, read, admin"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhush:claim")],
+            vec!["API_TOKENS", "at least 16 characters"],
+        ),
+        (
+            vec![("API_TOKENS", " ")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "# none yet")],
+            vec!["API_TOKENS: holds no token"],
+        ),
+        (
+            vec![("API_TOKENS", "hushhushhushhush:claim hushhushhushhush:read")],
+            vec!["API_TOKENS: entry 2 on line 1: this token has an entry already"],
+        ),
+        (
+            vec![
+                ("API_TOKENS", "hushhushhushhush:claim"),
+                ("API_TOKENS_FILE", &same),
+            ],
+            vec![
+                "API_TOKENS_FILE",
+                "entry 1: this token has an entry already",
+            ],
+        ),
+        (
+            vec![("API_TOKENS_FILE", &empty)],
+            vec!["API_TOKENS_FILE", "holds no token"],
+        ),
+        (
+            vec![("API_TOKENS_FILE", "/nowhere/tokens")],
+            vec!["API_TOKENS_FILE", "/nowhere/tokens"],
+        ),
+        (
+            vec![("JWT_SECRET", "hushhush")],
+            vec!["JWT_SECRET", "at least 32 bytes"],
+        ),
+        (
+            vec![("JWT_SECRET_FILE", &short)],
+            vec!["JWT_SECRET_FILE", "at least 32 bytes"],
+        ),
+        (
+            vec![("JWT_JWKS_FILE", &jwks)],
+            vec!["JWT_JWKS_FILE", "RS256 or ES256"],
+        ),
+        (
+            vec![("JWT_JWKS_FILE", &empty)],
+            vec!["JWT_JWKS_FILE", "no JWKS"],
+        ),
+        (
+            vec![("JWT_ISSUER", "https://issuer")],
+            vec!["JWT_ISSUER", "without a key"],
+        ),
+        (
+            vec![("CORS_ORIGINS", "shop.example")],
+            vec!["CORS_ORIGINS", "shop.example"],
+        ),
+        (
+            vec![("CORS_ORIGINS", "https://shop.example/")],
+            vec!["CORS_ORIGINS", "no origin"],
+        ),
+        (vec![("RATE_LIMIT", "10")], vec!["RATE_LIMIT", "20/s"]),
+        (
+            vec![("RATE_LIMIT_BY", "name")],
+            vec!["RATE_LIMIT_BY", "address or token"],
+        ),
+        (
+            vec![("RATE_LIMIT_BY", "token")],
+            vec!["RATE_LIMIT_BY", "no tokens"],
+        ),
+        (
+            vec![("TRUSTED_PROXIES", "10.0.0.0/99")],
+            vec![
+                "TRUSTED_PROXIES must be addresses and networks such as 10.0.0.0/8, separated by commas, \
+                 not \"10.0.0.0/99\"",
+            ],
+        ),
+        (
+            vec![("HEADER_TIMEOUT", "soon")],
+            vec!["HEADER_TIMEOUT", "10ms"],
+        ),
+        (
+            vec![("CONNECTION_LIMIT", "0")],
+            vec!["CONNECTION_LIMIT", "from 1"],
+        ),
     ] {
-        let variables = [&base[..], &[(name, value)]].concat();
-        let api = Api {
-            service: Service::spawn(program(&[], &variables)?).await?,
-            http: reqwest::Client::new(),
-        };
-        if right {
-            api.until_ready().await?;
-        } else if name == "PGPASSWORD" {
-            api.until_not_ready("the database refuses the service's connections")
-                .await?;
-            assert_eq!(api.claim("user", "PROMO").await?.shown(), "500 internal");
-        } else {
-            api.until_not_ready("the database cannot be reached")
-                .await?;
+        let environment = [vec![DATABASE_URL], environment].concat();
+        let said = refusal(&["--check"], &environment)?;
+        for told in told {
+            assert!(said.contains(told), "{environment:?}: {said}");
         }
-        let log = api.service.log();
-        assert!(!log.contains(PASSWORD), "{name}: {log}");
+        assert!(!said.contains("hush"), "{environment:?}: {said}");
     }
     Ok(())
 }

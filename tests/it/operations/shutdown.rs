@@ -13,9 +13,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::held::{PATIENT, claimed, hold, until_queued},
+use crate::fixtures::{
+    api::Api,
+    held::{PATIENT, hold, until_queued},
+    sql::claimed,
 };
 
 #[tokio::test]
@@ -43,12 +44,8 @@ async fn requests_under_way_are_finished() -> Result<()> {
     })
     .await?;
     // Wherever the others wait, the service has them in hand.
-    let descriptors = format!("/proc/{}/fd", api.service.pid());
     eventually("all requests to be taken in", async || {
-        let sockets = std::fs::read_dir(&descriptors)?
-            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-            .filter(|target| target.to_string_lossy().starts_with("socket:"))
-            .count();
+        let sockets = api.service.open_sockets()?;
         // A listener, at least two to the database (one for a claim, one for the health), twenty to
         // clients.
         Ok((sockets >= 23).then_some(()))

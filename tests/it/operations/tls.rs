@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, connect, eventually};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::fixtures::api::Api;
+use crate::fixtures::{api::Api, program::refused};
 
 /// A server with TLS, whose certificate is made out to `localhost`.
 struct Server {
@@ -339,7 +339,7 @@ async fn files_that_are_no_certificates_are_named_at_start() -> Result<()> {
         ),
     ] {
         let url = url(parameters, file);
-        crate::operations::settings::refused(&["--check"], &[("DATABASE_URL", &url)], expected)?;
+        refused(&["--check"], &[("DATABASE_URL", &url)], expected)?;
     }
     Ok(())
 }

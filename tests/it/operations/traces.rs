@@ -17,9 +17,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{
-    fixtures::api::Api,
-    fixtures::held::{PATIENT, hold, until_queued},
+use crate::fixtures::{
+    api::Api,
+    held::{PATIENT, hold, until_queued},
+    scrape::Scrape,
 };
 
 /// A collector that keeps what it gets.
@@ -120,12 +121,9 @@ async fn requests_and_their_batches_are_spans() -> Result<()> {
         begin(n);
     }
     eventually("the crowd to wait", async || {
-        let metrics = reqwest::get(api.service.url("/metrics"))
-            .await?
-            .text()
-            .await?;
-        let waiting = format!("honcho_lane_waiting_claims {CROWD}\n");
-        Ok(metrics.contains(&waiting).then_some(()))
+        let scrape = Scrape::of(&api.service).await?;
+        let waiting = scrape.value("honcho_lane_waiting_claims");
+        Ok((waiting == CROWD as f64).then_some(()))
     })
     .await?;
     holder.batch_execute("rollback").await?;

@@ -7,25 +7,10 @@ use anyhow::{Context, Result, ensure};
 use honcho_tests::{Database, connect};
 use tokio_postgres::Client;
 
-use crate::{cluster, fixtures::api::Api};
-
-/// The versions that can be created and are not the one that is built, oldest first.
-pub async fn releases() -> Result<Vec<String>> {
-    let client = connect(&cluster().url("postgres", "postgres")).await?;
-    let releases: Vec<String> = client
-        .query(
-            "select version from pg_available_extension_versions join pg_available_extensions using (name)
-              where name = 'honcho' and version <> default_version
-              order by string_to_array(version, '.')::int[]",
-            &[],
-        )
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect();
-    ensure!(!releases.is_empty(), "no release is there to upgrade from");
-    Ok(releases)
-}
+use crate::{
+    cluster,
+    fixtures::{api::Api, sql::releases},
+};
 
 async fn text(client: &Client, query: &str) -> Result<String> {
     Ok(client.query_one(query, &[]).await?.get(0))

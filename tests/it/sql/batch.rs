@@ -8,6 +8,8 @@ use honcho_tests::Database;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, GenericClient};
 
+use crate::fixtures::sql::claim;
+
 /// A user and what was said about his claim.
 type Told = (String, String);
 
@@ -61,7 +63,7 @@ async fn session(
         } else {
             vec![(
                 user_ids[0].clone(),
-                single(&transaction, &user_ids[0]).await?,
+                claim(&transaction, &user_ids[0]).await?,
             )]
         };
         if rng.u8(..8) == 0 {
@@ -76,11 +78,6 @@ async fn session(
 
 fn user(n: usize) -> String {
     format!("user {n}")
-}
-
-async fn single(client: &impl GenericClient, user_id: &str) -> Result<String> {
-    let sql = "select honcho_claim($1, 'PROMO')::text";
-    Ok(client.query_one(sql, &[&user_id]).await?.get(0))
 }
 
 async fn batch(client: &impl GenericClient, user_ids: &[String]) -> Result<Vec<Told>> {

@@ -5,7 +5,10 @@ use anyhow::Result;
 use honcho_tests::connect;
 use tokio_postgres::error::SqlState;
 
-use crate::{cluster, operations::upgrade::releases, sql::rights::CALLS};
+use crate::{
+    cluster,
+    fixtures::sql::{CALLS, releases},
+};
 
 const ENCODINGS: [&str; 4] = ["LATIN1", "WIN1252", "EUC_JP", "SQL_ASCII"];
 

@@ -5,7 +5,10 @@ use anyhow::{Result, ensure};
 use honcho_tests::{Database, connect, eventually};
 use tokio_postgres::{Client, error::SqlState};
 
-use crate::{cluster, sql::rights::CALLS};
+use crate::{
+    cluster,
+    fixtures::sql::{CALLS, releases},
+};
 
 /// Operators of pg_catalog, and types that honcho's SQL could apply them to. For the types of our
 /// columns an exact match beats what pg_catalog has.
@@ -245,17 +248,15 @@ async fn the_trap_works() -> Result<()> {
 
 #[tokio::test]
 async fn objects_in_the_extensions_schema_run_in_no_function_and_no_script() -> Result<()> {
-    for (schema, versions) in [
-        ("public", ["0.3.0", "0.3.0"]),
-        ("public", ["0.2.0", "0.3.0"]),
-        ("public", ["0.1.0", "0.3.0"]),
-    ] {
+    let built = env!("CARGO_PKG_VERSION");
+    let schema = "public";
+    for version in releases().await?.into_iter().chain([built.to_owned()]) {
         let field = Field::new().await?;
         let mallory = field.connect_as_mallory().await?;
         plant(&mallory, schema).await?;
-        let create = format!("create extension honcho version '{}'", versions[0]);
+        let create = format!("create extension honcho version '{version}'");
         field.owner.batch_execute(&create).await?;
-        let update = format!("alter extension honcho update to '{}'", versions[1]);
+        let update = format!("alter extension honcho update to '{built}'");
         field.owner.batch_execute(&update).await?;
         field.nothing_trapped().await?;
         field.grant(schema).await?;

@@ -7,15 +7,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::Client;
 
-use crate::fixtures::held::{hold, until_queued};
+use crate::fixtures::{
+    held::{hold, until_queued},
+    sql::claim,
+};
 
 /// A claim under way; the session comes back with the outcome.
 type Claim = JoinHandle<Result<(Client, String)>>;
 
-fn claim(client: Client, user_id: &'static str) -> Claim {
+fn start_claim(client: Client, user_id: &'static str) -> Claim {
     tokio::spawn(async move {
-        let sql = "select honcho_claim($1, 'PROMO')::text";
-        let outcome = client.query_one(sql, &[&user_id]).await?.get(0);
+        let outcome = claim(&client, user_id).await?;
         Ok((client, outcome))
     })
 }
@@ -32,11 +34,11 @@ async fn a_waiter_that_is_slow_to_wake_keeps_nobody_waiting() -> Result<()> {
         database.connect().await?,
     );
     ann.batch_execute("begin").await?;
-    let ann = claim(ann, "ann");
+    let ann = start_claim(ann, "ann");
     until_queued(&watcher, 1).await?;
     let session = bob.query_one("select pg_backend_pid()", &[]).await?.get(0);
     let session = Pid::from_raw(session).unwrap();
-    let bob = claim(bob, "bob");
+    let bob = start_claim(bob, "bob");
     until_queued(&watcher, 2).await?;
 
     holder.batch_execute("commit").await?;
@@ -45,7 +47,7 @@ async fn a_waiter_that_is_slow_to_wake_keeps_nobody_waiting() -> Result<()> {
     kill_process(session, Signal::STOP)?;
     let eve = timeout(Duration::from_secs(10), async {
         ann.batch_execute("commit").await?;
-        claim(eve, "eve").await?
+        start_claim(eve, "eve").await?
     })
     .await;
     kill_process(session, Signal::CONT)?;

@@ -3,18 +3,7 @@
 use anyhow::Result;
 use tokio_postgres::{Client, error::SqlState};
 
-/// A call of every function of the extension.
-pub const CALLS: [&str; 9] = [
-    "select honcho_create_coupon('NEW', 5)",
-    "select honcho_claim('user', 'PROMO')",
-    "select honcho_claim_batch('PROMO', array['one', 'two'])",
-    "select honcho_claim_or_raise('another', 'PROMO')",
-    "select honcho_get_coupon('PROMO')",
-    "select honcho_list_coupons()",
-    "select honcho_get_claim('user', 'PROMO')",
-    "select honcho_list_claims('PROMO')",
-    "select honcho_verify()",
-];
+use crate::fixtures::sql::CALLS;
 
 /// What touches a table or a sequence of the extension, or the extension itself.
 const TOUCHES: [&str; 17] = [

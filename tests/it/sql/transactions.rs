@@ -4,6 +4,8 @@ use anyhow::Result;
 use honcho_tests::Database;
 use tokio_postgres::{Client, GenericClient, error::SqlState};
 
+use crate::fixtures::sql::claim;
+
 /// A coupon with two in stock, and a table of the caller's own.
 async fn shop() -> Result<(Database, Client)> {
     let database = crate::database().await?;
@@ -17,13 +19,6 @@ async fn shop() -> Result<(Database, Client)> {
         .await?;
     let caller = database.connect_as_caller().await?;
     Ok((database, caller))
-}
-
-async fn claim(client: &impl GenericClient, user: &str) -> Result<String> {
-    let row = client
-        .query_one("select honcho_claim($1, 'PROMO')::text", &[&user])
-        .await?;
-    Ok(row.get(0))
 }
 
 async fn order(client: &impl GenericClient, user: &str) -> Result<u64> {
