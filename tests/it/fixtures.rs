@@ -1,7 +1,7 @@
 //! Fixtures that several subjects share.
 
 pub mod api;
-pub mod held;
+pub mod held_coupon;
 pub mod long_list;
 pub mod machine;
 pub mod preloaded;

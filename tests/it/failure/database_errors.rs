@@ -9,12 +9,12 @@ use tokio::task::JoinSet;
 
 use crate::fixtures::{
     api::{Api, answer},
-    held::{hold, until_queued},
+    held_coupon::{hold, until_queued},
     sql::until_waiting_for_lock,
 };
 
 #[tokio::test]
-async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
+async fn claim_during_a_crash_is_outcome_unknown() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 10).await?;
@@ -39,7 +39,7 @@ async fn a_claim_whose_answer_is_lost_is_no_guess() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_session_that_hangs_is_given_up() -> Result<()> {
+async fn hung_session_is_outcome_unknown_and_replaced() -> Result<()> {
     let cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 10).await?;
@@ -73,7 +73,7 @@ async fn a_session_that_hangs_is_given_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_coupon_that_is_held_is_503_and_holds_up_no_other() -> Result<()> {
+async fn held_coupon_is_503_and_blocks_no_other() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("HELD", 10).await?;
     database.create_coupon("FREE", 10).await?;
@@ -97,7 +97,7 @@ async fn a_coupon_that_is_held_is_503_and_holds_up_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_statement_that_takes_too_long_is_504() -> Result<()> {
+async fn statement_timeout_is_504() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("HELD", 10).await?;
     // What the operator says in the URL comes after what the service says itself.
@@ -117,7 +117,7 @@ async fn a_statement_that_takes_too_long_is_504() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_conflict_is_repeated() -> Result<()> {
+async fn serialization_conflict_is_retried() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let isolation = "set default_transaction_isolation = 'repeatable read'";
@@ -149,7 +149,7 @@ async fn a_conflict_is_repeated() -> Result<()> {
 }
 
 #[tokio::test]
-async fn conflicts_never_oversell() -> Result<()> {
+async fn serializable_conflicts_never_oversell() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let admin = database.connect().await?;
@@ -183,7 +183,7 @@ async fn conflicts_never_oversell() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_set_up_wrongly_is_500_and_logged_once_and_kept_to_us() -> Result<()> {
+async fn misconfiguration_is_500_and_its_cause_only_in_the_log() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let stranger = database
@@ -226,7 +226,7 @@ async fn what_is_set_up_wrongly_is_500_and_logged_once_and_kept_to_us() -> Resul
 }
 
 #[tokio::test]
-async fn a_database_without_honcho_yet_heals_when_it_has() -> Result<()> {
+async fn service_recovers_once_the_extension_is_created() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     client.batch_execute("drop extension honcho").await?;
@@ -245,7 +245,7 @@ async fn a_database_without_honcho_yet_heals_when_it_has() -> Result<()> {
 
 /// Clients try again: each try must not leave a backend that waits on.
 #[tokio::test]
-async fn a_statement_whose_answer_is_late_is_broken_off_in_the_database() -> Result<()> {
+async fn late_statement_is_cancelled_in_the_database() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("HELD", 10).await?;
     // The database would wait without end, and the service does not.

@@ -15,7 +15,7 @@ use rustix::process::geteuid;
 use crate::fixtures::{api::Api, preloaded::Library, readiness::soon, recovery::until_well};
 
 #[tokio::test]
-async fn it_is_not_ready_while_the_disk_is_full() -> Result<()> {
+async fn service_is_unready_while_the_disk_is_full() -> Result<()> {
     let library = Library::compile("disk_full", include_str!("disk_full.c"))?;
     let cluster = ClusterOptions::default()
         .environment("LD_PRELOAD", library.path())
@@ -57,7 +57,7 @@ async fn it_is_not_ready_while_the_disk_is_full() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full() -> Result<()> {
+async fn full_tablespace_is_503_and_recovers() -> Result<()> {
     let cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 100_000).await?;

@@ -24,7 +24,7 @@ use crate::fixtures::{
 };
 
 #[tokio::test]
-async fn no_interruption_comes_between_commit_and_flush() -> Result<()> {
+async fn interrupted_claim_still_waits_for_its_flush() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 100).await?;
@@ -81,7 +81,7 @@ async fn no_interruption_comes_between_commit_and_flush() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sessions_interrupted_at_any_point_told_nothing_but_the_truth() -> Result<()> {
+async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> {
     for stock in [1_000_000, 120] {
         let mut machine = Machine::start().await?;
         let database = Arc::new(Database::create(&machine.cluster).await?);
@@ -320,7 +320,7 @@ const TRANSACTIONS: &[(&str, &str, &[&str], bool)] = &[
 ];
 
 #[tokio::test]
-async fn whatever_a_transaction_does_it_is_durable_when_it_is_told() -> Result<()> {
+async fn transactions_with_claims_and_other_work_survive_power_loss() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     for coupon in ["A", "B", "C"] {
@@ -369,7 +369,7 @@ async fn whatever_a_transaction_does_it_is_durable_when_it_is_told() -> Result<(
 }
 
 #[tokio::test]
-async fn a_prepared_claim_keeps_its_turn_and_is_durable_when_it_is_told() -> Result<()> {
+async fn prepared_claim_keeps_its_turn_and_survives_power_loss() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1).await?;

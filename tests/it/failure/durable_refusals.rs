@@ -10,7 +10,7 @@ use crate::fixtures::{
 };
 
 #[tokio::test]
-async fn a_refusal_waits_until_what_it_rests_on_is_durable() -> Result<()> {
+async fn refusal_waits_for_the_flush_of_the_commit_it_rests_on() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1).await?;
@@ -37,7 +37,7 @@ async fn a_refusal_waits_until_what_it_rests_on_is_durable() -> Result<()> {
 /// Freezing a row does not make the commit that wrote it any more durable: a refusal that rests on it
 /// still waits for the flush.
 #[tokio::test]
-async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_flush() -> Result<()> {
+async fn refusal_by_a_frozen_row_waits_for_the_flush() -> Result<()> {
     for freeze in [
         "vacuum freeze coupons, claims",
         // From 16 on, an ordinary vacuum freezes a page once that makes all of it frozen and costs
@@ -95,7 +95,7 @@ async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_flush() -> Result<()
 
 /// A transaction that creates a coupon and claims it is seen before it is flushed.
 #[tokio::test]
-async fn a_name_is_taken_only_when_that_is_durable() -> Result<()> {
+async fn coupon_exists_is_answered_only_once_the_coupon_is_durable() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     let watcher = database.connect().await?;

@@ -7,13 +7,13 @@ use honcho_tests::{Database, eventually};
 use tokio::time::Instant;
 
 use crate::fixtures::{
-    held::{hold, until_queued},
+    held_coupon::{hold, until_queued},
     machine::{Machine, SLOW},
     sql::{claim, claimed, is_claimed},
 };
 
 #[tokio::test]
-async fn a_claim_is_seen_before_it_is_durable_and_told_after() -> Result<()> {
+async fn claim_is_visible_before_and_answered_after_its_flush() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1).await?;
@@ -37,7 +37,7 @@ async fn a_claim_is_seen_before_it_is_durable_and_told_after() -> Result<()> {
 }
 
 #[tokio::test]
-async fn without_early_lock_release_a_claim_is_seen_when_it_is_durable() -> Result<()> {
+async fn claim_is_visible_only_after_its_flush_without_early_lock_release() -> Result<()> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1).await?;
@@ -59,7 +59,7 @@ async fn without_early_lock_release_a_claim_is_seen_when_it_is_durable() -> Resu
 }
 
 #[tokio::test]
-async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()> {
+async fn batch_releases_its_locks_early_only_for_waiters() -> Result<()> {
     let machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 100).await?;
@@ -127,7 +127,7 @@ async fn a_batch_releases_its_locks_early_for_those_who_wait_only() -> Result<()
 }
 
 #[tokio::test]
-async fn a_batch_sees_who_came_since_its_transaction_stood_in_line() -> Result<()> {
+async fn second_batch_of_a_transaction_sees_new_waiters() -> Result<()> {
     let machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 100).await?;

@@ -7,7 +7,7 @@ use honcho_tests::{Cluster, ClusterOptions, Database, Proxy, Stop, connect, even
 
 use crate::fixtures::{
     api::Api,
-    held::{claim, hold, until_queued},
+    held_coupon::{claim, hold, until_queued},
     readiness::soon,
     recovery::{until_claims_succeed, until_well, url_through},
 };
@@ -68,7 +68,7 @@ fn url_of_both(database: &Database, primary: &Cluster, standby: &Cluster) -> Str
 }
 
 #[tokio::test]
-async fn a_primary_that_dies_is_followed_by_its_standby() -> Result<()> {
+async fn service_follows_from_a_killed_primary_to_its_standby() -> Result<()> {
     let mut pair = Pair::start().await?;
     pair.primary.stop(Stop::Kill)?;
     // The standby is there, but it is none to claim from.
@@ -83,7 +83,7 @@ async fn a_primary_that_dies_is_followed_by_its_standby() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_primary_that_freezes_is_followed_by_its_standby() -> Result<()> {
+async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     let pair = Pair::start().await?;
     for coupon in OTHERS {
         pair.database.create_coupon(coupon, 10).await?;
@@ -133,7 +133,7 @@ async fn a_primary_that_freezes_is_followed_by_its_standby() -> Result<()> {
 const OTHERS: [&str; 4] = ["A", "B", "C", "D"];
 
 #[tokio::test]
-async fn an_address_that_leads_to_a_standby_first_and_then_to_the_primary() -> Result<()> {
+async fn service_on_a_standby_becomes_ready_when_it_is_promoted() -> Result<()> {
     let pair = Pair::start().await?;
     let name = pair.database.name();
     let url = pair.standby.url(&format!("{name}_caller"), name);
@@ -149,7 +149,7 @@ async fn an_address_that_leads_to_a_standby_first_and_then_to_the_primary() -> R
 }
 
 #[tokio::test]
-async fn an_address_that_is_given_to_another_server() -> Result<()> {
+async fn service_reconnects_when_its_address_moves_from_standby_to_primary() -> Result<()> {
     let pair = Pair::start().await?;
     let socket = |cluster: &Cluster| cluster.directory().join(".s.PGSQL.5432");
     let proxy = Proxy::start(socket(&pair.standby)).await?;

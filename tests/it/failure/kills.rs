@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use crate::fixtures::{
     api::Api,
-    held::{Jam, claim_until_certain},
+    held_coupon::{BusyLane, claim_until_certain},
     sql::claimed,
 };
 
@@ -68,7 +68,7 @@ async fn reconnect(client: &Client, database: &Database) -> Result<Client> {
 }
 
 #[tokio::test]
-async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
+async fn terminated_sessions_never_lose_a_told_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1_000_000).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
@@ -116,7 +116,7 @@ async fn killed_sessions_lose_nothing_that_was_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
+async fn backend_killed_mid_batch_claims_nothing() -> Result<()> {
     let cluster = cluster()?;
     for how in [How::Terminated, How::Killed] {
         let database = Database::create(&cluster).await?;
@@ -131,25 +131,25 @@ async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
              select pg_advisory_lock(1);",
         )
         .await?;
-        let mut jam = Jam::new(&database, 20, &[]).await?;
-        jam.release().await?;
-        assert_eq!((&mut jam.first).await??, "200");
+        let mut lane = BusyLane::new(&database, 20, &[]).await?;
+        lane.release().await?;
+        assert_eq!((&mut lane.first).await??, "200");
         let stopped = "select pid from pg_locks where not granted and locktype = 'advisory'";
         let stopped: i32 = eventually("the batch to be in the middle", async || {
-            Ok(jam.client.query_opt(stopped, &[]).await?)
+            Ok(lane.client.query_opt(stopped, &[]).await?)
         })
         .await?
         .get(0);
-        how.end(&jam.client, stopped).await?;
-        jam.crowd_is_told("503 outcome_unknown").await?;
+        how.end(&lane.client, stopped).await?;
+        lane.expect_crowd("503 outcome_unknown").await?;
         drop(gate);
 
         if matches!(how, How::Killed) {
-            jam.client = reconnect(&jam.client, &database).await?;
+            lane.client = reconnect(&lane.client, &database).await?;
         }
-        assert_eq!(claimed(&jam.client).await?, ["first"], "{how:?}");
+        assert_eq!(claimed(&lane.client).await?, ["first"], "{how:?}");
         for n in 0..20 {
-            let told = claim_until_certain(&jam.api, &format!("crowd {n}"), "PROMO").await?;
+            let told = claim_until_certain(&lane.api, &format!("crowd {n}"), "PROMO").await?;
             assert_eq!(told, "200", "{how:?}");
         }
         database.books().await?;
@@ -158,12 +158,12 @@ async fn a_batch_cut_off_in_the_middle_leaves_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_sale_while_sessions_are_terminated() -> Result<()> {
+async fn sale_with_terminated_sessions_loses_no_told_claim() -> Result<()> {
     sale_while(How::Terminated, 20).await
 }
 
 #[tokio::test]
-async fn a_sale_while_sessions_are_killed() -> Result<()> {
+async fn sale_with_killed_sessions_loses_no_told_claim() -> Result<()> {
     sale_while(How::Killed, 3).await
 }
 
@@ -218,7 +218,7 @@ async fn sale_while(how: How, count: usize) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_sale_while_the_service_is_killed() -> Result<()> {
+async fn sale_with_a_killed_service_loses_no_told_claim() -> Result<()> {
     let database = crate::database().await?;
     let sale = Sale::open(&database).await?;
     for kill_it in [true, true, true, true, true, true, false] {
@@ -252,19 +252,19 @@ async fn a_sale_while_the_service_is_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_service_killed_while_claims_wait_takes_only_those_it_had_sent() -> Result<()> {
+async fn service_killed_while_claims_wait_makes_only_the_claim_it_had_sent() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
-    kill(jam.api.service.pid().try_into()?)?;
-    assert!((&mut jam.first).await?.is_err());
-    for claim in jam.crowd.drain(..) {
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
+    kill(lane.api.service.pid().try_into()?)?;
+    assert!((&mut lane.first).await?.is_err());
+    for claim in lane.crowd.drain(..) {
         assert!(claim.await?.is_err());
     }
-    jam.release().await?;
+    lane.release().await?;
     // The session does not know yet that nobody listens.
     eventually("the batch that was under way", async || {
-        Ok((claimed(&jam.client).await? == ["first"]).then_some(()))
+        Ok((claimed(&lane.client).await? == ["first"]).then_some(()))
     })
     .await?;
     let api = Api::start(database.caller_url()).await?;

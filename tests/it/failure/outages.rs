@@ -8,7 +8,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use crate::fixtures::{
     api::Api,
-    held::{claim, claim_until_certain, hold, until_queued},
+    held_coupon::{claim, claim_until_certain, hold, until_queued},
     readiness::soon,
     recovery::{until_well, url_through},
 };
@@ -21,7 +21,7 @@ async fn everything_is_unavailable(api: &Api) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_database_that_is_down_is_503_and_heals() -> Result<()> {
+async fn database_restart_is_503_and_recovers() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 100).await?;
@@ -66,7 +66,7 @@ async fn claim_at_once(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_network_that_is_cut() -> Result<()> {
+async fn cut_network_is_503_and_recovers() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1000).await?;
     database.create_coupon("HELD", 10).await?;
@@ -101,7 +101,7 @@ async fn a_network_that_is_cut() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_server_that_freezes() -> Result<()> {
+async fn frozen_database_is_outcome_unknown_and_recovers() -> Result<()> {
     let cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 1000).await?;
@@ -127,7 +127,7 @@ async fn a_server_that_freezes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn too_many_connections_is_503_and_heals() -> Result<()> {
+async fn role_connection_limit_is_503_and_recovers() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let api = Api::start(database.caller_url()).await?;
@@ -146,7 +146,7 @@ async fn too_many_connections_is_503_and_heals() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_connection_is_left() -> Result<()> {
+async fn exhausted_connections_are_503_and_recover() -> Result<()> {
     let cluster = ClusterOptions::default()
         .setting("max_connections", "12")
         .start()?;
@@ -182,7 +182,7 @@ async fn no_connection_is_left() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_outage_is_logged_once_and_counted() -> Result<()> {
+async fn outage_is_logged_in_few_lines() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 10_000).await?;

@@ -94,7 +94,7 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
 }
 
 #[tokio::test]
-async fn no_told_outcome_is_lost_with_the_power() -> Result<()> {
+async fn power_loss_loses_no_told_outcome() -> Result<()> {
     for stock in [1_000_000, 150, 40] {
         let lost = lost_after_a_sale(Sale {
             settings: "set honcho.early_lock_release = on",
@@ -110,7 +110,7 @@ async fn no_told_outcome_is_lost_with_the_power() -> Result<()> {
 
 /// The test above can fail: answers that are given before the flush are lost.
 #[tokio::test]
-async fn an_outcome_told_before_the_flush_is_found_lost() -> Result<()> {
+async fn power_loss_finds_answers_given_before_the_flush() -> Result<()> {
     let lost = lost_after_a_sale(Sale {
         settings: "set synchronous_commit = off",
         stock: 1_000_000,

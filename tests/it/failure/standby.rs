@@ -108,7 +108,7 @@ async fn claim_with(
 }
 
 #[tokio::test]
-async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Result<()> {
+async fn claim_waits_for_the_standby_without_blocking_other_claims() -> Result<()> {
     let pair = Pair::start(100).await?;
     let on_standby = pair.connect_to_standby("postgres").await?;
     let deaf = pair.deafen().await?;
@@ -153,7 +153,7 @@ async fn a_claim_is_told_when_the_standby_has_it_and_holds_up_no_other() -> Resu
 }
 
 #[tokio::test]
-async fn who_does_not_want_to_wait_for_the_standby_does_not() -> Result<()> {
+async fn local_and_off_commits_do_not_wait_for_the_standby() -> Result<()> {
     let pair = Pair::start(100).await?;
     let _deaf = pair.deafen().await?;
     for (setting, user) in [("local", "ann"), ("off", "bob")] {
@@ -166,7 +166,7 @@ async fn who_does_not_want_to_wait_for_the_standby_does_not() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wait_for_the_standby_that_is_broken_off_leaves_the_claim() -> Result<()> {
+async fn cancelled_wait_for_the_standby_keeps_the_claim() -> Result<()> {
     let pair = Pair::start(100).await?;
     let deaf = pair.deafen().await?;
     let waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'";
@@ -221,7 +221,7 @@ async fn impatient(database: &Database, milliseconds: u32) -> Result<Client> {
 }
 
 #[tokio::test]
-async fn a_refusal_whose_wait_for_the_standby_is_cut_short_is_an_error() -> Result<()> {
+async fn interrupted_wait_of_a_refusal_for_the_standby_is_an_error() -> Result<()> {
     let pair = Pair::start(1).await?;
     let deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
@@ -262,7 +262,7 @@ async fn a_refusal_whose_wait_for_the_standby_is_cut_short_is_an_error() -> Resu
 
 /// The claim's writer and the stock's are two transactions here: there is one wait, for the later one.
 #[tokio::test]
-async fn one_timeout_ends_the_whole_wait_of_a_refusal() -> Result<()> {
+async fn statement_timeout_bounds_the_whole_wait_of_a_refusal() -> Result<()> {
     let pair = Pair::start(2).await?;
     let deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
@@ -288,7 +288,7 @@ async fn one_timeout_ends_the_whole_wait_of_a_refusal() -> Result<()> {
 
 /// A batch in which some are refused, for what the standby does not have, and others may claim.
 #[tokio::test]
-async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()> {
+async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()> {
     let pair = Pair::start(100).await?;
     let buffers = "create schema buffers; create extension pg_buffercache schema buffers";
     pair.client.batch_execute(buffers).await?;
@@ -342,7 +342,7 @@ async fn a_refusal_waits_for_the_standby_without_turn_row_or_pin() -> Result<()>
 
 /// Freezing a row does not make the commit that wrote it any more durable.
 #[tokio::test]
-async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_standby() -> Result<()> {
+async fn refusal_by_a_frozen_row_waits_for_the_standby() -> Result<()> {
     let pair = Pair::start(1).await?;
     let deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
@@ -370,7 +370,7 @@ async fn a_refusal_that_rests_on_a_frozen_row_waits_for_the_standby() -> Result<
 /// PostgreSQL flushes a commit that deletes files whatever its settings, and keeps no position of it: it must
 /// not be seen before the standby has it.
 #[tokio::test]
-async fn a_claim_beside_a_dropped_table_is_not_seen_before_the_standby_has_it() -> Result<()> {
+async fn claim_with_a_dropped_table_is_visible_only_once_replicated() -> Result<()> {
     for beside in [
         "truncate junk",
         "drop table junk",
@@ -411,7 +411,7 @@ async fn a_claim_beside_a_dropped_table_is_not_seen_before_the_standby_has_it() 
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_told_when_the_postmaster_dies() -> Result<()> {
+async fn no_refusal_is_answered_when_the_postmaster_dies() -> Result<()> {
     let mut pair = Pair::start(1).await?;
     let _deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
@@ -428,7 +428,7 @@ async fn a_refusal_is_not_told_when_the_postmaster_dies() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_told_claim_is_lost_with_the_primary() -> Result<()> {
+async fn failover_to_a_synchronous_standby_loses_no_told_claim() -> Result<()> {
     const CLIENTS: i64 = 16;
     let mut pair = Pair::start(1_000_000).await?;
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -482,7 +482,7 @@ async fn no_told_claim_is_lost_with_the_primary() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_standby_refuses_but_does_not_claim() -> Result<()> {
+async fn standby_answers_refusals_but_makes_no_claims() -> Result<()> {
     let pair = Pair::start(2).await?;
     let caller = pair.database.connect_as_caller().await?;
     caller

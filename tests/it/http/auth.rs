@@ -65,7 +65,7 @@ fn with(request: RequestBuilder, token: &str) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn every_operation_needs_its_scope_and_no_other() -> Result<()> {
+async fn each_operation_needs_exactly_its_scope() -> Result<()> {
     let (database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
     database.create_coupon("claim", 1).await?;
     let request = |method: &Method, path: &str, body: &'static str| {
@@ -124,7 +124,7 @@ fn essence(answer: &Answer) -> Result<(u16, Vec<String>, Value)> {
 }
 
 #[tokio::test]
-async fn the_unauthorised_learn_nothing() -> Result<()> {
+async fn unauthorized_answers_reveal_nothing() -> Result<()> {
     let (database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
     let mut requests: Vec<(Method, String, &'static str)> = operations(&api)
         .await?
@@ -209,7 +209,7 @@ async fn the_unauthorised_learn_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn refusals_come_before_the_body() -> Result<()> {
+async fn unauthorized_requests_are_refused_before_their_body() -> Result<()> {
     let (_database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
     for (token, status) in [("nobody-knows-this-one", "401"), (READ, "403")] {
         let mut client = RawClient::connect(api.service.address()).await?;
@@ -229,7 +229,7 @@ async fn refusals_come_before_the_body() -> Result<()> {
 }
 
 #[tokio::test]
-async fn health_and_the_description_need_no_token() -> Result<()> {
+async fn documentation_needs_no_token() -> Result<()> {
     let (_database, api) = api(&[("API_TOKENS", TOKENS)]).await?;
     for path in ["/openapi.json", "/docs/", "/docs/index.html"] {
         let status = api.request(Method::GET, path).send().await?.status();
@@ -239,7 +239,7 @@ async fn health_and_the_description_need_no_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_come_from_a_file_too() -> Result<()> {
+async fn tokens_can_come_from_a_file() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("tokens");
     fs::write(
@@ -267,7 +267,7 @@ async fn tokens_come_from_a_file_too() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_lets_everybody_in_is_warned() -> Result<()> {
+async fn service_without_tokens_logs_a_warning() -> Result<()> {
     let (_database, open) = api(&[]).await?;
     let warning = "no tokens are configured";
     honcho_tests::eventually("the warning", async || {

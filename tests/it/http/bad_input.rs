@@ -21,7 +21,7 @@ struct Case {
 }
 
 #[tokio::test]
-async fn nothing_bad_is_let_in() -> Result<()> {
+async fn bad_input_is_refused_and_writes_nothing() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     database.create_coupon("PROMO", 5).await?;
@@ -436,7 +436,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_the_right_ones() -> Result<()> {
+async fn wrong_method_is_405_with_allow() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for (path, allowed) in [

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::fixtures::api::{Api, answer};
 
 #[tokio::test]
-async fn a_coupon_is_created_claimed_and_shown() -> Result<()> {
+async fn coupon_is_created_claimed_and_shown() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
 
@@ -45,7 +45,7 @@ async fn a_coupon_is_created_claimed_and_shown() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_coupon_can_be_claimed_within_its_window() -> Result<()> {
+async fn coupon_is_claimable_only_within_its_window() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for (body, outcome, window) in [
@@ -93,7 +93,7 @@ async fn a_coupon_can_be_claimed_within_its_window() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_refusal_has_its_answer() -> Result<()> {
+async fn each_refusal_has_its_status_and_code() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let client = database.connect().await?;
@@ -130,7 +130,7 @@ async fn every_refusal_has_its_answer() -> Result<()> {
 }
 
 #[tokio::test]
-async fn unusual_names_go_the_whole_way() -> Result<()> {
+async fn unusual_names_round_trip() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let names = [
@@ -163,7 +163,7 @@ async fn unusual_names_go_the_whole_way() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_largest_amount_is_accepted() -> Result<()> {
+async fn largest_amount_is_accepted() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     assert_eq!(api.create("PROMO", i32::MAX).await?.status, 201);
@@ -176,7 +176,7 @@ async fn the_largest_amount_is_accepted() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_prior_system_let_pass_passes() -> Result<()> {
+async fn content_type_is_ignored() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let create = |content_type: Option<&str>, body: &'static str| {
@@ -214,7 +214,7 @@ async fn what_the_prior_system_let_pass_passes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_id() -> Result<()> {
+async fn request_keeps_its_id() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let with_id = |id: &str| answer(api.show_request("none").header("x-request-id", id));

@@ -46,7 +46,7 @@ async fn drip(client: RawClient, bytes: &[u8]) -> Result<String> {
 }
 
 #[tokio::test]
-async fn slow_heads_are_cut_off_and_disturb_nobody() -> Result<()> {
+async fn slow_heads_are_cut_off_while_claims_are_served() -> Result<()> {
     let database = crate::database().await?;
     // More than can be claimed in the time.
     database.create_coupon("PROMO", 1_000_000).await?;
@@ -87,7 +87,7 @@ async fn slow_heads_are_cut_off_and_disturb_nobody() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_answered_408() -> Result<()> {
+async fn slow_body_is_408() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start_with(database.caller_url(), &[("BODY_TIMEOUT", "500ms")]).await?;
     for framing in ["content-length: 60000", "transfer-encoding: chunked"] {
@@ -154,7 +154,7 @@ async fn idle_connections_are_closed_and_busy_ones_kept() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_request_takes_longer_than_it_may() -> Result<()> {
+async fn request_timeout_bounds_every_request() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [

@@ -10,29 +10,29 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::fixtures::api::Api;
 
 #[tokio::test]
-async fn http_50_users_on_5() -> Result<()> {
+async fn over_http_50_users_claim_5_coupons() -> Result<()> {
     sale_over_http(50, 5).await
 }
 
 #[tokio::test]
-async fn http_500_users_on_50() -> Result<()> {
+async fn over_http_500_users_claim_50_coupons() -> Result<()> {
     let _alone = alone().await;
     sale_over_http(500, 50).await
 }
 
 #[tokio::test]
-async fn sql_50_users_on_5() -> Result<()> {
+async fn over_sql_50_users_claim_5_coupons() -> Result<()> {
     sale_over_sql(50, 5).await
 }
 
 #[tokio::test]
-async fn sql_500_users_on_50() -> Result<()> {
+async fn over_sql_500_users_claim_50_coupons() -> Result<()> {
     let _alone = alone().await;
     sale_over_sql(500, 50).await
 }
 
 #[tokio::test]
-async fn http_one_user_15_times_on_10() -> Result<()> {
+async fn over_http_one_user_claims_once_in_15_tries() -> Result<()> {
     let database = crate::database().await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
     assert_eq!(api.create("PROMO", 10).await?.status, 201);
@@ -43,7 +43,7 @@ async fn http_one_user_15_times_on_10() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sql_one_user_15_times_on_10() -> Result<()> {
+async fn over_sql_one_user_claims_once_in_15_tries() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let outcomes = claim_over_sql(&database, vec!["user".to_owned(); 15]).await?;

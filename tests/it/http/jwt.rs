@@ -24,7 +24,7 @@ async fn claim(api: &Api, user: &str, token: &str) -> Result<Answer> {
 }
 
 #[tokio::test]
-async fn a_token_claims_for_its_subject_alone() -> Result<()> {
+async fn jwt_claims_only_for_its_subject() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [
@@ -92,7 +92,7 @@ async fn a_token_claims_for_its_subject_alone() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_claims_sees_its_own_claim() -> Result<()> {
+async fn jwt_with_claim_scope_reads_only_its_own_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [
@@ -148,7 +148,7 @@ async fn a_token_that_claims_sees_its_own_claim() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_for_an_audience_is_refused_where_there_is_none() -> Result<()> {
+async fn jwt_with_an_audience_is_refused_if_none_is_configured() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
@@ -177,7 +177,7 @@ async fn a_token_for_an_audience_is_refused_where_there_is_none() -> Result<()> 
 
 /// RFC 7515, 4.1.11: extensions that must be understood, and are not.
 #[tokio::test]
-async fn a_token_with_critical_extensions_is_refused() -> Result<()> {
+async fn jwt_with_critical_extensions_is_refused() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
@@ -198,7 +198,7 @@ async fn a_token_with_critical_extensions_is_refused() -> Result<()> {
 
 /// What is read of a token before its signature costs time: it must not be much.
 #[tokio::test]
-async fn a_long_token_is_refused_unread() -> Result<()> {
+async fn token_beyond_8_kb_is_refused() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
@@ -220,7 +220,7 @@ async fn a_long_token_is_refused_unread() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_good_tokens_are_accepted() -> Result<()> {
+async fn jwt_with_a_wrong_signature_or_claim_is_refused() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let (rs, es, stranger) = (Signer::rs256(2048)?, Signer::es256()?, Signer::es256()?);
     let hs = Signer::Hs256(SECRET.into());
@@ -342,7 +342,7 @@ async fn only_good_tokens_are_accepted() -> Result<()> {
 }
 
 #[test]
-fn short_rsa_keys_are_refused() -> Result<()> {
+fn jwks_with_short_rsa_keys_is_refused() -> Result<()> {
     let modulus = BASE64.encode([0xff; 128]);
     let jwks = tempfile::NamedTempFile::new()?;
     let keys = json!({ "keys": [{ "kty": "RSA", "kid": "short", "n": modulus, "e": "AQAB" }] });

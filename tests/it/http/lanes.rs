@@ -11,14 +11,16 @@ use tokio::task::JoinSet;
 
 use crate::fixtures::{
     api::Api,
-    held::{Claim, Jam, PATIENT, claim, hold, queued, signal_queued, until_queued},
+    held_coupon::{
+        BusyLane, Claim, LONG_TIMEOUTS, claim, hold, queued, signal_waiter, until_queued,
+    },
     raw_client::RawClient,
     scrape::Scrape,
     sql::claimed,
 };
 
 #[tokio::test]
-async fn a_sale_on_1000_connections() -> Result<()> {
+async fn sale_on_1000_connections_sells_the_stock_exactly() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
@@ -28,7 +30,7 @@ async fn a_sale_on_1000_connections() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_user_on_1000_connections() -> Result<()> {
+async fn one_user_on_1000_connections_claims_once() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
@@ -38,24 +40,24 @@ async fn one_user_on_1000_connections() -> Result<()> {
 }
 
 #[tokio::test]
-async fn batches_are_as_small_as_they_are_told() -> Result<()> {
+async fn batch_limit_bounds_batches() -> Result<()> {
     for limit in ["1", "7", "20"] {
         let database = crate::database().await?;
         database.create_coupon("PROMO", 31).await?;
-        let mut jam = Jam::new(&database, 20, &[("BATCH_LIMIT", limit)]).await?;
-        jam.release().await?;
-        assert_eq!(jam.first.await??, "200");
-        for claim in jam.crowd.drain(..) {
+        let mut lane = BusyLane::new(&database, 20, &[("BATCH_LIMIT", limit)]).await?;
+        lane.release().await?;
+        assert_eq!(lane.first.await??, "200");
+        for claim in lane.crowd.drain(..) {
             assert_eq!(claim.await??, "200");
         }
         let largest = "select max(claims)::text
                          from (select count(*) as claims from claims group by xmin) as batches";
-        let largest: String = jam.client.query_one(largest, &[]).await?.get(0);
+        let largest: String = lane.client.query_one(largest, &[]).await?.get(0);
         assert_eq!(largest, limit);
         // Ten are left. The crowd may wait in the lane's twenty places; whoever finds none asks again.
         let mut late = JoinSet::new();
         for n in 0..60 {
-            let api = Arc::clone(&jam.api);
+            let api = Arc::clone(&lane.api);
             late.spawn(async move {
                 loop {
                     let told = api.claim(&format!("late {n}"), "PROMO").await?.shown();
@@ -75,7 +77,7 @@ async fn batches_are_as_small_as_they_are_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn held_coupons_hold_up_no_other() -> Result<()> {
+async fn held_coupons_block_no_other() -> Result<()> {
     let held = ["HELD 1", "HELD 2", "HELD 3"];
     let database = crate::database().await?;
     let client = database.connect().await?;
@@ -85,7 +87,7 @@ async fn held_coupons_hold_up_no_other() -> Result<()> {
              select honcho_create_coupon('FREE ' || n, 5) from generate_series(0, 19) as n;",
         )
         .await?;
-    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let api = Arc::new(Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?);
     let mut holders = Vec::new();
     let mut waiting: Vec<Vec<Claim>> = Vec::new();
     for coupon in held {
@@ -120,7 +122,7 @@ async fn held_coupons_hold_up_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn more_held_coupons_than_connections_hold_up_no_other() -> Result<()> {
+async fn more_held_coupons_than_connections_block_no_other() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     client
@@ -163,14 +165,14 @@ async fn more_held_coupons_than_connections_hold_up_no_other() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_full_lane_turns_away_at_once() -> Result<()> {
+async fn full_lane_refuses_immediately() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database.create_coupon("FREE", 100).await?;
     let client = database.connect().await?;
     let api = Api::start_with(
         database.caller_url(),
-        &[PATIENT[0], PATIENT[1], ("LANE_LIMIT", "4")],
+        &[LONG_TIMEOUTS[0], LONG_TIMEOUTS[1], ("LANE_LIMIT", "4")],
     )
     .await?;
     let api = Arc::new(api);
@@ -198,27 +200,27 @@ async fn a_full_lane_turns_away_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn clients_who_went_away_leave_their_places() -> Result<()> {
+async fn abandoned_claims_leave_their_places_in_the_lane() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database.create_coupon("FREE", 100).await?;
-    let mut jam = Jam::new(&database, 4, &[]).await?;
-    jam.crowd.drain(..).for_each(|claim| claim.abort());
+    let mut lane = BusyLane::new(&database, 4, &[]).await?;
+    lane.crowd.drain(..).for_each(|claim| claim.abort());
     // The batch before them is still under way.
     eventually("a place", async || {
-        let told = jam.api.claim("user", "FREE").await?.shown();
+        let told = lane.api.claim("user", "FREE").await?.shown();
         Ok((told != "503 overloaded").then_some(()))
     })
     .await?;
-    until_queued(&jam.client, 1).await?;
-    jam.release().await?;
-    assert_eq!((&mut jam.first).await??, "200");
-    assert_eq!(claimed(&jam.client).await?, ["user", "first"]);
+    until_queued(&lane.client, 1).await?;
+    lane.release().await?;
+    assert_eq!((&mut lane.first).await??, "200");
+    assert_eq!(claimed(&lane.client).await?, ["user", "first"]);
     database.books().await
 }
 
 #[tokio::test]
-async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
+async fn waiting_limit_refuses_in_all_lanes() -> Result<()> {
     let database = crate::database().await?;
     for coupon in ["A", "B", "FREE"] {
         database.create_coupon(coupon, 100).await?;
@@ -226,7 +228,7 @@ async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
     let client = database.connect().await?;
     let api = Api::start_with(
         database.caller_url(),
-        &[PATIENT[0], PATIENT[1], ("WAITING_LIMIT", "4")],
+        &[LONG_TIMEOUTS[0], LONG_TIMEOUTS[1], ("WAITING_LIMIT", "4")],
     )
     .await?;
     let api = Arc::new(api);
@@ -294,11 +296,11 @@ async fn when_too_many_wait_all_lanes_turn_away() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_goes_away_is_left_out() -> Result<()> {
+async fn abandoned_claims_are_not_made() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
-    let (go, stay): (Vec<_>, Vec<_>) = jam
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
+    let (go, stay): (Vec<_>, Vec<_>) = lane
         .crowd
         .drain(..)
         .enumerate()
@@ -307,82 +309,82 @@ async fn whoever_goes_away_is_left_out() -> Result<()> {
         claim.abort();
     }
     eventually("the service to see them go", async || {
-        let scrape = Scrape::of(&jam.api.service).await?;
+        let scrape = Scrape::of(&lane.api.service).await?;
         let gone = scrape.value("honcho_http_requests_abandoned_total");
         Ok((gone == go.len() as f64).then_some(()))
     })
     .await?;
 
-    jam.release().await?;
-    assert_eq!(jam.first.await??, "200");
+    lane.release().await?;
+    assert_eq!(lane.first.await??, "200");
     let mut expected = BTreeSet::from(["first".to_owned()]);
     for (n, claim) in stay {
         assert_eq!(claim.await??, "200");
         expected.insert(format!("crowd {n}"));
     }
-    let made = claimed(&jam.client).await?;
+    let made = claimed(&lane.client).await?;
     assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
     database.books().await
 }
 
 #[tokio::test]
-async fn a_lock_that_comes_too_late_is_503_for_the_whole_batch() -> Result<()> {
+async fn lock_timeout_is_503_for_the_whole_batch() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[("LOCK_TIMEOUT", "1s")]).await?;
-    assert_eq!((&mut jam.first).await??, "503 unavailable");
-    jam.crowd_is_told("503 unavailable").await?;
-    nothing_was_changed(&jam).await?;
+    let mut lane = BusyLane::new(&database, 20, &[("LOCK_TIMEOUT", "1s")]).await?;
+    assert_eq!((&mut lane.first).await??, "503 unavailable");
+    lane.expect_crowd("503 unavailable").await?;
+    nothing_was_changed(&lane).await?;
     database.books().await
 }
 
 #[tokio::test]
-async fn a_batch_that_is_cancelled_is_504_for_all_of_it() -> Result<()> {
+async fn cancelled_batch_is_504_for_all_its_claims() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
-    signal_queued(&jam.client, "pg_cancel_backend").await?;
-    assert_eq!((&mut jam.first).await??, "504 timeout");
-    until_queued(&jam.client, 1).await?;
-    signal_queued(&jam.client, "pg_cancel_backend").await?;
-    jam.crowd_is_told("504 timeout").await?;
-    nothing_was_changed(&jam).await?;
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
+    signal_waiter(&lane.client, "pg_cancel_backend").await?;
+    assert_eq!((&mut lane.first).await??, "504 timeout");
+    until_queued(&lane.client, 1).await?;
+    signal_waiter(&lane.client, "pg_cancel_backend").await?;
+    lane.expect_crowd("504 timeout").await?;
+    nothing_was_changed(&lane).await?;
     database.books().await
 }
 
 #[tokio::test]
-async fn a_batch_whose_session_is_lost_is_no_guess() -> Result<()> {
+async fn batch_with_a_lost_session_is_outcome_unknown() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
-    signal_queued(&jam.client, "pg_terminate_backend").await?;
-    assert_eq!((&mut jam.first).await??, "503 outcome_unknown");
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
+    signal_waiter(&lane.client, "pg_terminate_backend").await?;
+    assert_eq!((&mut lane.first).await??, "503 outcome_unknown");
     // A session that is lost, which the service may not know yet, may take the next batch with it.
     eventually("the next batch to fail", async || {
-        if queued(&jam.client).await? > 0 {
-            signal_queued(&jam.client, "pg_terminate_backend").await?;
+        if queued(&lane.client).await? > 0 {
+            signal_waiter(&lane.client, "pg_terminate_backend").await?;
         }
-        Ok(jam
+        Ok(lane
             .crowd
             .iter()
             .all(|claim| claim.is_finished())
             .then_some(()))
     })
     .await?;
-    jam.crowd_is_told("503 outcome_unknown").await?;
-    nothing_was_changed(&jam).await?;
+    lane.expect_crowd("503 outcome_unknown").await?;
+    nothing_was_changed(&lane).await?;
     database.books().await
 }
 
 /// Nobody has claimed, and everybody still can.
-async fn nothing_was_changed(jam: &Jam) -> Result<()> {
-    jam.release().await?;
-    assert!(claimed(&jam.client).await?.is_empty());
-    jam.all_claim_now(20).await
+async fn nothing_was_changed(lane: &BusyLane) -> Result<()> {
+    lane.release().await?;
+    assert!(claimed(&lane.client).await?.is_empty());
+    lane.claim_for_all(20).await
 }
 
 #[tokio::test]
-async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
+async fn failing_claim_spoils_no_other_in_its_batch() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database
@@ -395,11 +397,11 @@ async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
                  for each row when (new.user_id = 'crowd 7') execute function refuse();",
         )
         .await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
-    jam.release().await?;
-    assert_eq!(jam.first.await??, "200");
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
+    lane.release().await?;
+    assert_eq!(lane.first.await??, "200");
     let mut expected = BTreeSet::from(["first".to_owned()]);
-    for (n, claim) in jam.crowd.drain(..).enumerate() {
+    for (n, claim) in lane.crowd.drain(..).enumerate() {
         if n == 7 {
             assert_eq!(claim.await??, "500 internal");
         } else {
@@ -407,13 +409,13 @@ async fn one_claim_that_is_refused_spoils_no_other() -> Result<()> {
             expected.insert(format!("crowd {n}"));
         }
     }
-    let made = claimed(&jam.client).await?;
+    let made = claimed(&lane.client).await?;
     assert_eq!(made.into_iter().collect::<BTreeSet<_>>(), expected);
     database.books().await
 }
 
 #[tokio::test]
-async fn one_claim_that_is_refused_costs_its_batch_few_calls() -> Result<()> {
+async fn failing_claim_costs_its_batch_few_calls() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database
@@ -426,15 +428,15 @@ async fn one_claim_that_is_refused_costs_its_batch_few_calls() -> Result<()> {
                  for each row when (new.user_id = 'crowd 40') execute function refuse();",
         )
         .await?;
-    let mut jam = Jam::new(&database, 64, &[]).await?;
+    let mut lane = BusyLane::new(&database, 64, &[]).await?;
     let calls = async || -> Result<f64> {
-        let scrape = Scrape::of(&jam.api.service).await?;
+        let scrape = Scrape::of(&lane.api.service).await?;
         Ok(scrape.value("honcho_lane_batch_duration_seconds_count"))
     };
     let before = calls().await?;
-    jam.release().await?;
-    assert_eq!((&mut jam.first).await??, "200");
-    for (n, claim) in jam.crowd.drain(..).enumerate() {
+    lane.release().await?;
+    assert_eq!((&mut lane.first).await??, "200");
+    for (n, claim) in lane.crowd.drain(..).enumerate() {
         let expected = if n == 40 { "500 internal" } else { "200" };
         assert_eq!(claim.await??, expected, "crowd {n}");
     }

@@ -19,7 +19,7 @@ use crate::fixtures::{
 };
 
 #[tokio::test]
-async fn a_flood_of_connections_is_turned_away() -> Result<()> {
+async fn connections_beyond_the_limit_are_503() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let api = Api::start_with(database.caller_url(), &[("CONNECTION_LIMIT", "20")]).await?;
@@ -63,7 +63,7 @@ async fn a_flood_of_connections_is_turned_away() -> Result<()> {
 }
 
 #[tokio::test]
-async fn health_is_answered_when_connections_have_run_out() -> Result<()> {
+async fn health_is_answered_beyond_the_connection_limit() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let environment = [("CONNECTION_LIMIT", "5"), ("HEADER_TIMEOUT", "60s")];
@@ -126,7 +126,7 @@ async fn health_is_answered_when_connections_have_run_out() -> Result<()> {
 }
 
 #[tokio::test]
-async fn beyond_so_many_requests_the_next_is_shed_at_once() -> Result<()> {
+async fn requests_beyond_the_limit_are_shed_immediately() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database.create_coupon("OTHER", 100).await?;
@@ -187,7 +187,7 @@ async fn beyond_so_many_requests_the_next_is_shed_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn heads_without_their_bodies_take_nobodys_place() -> Result<()> {
+async fn requests_waiting_for_their_bodies_do_not_count_towards_the_limit() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [("REQUEST_LIMIT", "5"), ("BODY_TIMEOUT", "60s")];
@@ -219,7 +219,7 @@ async fn heads_without_their_bodies_take_nobodys_place() -> Result<()> {
 }
 
 #[tokio::test]
-async fn reads_that_announce_bodies_have_the_same_places_as_others() -> Result<()> {
+async fn reads_that_announce_bodies_count_towards_the_limit() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [
@@ -261,7 +261,7 @@ async fn reads_that_announce_bodies_have_the_same_places_as_others() -> Result<(
 }
 
 #[tokio::test]
-async fn there_is_a_file_for_every_connection() -> Result<()> {
+async fn file_limit_is_raised_for_connections() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let mut command = std::process::Command::new("sh");

@@ -11,7 +11,7 @@ use crate::fixtures::{
 };
 
 #[tokio::test]
-async fn lists_of_every_length_are_whole() -> Result<()> {
+async fn lists_of_any_length_are_complete() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for claims in [0, 1, 999, 1000, 1001, 1999, 2000, 2001, 5000] {
@@ -25,7 +25,7 @@ async fn lists_of_every_length_are_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_long_list_is_one_snapshot_in_little_memory() -> Result<()> {
+async fn long_list_is_one_snapshot_in_little_memory() -> Result<()> {
     let claims = 300_000;
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
@@ -49,7 +49,7 @@ async fn a_long_list_is_one_snapshot_in_little_memory() -> Result<()> {
 }
 
 #[tokio::test]
-async fn large_answers_are_not_kept_by_their_connections() -> Result<()> {
+async fn connections_keep_no_buffers_of_large_answers() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     client

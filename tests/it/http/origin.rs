@@ -13,7 +13,7 @@ const TOKEN: &str = "all-0123456789abcdef";
 const TOKENS: &str = "all-0123456789abcdef:claim,read,admin";
 
 #[tokio::test]
-async fn pages_of_listed_origins_may_use_it() -> Result<()> {
+async fn pages_of_listed_origins_may_use_the_api() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let environment = [
@@ -65,7 +65,7 @@ async fn pages_of_listed_origins_may_use_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_foreign_web_page_creates_or_claims() -> Result<()> {
+async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 5).await?;
     let open = Api::start(database.caller_url()).await?;

@@ -110,13 +110,13 @@ async fn abandon(request: &str, places: i64) -> Result<Database> {
 }
 
 #[tokio::test]
-async fn abandoned_reads_keep_their_places() -> Result<()> {
+async fn abandoned_reads_keep_their_permits() -> Result<()> {
     abandon(LIST, 2).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn abandoned_creations_keep_their_places() -> Result<()> {
+async fn abandoned_creations_keep_their_permits() -> Result<()> {
     let body = r#"{"name":"NEW","amount":1}"#;
     let request = post("/api/coupons", "content-type: application/json\r\n", body);
     let database = abandon(&request, 1).await?;
@@ -128,7 +128,7 @@ async fn abandoned_creations_keep_their_places() -> Result<()> {
 }
 
 #[tokio::test]
-async fn creations_of_a_name_that_is_held_leave_connections_to_claims() -> Result<()> {
+async fn creations_of_a_held_name_leave_connections_to_claims() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("FREE", 100).await?;
     let holder = database.connect().await?;

@@ -22,7 +22,7 @@ const TOKEN: &str = "all-0123456789abcdef";
 const TOKENS: &str = "all-0123456789abcdef:claim,read,admin";
 
 #[tokio::test]
-async fn half_a_request_writes_nothing_and_disturbs_nobody() -> Result<()> {
+async fn incomplete_requests_write_nothing() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let client = database.connect().await?;
@@ -73,7 +73,7 @@ async fn send_half(service: &Service, sent: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn a_half_closed_client_gets_its_answer() -> Result<()> {
+async fn half_closed_connection_gets_its_answer() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     create_claimed(&database, "LISTED", 40_000).await?;
@@ -103,7 +103,7 @@ async fn a_half_closed_client_gets_its_answer() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_request_sent_early_does_not_cut_off_the_answer_before_it() -> Result<()> {
+async fn pipelined_request_does_not_cut_off_the_answer_before_it() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1).await?;
     create_claimed(&database, "LISTED", 300_000).await?;
@@ -135,7 +135,7 @@ async fn a_request_sent_early_does_not_cut_off_the_answer_before_it() -> Result<
 }
 
 #[tokio::test]
-async fn a_body_that_will_be_refused_is_not_asked_for() -> Result<()> {
+async fn no_100_continue_for_a_body_that_will_be_refused() -> Result<()> {
     let database = crate::database().await?;
     let environment = [("API_TOKENS", TOKENS)];
     let service = Service::start_with(database.caller_url(), &environment).await?;
@@ -195,7 +195,7 @@ async fn a_body_that_will_be_refused_is_not_asked_for() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_logged_and_counted() -> Result<()> {
+async fn malformed_requests_are_logged_and_counted() -> Result<()> {
     let database = crate::database().await?;
     let service = Service::start(database.caller_url()).await?;
     let padded = |length: usize| {
@@ -235,7 +235,7 @@ async fn what_is_no_request_is_logged_and_counted() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_request_names_one_host() -> Result<()> {
+async fn request_must_name_exactly_one_host() -> Result<()> {
     let database = crate::database().await?;
     let service = Service::start(database.caller_url()).await?;
     for (head, status) in [

@@ -26,7 +26,7 @@ async fn let_in(mut request: impl FnMut() -> RequestBuilder) -> Result<(u32, Ans
 }
 
 #[tokio::test]
-async fn each_caller_is_told_how_it_stands() -> Result<()> {
+async fn ratelimit_headers_tell_quota_and_reset() -> Result<()> {
     let (_database, api) = api(&[("RATE_LIMIT", "5/h")]).await?;
     for left in (0..5).rev() {
         let shown = api.show("PROMO").await?;
@@ -63,7 +63,7 @@ async fn each_caller_is_told_how_it_stands() -> Result<()> {
 }
 
 #[tokio::test]
-async fn who_waits_may_ask_again() -> Result<()> {
+async fn rate_limit_lets_in_again_after_a_wait() -> Result<()> {
     let (_database, api) = api(&[("RATE_LIMIT", "2/s")]).await?;
     let (_, refused) = let_in(|| api.show_request("PROMO")).await?;
     assert_eq!(refused.header("retry-after"), "1");
@@ -105,7 +105,7 @@ async fn forwarded_addresses_count_only_from_trusted_proxies() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_can_be_what_tells_callers_apart() -> Result<()> {
+async fn rate_limit_can_count_by_token() -> Result<()> {
     let (_database, api) = api(&[
         ("RATE_LIMIT", "4/h"),
         ("RATE_LIMIT_BY", "token"),

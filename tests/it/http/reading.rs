@@ -57,7 +57,7 @@ async fn coupons_are_listed_page_by_page() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_listed_coupon_has_all_its_columns() -> Result<()> {
+async fn listed_coupon_has_all_its_columns() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let client = database.connect().await?;
@@ -129,7 +129,7 @@ async fn claims_are_listed_page_by_page() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_single_claim_is_shown() -> Result<()> {
+async fn single_claim_is_shown() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     database.create_coupon("claim", 2).await?;
@@ -162,7 +162,7 @@ async fn a_single_claim_is_shown() -> Result<()> {
 }
 
 #[tokio::test]
-async fn head_and_options_behave() -> Result<()> {
+async fn head_matches_get_and_options_lists_methods() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     database.create_coupon("PROMO", 2).await?;
@@ -202,7 +202,7 @@ async fn head_and_options_behave() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_description_is_not_sent_to_those_who_have_it() -> Result<()> {
+async fn documentation_is_304_for_a_known_etag() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for path in ["/openapi.json", "/docs/", "/docs/swagger-ui-bundle.js"] {
@@ -242,7 +242,7 @@ async fn gzip_is_sent_only_to_clients_that_take_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pages_are_not_compiled_by_the_database() -> Result<()> {
+async fn sessions_run_with_jit_off() -> Result<()> {
     let database = crate::database().await?;
     database
         .connect()

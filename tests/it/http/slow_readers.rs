@@ -58,7 +58,7 @@ fn unchunked(mut answer: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn slow_readers_hold_no_place_no_connection_and_no_snapshot() -> Result<()> {
+async fn slow_readers_hold_no_permit_connection_or_snapshot() -> Result<()> {
     let database = crate::database().await?;
     create_claimed(&database, "LONG", CLAIMANTS).await?;
     database.create_coupon("OTHER", 100).await?;
@@ -101,7 +101,7 @@ async fn slow_readers_hold_no_place_no_connection_and_no_snapshot() -> Result<()
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_in_something_is_not_cut_off() -> Result<()> {
+async fn slow_reader_is_not_cut_off() -> Result<()> {
     let database = crate::database().await?;
     create_claimed(&database, "LONG", CLAIMANTS).await?;
     let settings = [("WRITE_TIMEOUT", "3s"), ("IDLE_TIMEOUT", "500ms")];
@@ -128,7 +128,7 @@ async fn a_reader_that_takes_in_something_is_not_cut_off() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_reader_that_stands_still_is_in_nobodys_way_and_cut_off() -> Result<()> {
+async fn stalled_reader_blocks_no_other_request_and_is_cut_off() -> Result<()> {
     let database = crate::database().await?;
     let settings = [("DATABASE_POOL_SIZE", "2"), ("WRITE_TIMEOUT", "2s")];
     let api = Api::start_with(database.caller_url(), &settings).await?;
@@ -159,7 +159,7 @@ async fn a_reader_that_stands_still_is_in_nobodys_way_and_cut_off() -> Result<()
 }
 
 #[tokio::test]
-async fn a_client_that_takes_in_nothing_is_cut_off() -> Result<()> {
+async fn client_that_reads_nothing_is_cut_off() -> Result<()> {
     let database = crate::database().await?;
     create_claimed(&database, "PROMO", CLAIMANTS).await?;
     let api = Api::start_with(database.caller_url(), &[("WRITE_TIMEOUT", "500ms")]).await?;
@@ -213,7 +213,7 @@ async fn a_client_that_takes_in_nothing_is_cut_off() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_list_that_is_cut_off_is_told_and_counted() -> Result<()> {
+async fn list_cut_off_by_the_write_timeout_is_logged_and_counted() -> Result<()> {
     let database = crate::database().await?;
     create_claimed(&database, "LONG", CLAIMANTS).await?;
     let api = Api::start_with(database.caller_url(), &[("WRITE_TIMEOUT", "500ms")]).await?;
@@ -262,7 +262,7 @@ async fn long_lists_are_bounded_in_number() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_gives_its_connection_back() -> Result<()> {
+async fn client_that_leaves_mid_list_frees_its_connection() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start_with(database.caller_url(), &[("DATABASE_POOL_SIZE", "1")]).await?;
     create_claimed(&database, "PROMO", 200_000).await?;

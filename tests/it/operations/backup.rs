@@ -83,7 +83,7 @@ async fn assert_single_use_codes(client: &Client, what: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn claims_outlive_a_restore_with_several_jobs() -> Result<()> {
+async fn restore_with_several_jobs_keeps_claims() -> Result<()> {
     let database = crate::database().await?;
     sell_single_use_codes(&database).await?;
     for (format, jobs) in [
@@ -106,7 +106,7 @@ async fn claims_outlive_a_restore_with_several_jobs() -> Result<()> {
 }
 
 #[tokio::test]
-async fn dumps_of_releases_are_restored_with_several_jobs() -> Result<()> {
+async fn dumps_of_releases_restore_with_several_jobs() -> Result<()> {
     for release in releases().await? {
         let database = Database::create_released(cluster(), &release).await?;
         sell_single_use_codes(&database).await?;
@@ -122,7 +122,7 @@ async fn dumps_of_releases_are_restored_with_several_jobs() -> Result<()> {
 
 /// Columns come before the restore, indexes and triggers after it.
 #[tokio::test]
-async fn what_users_add_is_made_anew() -> Result<()> {
+async fn restore_with_users_columns_indexes_and_triggers() -> Result<()> {
     const COLUMNS: &str = "alter table coupons add column discount integer;
                            alter table claims add column note text";
     const REST: &str = "create index claims_by_user on claims (user_id);
@@ -175,7 +175,7 @@ async fn what_users_add_is_made_anew() -> Result<()> {
 
 /// A part of a database: the extension by its name, and the schemas besides.
 #[tokio::test]
-async fn a_dump_of_the_extension_and_a_schema_is_whole() -> Result<()> {
+async fn dump_of_the_extension_and_a_schema_restores() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     client
@@ -206,7 +206,7 @@ async fn a_dump_of_the_extension_and_a_schema_is_whole() -> Result<()> {
 
 /// Sequences are not replicated: until they are set, ids are given twice, and `honcho_verify` says so.
 #[tokio::test]
-async fn a_logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
+async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
     let cluster = ClusterOptions::default()
         .setting("wal_level", "logical")
         .setting("fsync", "off")
@@ -271,7 +271,7 @@ async fn a_logical_replica_takes_over_once_its_sequences_are_set() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_restored_database_goes_on() -> Result<()> {
+async fn restored_database_serves_claims_with_the_same_rights() -> Result<()> {
     let database = crate::database().await?;
     database
         .connect()

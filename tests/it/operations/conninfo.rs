@@ -11,7 +11,7 @@ use crate::fixtures::{
 };
 
 #[test]
-fn a_wrong_connection_string_is_named_without_what_it_says() -> Result<()> {
+fn wrong_connection_string_is_refused_without_showing_it() -> Result<()> {
     for (string, expected) in [
         (
             "postgresql://user:s3cret@localhost:port/db",
@@ -80,7 +80,7 @@ fn a_wrong_connection_string_is_named_without_what_it_says() -> Result<()> {
 }
 
 #[tokio::test]
-async fn libpqs_variables_say_what_the_url_leaves_out() -> Result<()> {
+async fn libpq_variables_complete_the_url() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let cluster = crate::cluster().directory().to_string_lossy();
@@ -110,7 +110,7 @@ async fn libpqs_variables_say_what_the_url_leaves_out() -> Result<()> {
 }
 
 #[tokio::test]
-async fn passwords_reach_the_database_and_nobody_else() -> Result<()> {
+async fn passwords_reach_the_database_and_no_log() -> Result<()> {
     let cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     let admin = database.connect().await?;

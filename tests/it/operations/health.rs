@@ -12,12 +12,12 @@ use tokio_postgres::error::SqlState;
 
 use crate::fixtures::{
     api::Api,
-    held::{claim, hold, until_queued},
+    held_coupon::{claim, hold, until_queued},
     readiness::soon,
 };
 
 #[tokio::test]
-async fn it_is_ready_within_a_second() -> Result<()> {
+async fn service_is_ready_within_a_second() -> Result<()> {
     let database = crate::database().await?;
     let mut best = Duration::MAX;
     // The machine may be busy with other tests: one undisturbed start in five will do.
@@ -33,7 +33,7 @@ async fn it_is_ready_within_a_second() -> Result<()> {
 }
 
 #[tokio::test]
-async fn it_lives_without_a_database_and_is_ready_soon_after_it_is_there() -> Result<()> {
+async fn service_is_live_without_a_database_and_ready_soon_after_it_starts() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     cluster.stop(Stop::Fast)?;
@@ -60,7 +60,7 @@ async fn it_lives_without_a_database_and_is_ready_soon_after_it_is_there() -> Re
 }
 
 #[tokio::test]
-async fn it_says_what_is_missing_and_no_more() -> Result<()> {
+async fn readiness_names_each_misconfiguration() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     let name = database.name();
@@ -133,7 +133,7 @@ async fn it_says_what_is_missing_and_no_more() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_limit_on_temporary_files_is_no_outage() -> Result<()> {
+async fn temp_file_limit_does_not_make_the_service_unready() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let admin = database.connect().await?;
@@ -170,7 +170,7 @@ async fn a_limit_on_temporary_files_is_no_outage() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_pool_that_gets_no_connection_is_not_ready() -> Result<()> {
+async fn pool_without_connections_makes_the_service_unready() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let api = Api::start(database.caller_url()).await?;
@@ -189,7 +189,7 @@ async fn a_pool_that_gets_no_connection_is_not_ready() -> Result<()> {
 }
 
 #[tokio::test]
-async fn it_answers_while_no_connection_is_free() -> Result<()> {
+async fn health_is_answered_while_no_connection_is_free() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let settings = [
@@ -211,7 +211,7 @@ async fn it_answers_while_no_connection_is_free() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_answer_is_not_ready() -> Result<()> {
+async fn database_that_does_not_answer_makes_the_service_unready() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
@@ -233,7 +233,7 @@ async fn a_database_that_does_not_answer_is_not_ready() -> Result<()> {
 }
 
 #[tokio::test]
-async fn it_is_not_ready_before_it_stops_listening() -> Result<()> {
+async fn service_is_unready_before_it_stops_listening() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let settings = [("SHUTDOWN_DELAY", "300s")];
@@ -260,7 +260,7 @@ async fn it_is_not_ready_before_it_stops_listening() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_program_asks_for_those_who_cannot() -> Result<()> {
+async fn health_check_flag_tells_readiness_by_exit_code() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     let api = Api::start(database.caller_url()).await?;

@@ -7,7 +7,7 @@ use honcho_tests::{Cluster, ClusterOptions, Database, Stop, eventually};
 
 use crate::fixtures::{
     api::Api,
-    held::{PATIENT, claim, hold},
+    held_coupon::{LONG_TIMEOUTS, claim, hold},
 };
 
 /// The one SQL block in README.md and docs/ that names holders: it asks for prepared transactions too.
@@ -52,7 +52,7 @@ fn cluster() -> Result<Cluster> {
 }
 
 #[tokio::test]
-async fn the_query_of_the_readme_names_them() -> Result<()> {
+async fn documented_query_names_the_holders_of_coupons() -> Result<()> {
     let mut cluster = cluster()?;
     let database = Database::create(&cluster).await?;
     for coupon in ["FREE", "IDLE", "LOST", "ROW"] {
@@ -72,7 +72,7 @@ async fn the_query_of_the_readme_names_them() -> Result<()> {
     editor
         .batch_execute("begin; update coupons set paused = false where name = 'ROW'")
         .await?;
-    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let api = Arc::new(Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?);
     let waiting = claim(&api, "user", "ROW");
     let expected = [
         "IDLE: idle in transaction waits for 0, since t",

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use serde_json::Value;
 
-use crate::fixtures::{api::Api, held::hold};
+use crate::fixtures::{api::Api, held_coupon::hold};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
@@ -27,7 +27,7 @@ async fn line_of(service: &Service, request_id: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn a_request_has_one_line() -> Result<()> {
+async fn request_is_logged_in_one_line() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     api.create("SECRET", 1).await?;
@@ -101,7 +101,7 @@ async fn a_request_has_one_line() -> Result<()> {
 }
 
 #[tokio::test]
-async fn lines_can_be_json() -> Result<()> {
+async fn log_lines_can_be_json() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1).await?;
     let environment = [("LOG_FORMAT", "json"), ("LOCK_TIMEOUT", "50ms")];
@@ -149,7 +149,7 @@ async fn lines_can_be_json() -> Result<()> {
 
 /// A trigger that repeats what the user is called writes into the log what anybody likes.
 #[tokio::test]
-async fn the_words_of_the_database_are_quoted_and_do_not_crowd_the_log() -> Result<()> {
+async fn database_messages_in_the_log_are_quoted_and_throttled() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     database
@@ -194,7 +194,7 @@ async fn the_words_of_the_database_are_quoted_and_do_not_crowd_the_log() -> Resu
 }
 
 #[tokio::test]
-async fn a_value_that_the_database_refuses_does_not_crowd_the_log() -> Result<()> {
+async fn log_throttles_repeated_refusals_of_a_value() -> Result<()> {
     let database = crate::database().await?;
     database
         .connect()
@@ -224,7 +224,7 @@ async fn a_value_that_the_database_refuses_does_not_crowd_the_log() -> Result<()
 }
 
 #[tokio::test]
-async fn a_held_coupon_does_not_hide_an_outage() -> Result<()> {
+async fn log_throttle_of_a_held_coupon_does_not_hide_an_outage() -> Result<()> {
     let mut cluster = Cluster::start_new()?;
     let database = Database::create(&cluster).await?;
     let names = ["ONE", "TWO", "THREE"];
@@ -257,7 +257,7 @@ async fn a_held_coupon_does_not_hide_an_outage() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_client_is_the_one_behind_trusted_proxies() -> Result<()> {
+async fn logged_client_is_the_one_behind_trusted_proxies() -> Result<()> {
     let database = crate::database().await?;
     for (proxies, client) in [("127.0.0.0/8", "198.51.100.7"), ("10.0.0.0/8", "127.0.0.1")] {
         let environment = [("TRUSTED_PROXIES", proxies)];
@@ -274,7 +274,7 @@ async fn the_client_is_the_one_behind_trusted_proxies() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_start_tells_where_to_begin_and_nothing_odd() -> Result<()> {
+async fn start_logs_the_address_of_the_documentation() -> Result<()> {
     let database = crate::database().await?;
     let mut api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
@@ -289,7 +289,7 @@ async fn a_start_tells_where_to_begin_and_nothing_odd() -> Result<()> {
 }
 
 #[tokio::test]
-async fn levels_are_chosen() -> Result<()> {
+async fn log_level_filters_lines() -> Result<()> {
     let database = crate::database().await?;
     for (level, shown) in [("info", true), ("info,http=off", false), ("error", false)] {
         // What "listening" looks like is at info, so the start is watched for by other means.
@@ -308,7 +308,7 @@ async fn levels_are_chosen() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_end_of_the_log_is_written() -> Result<()> {
+async fn log_is_written_to_its_end_at_shutdown() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     for n in 0..300 {
@@ -333,7 +333,7 @@ async fn the_end_of_the_log_is_written() -> Result<()> {
 
 /// A terminal that was stopped with Ctrl+S, a full pipe, a log shipper that hangs.
 #[tokio::test]
-async fn nobody_waits_for_a_log_that_is_blocked() -> Result<()> {
+async fn blocked_log_delays_no_request() -> Result<()> {
     let database = crate::database().await?;
     let mut child = Command::new(env::var_os("HONCHO_SERVICE").context("no service")?)
         .env("DATABASE_URL", database.caller_url())

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 /// `make` alone lists what there is.
 #[test]
-fn make_help_lists_every_target() -> Result<()> {
+fn make_help_lists_all_targets() -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let output = Command::new("make")
         .args(["-s", "-C", root, "help"])

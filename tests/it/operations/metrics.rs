@@ -8,7 +8,7 @@ use reqwest::Method;
 
 use crate::fixtures::{
     api::Api,
-    held::{Jam, PATIENT, claim, hold, signal_queued, until_queued},
+    held_coupon::{BusyLane, LONG_TIMEOUTS, claim, hold, signal_waiter, until_queued},
     raw_client::RawClient,
     scrape::Scrape,
 };
@@ -102,7 +102,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
 
 /// A rate does not see a series begin at one, and an alert must not need traffic.
 #[tokio::test]
-async fn what_can_go_wrong_is_counted_from_nought() -> Result<()> {
+async fn counters_of_failures_start_at_zero() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     let scrape = Scrape::of(&api.service).await?;
@@ -143,7 +143,7 @@ async fn what_can_go_wrong_is_counted_from_nought() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_ready_is_seen_before_the_first_request() -> Result<()> {
+async fn ready_metric_names_the_reason_before_the_first_request() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;
     client.batch_execute("drop extension honcho").await?;
@@ -183,7 +183,7 @@ async fn a_service_that_is_not_ready_is_seen_before_the_first_request() -> Resul
 }
 
 #[tokio::test]
-async fn clients_make_no_labels() -> Result<()> {
+async fn client_input_never_becomes_a_label() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     // Its reason is a label, which no client sends.
@@ -224,12 +224,12 @@ async fn clients_make_no_labels() -> Result<()> {
 }
 
 #[tokio::test]
-async fn lanes_and_requests_under_way_are_seen() -> Result<()> {
+async fn gauges_show_lanes_and_requests_in_flight() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    let mut jam = Jam::new(&database, 20, &[]).await?;
+    let mut lane = BusyLane::new(&database, 20, &[]).await?;
     // This one is answered while the others wait, and changes nothing.
-    let scrape = Scrape::of(&jam.api.service).await?;
+    let scrape = Scrape::of(&lane.api.service).await?;
     for (series, value) in [
         ("honcho_lanes", 1.0),
         ("honcho_lane_waiting_claims", 20.0),
@@ -239,14 +239,14 @@ async fn lanes_and_requests_under_way_are_seen() -> Result<()> {
         assert_eq!(scrape.value(series), value, "{series}\n{}", scrape.0);
     }
     assert!(scrape.value(&claims("overloaded")) >= 1.0);
-    jam.release().await?;
-    assert_eq!(jam.first.await??, "200");
-    for claim in jam.crowd.drain(..) {
+    lane.release().await?;
+    assert_eq!(lane.first.await??, "200");
+    for claim in lane.crowd.drain(..) {
         assert_eq!(claim.await??, "200");
     }
     // The lane closes right after its last answers.
     let scrape = eventually("the lane to close", async || {
-        let scrape = Scrape::of(&jam.api.service).await?;
+        let scrape = Scrape::of(&lane.api.service).await?;
         Ok((scrape.value("honcho_lanes") == 0.0).then_some(scrape))
     })
     .await?;
@@ -266,10 +266,10 @@ async fn lanes_and_requests_under_way_are_seen() -> Result<()> {
 }
 
 #[tokio::test]
-async fn clients_who_leave_are_counted() -> Result<()> {
+async fn abandoned_requests_are_counted() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
-    let api = Api::start_with(database.caller_url(), &PATIENT).await?;
+    let api = Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?;
     let client = database.connect().await?;
     let holder = hold(&database, "PROMO").await?;
     let leaver = RawClient::connect(api.service.address()).await?;
@@ -304,11 +304,11 @@ async fn database_errors_and_retries_are_counted() -> Result<()> {
     assert_eq!(scrape.value("honcho_database_retries_total"), 1.0);
     assert_eq!(scrape.value(&claims("error")), 1.0, "{}", scrape.0);
 
-    let api = Arc::new(Api::start_with(database.caller_url(), &PATIENT).await?);
+    let api = Arc::new(Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?);
     let holder = hold(&database, "PROMO").await?;
     let waiting = claim(&api, "user", "PROMO");
     until_queued(&client, 1).await?;
-    signal_queued(&client, "pg_terminate_backend").await?;
+    signal_waiter(&client, "pg_terminate_backend").await?;
     assert_eq!(waiting.await??, "503 outcome_unknown");
     holder.batch_execute("rollback").await?;
     let scrape = Scrape::of(&api.service).await?;
@@ -318,7 +318,7 @@ async fn database_errors_and_retries_are_counted() -> Result<()> {
 }
 
 #[tokio::test]
-async fn metrics_may_have_a_listener_of_their_own() -> Result<()> {
+async fn metrics_listen_serves_only_metrics() -> Result<()> {
     let database = crate::database().await?;
     let environment = [("METRICS_LISTEN", "127.0.0.1:0")];
     let api = Api::start_with(database.caller_url(), &environment).await?;
@@ -335,7 +335,7 @@ async fn metrics_may_have_a_listener_of_their_own() -> Result<()> {
 
 /// A dashboard or a rule over a metric that is not there would be silent for ever.
 #[tokio::test]
-async fn the_dashboard_and_the_rules_ask_for_what_is_there() -> Result<()> {
+async fn dashboard_and_alerts_use_only_existing_metrics() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     api.create("PROMO", 1).await?;

@@ -8,7 +8,7 @@ use honcho_tests::{Database, Pooler, eventually};
 
 use crate::{
     fixtures::api::Api,
-    fixtures::held::{claim, hold},
+    fixtures::held_coupon::{claim, hold},
 };
 
 /// Lets connections with startup parameters through that PgBouncer does not pass on: what everybody sets who
@@ -38,7 +38,7 @@ async fn reason(api: &Api) -> Result<String> {
 }
 
 #[tokio::test]
-async fn one_that_drops_the_settings_is_named() -> Result<()> {
+async fn pooler_that_drops_session_settings_makes_the_service_unready() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     for mode in ["session", "transaction"] {
@@ -70,7 +70,7 @@ async fn one_that_drops_the_settings_is_named() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_that_passes_no_settings_on_refuses_the_service() -> Result<()> {
+async fn pooler_that_rejects_startup_parameters_makes_the_service_unready() -> Result<()> {
     let database = crate::database().await?;
     let pooler = Pooler::start(crate::cluster(), &database, "pool_mode = session").await?;
     let api = Api::start(pooler.url()).await?;
@@ -80,7 +80,7 @@ async fn one_that_passes_no_settings_on_refuses_the_service() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_that_pools_sessions_is_good_enough_with_the_settings_on_the_role() -> Result<()> {
+async fn session_pooler_works_with_settings_on_the_role() -> Result<()> {
     let database = crate::database().await?;
     for coupon in ["PROMO", "HELD"] {
         database.create_coupon(coupon, 40).await?;
@@ -124,7 +124,7 @@ async fn one_that_pools_sessions_is_good_enough_with_the_settings_on_the_role() 
 }
 
 #[tokio::test]
-async fn one_that_pools_transactions_must_know_prepared_statements() -> Result<()> {
+async fn transaction_pooler_needs_prepared_statements() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     settings_on_the_role(&database).await?;

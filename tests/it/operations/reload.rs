@@ -24,7 +24,7 @@ impl Api {
 }
 
 #[tokio::test]
-async fn tokens_are_read_anew() -> Result<()> {
+async fn reload_reads_tokens_again() -> Result<()> {
     const OLD: &str = "old-0123456789abcdef";
     const KEPT: &str = "kept-0123456789abcdef";
     const NEW: &str = "new-0123456789abcdef";
@@ -80,8 +80,7 @@ async fn tokens_are_read_anew() -> Result<()> {
 
 /// A FIFO that nobody writes to keeps its reader for good.
 #[tokio::test]
-async fn a_file_that_cannot_be_read_to_its_end_keeps_neither_reload_nor_stop_waiting() -> Result<()>
-{
+async fn unreadable_token_file_delays_neither_reload_nor_shutdown() -> Result<()> {
     const OLD: &str = "old-0123456789abcdef";
     const NEW: &str = "new-0123456789abcdef";
     let database = crate::database().await?;
@@ -125,7 +124,7 @@ async fn a_file_that_cannot_be_read_to_its_end_keeps_neither_reload_nor_stop_wai
 }
 
 #[tokio::test]
-async fn keys_are_read_anew() -> Result<()> {
+async fn reload_reads_jwt_keys_again() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let directory = tempfile::tempdir()?;
@@ -172,7 +171,7 @@ async fn keys_are_read_anew() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_open_service_stays_open_and_alive() -> Result<()> {
+async fn reload_keeps_a_service_without_tokens_open() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let directory = tempfile::tempdir()?;

@@ -9,7 +9,7 @@ use crate::fixtures::program::{DATABASE_URL, PASSWORD, program, refusal, refused
 
 /// A claim waits for LOCK_TIMEOUT once in line and once at its head, in one statement.
 #[test]
-fn a_lock_timeout_that_could_never_act_is_refused() -> Result<()> {
+fn lock_timeout_beyond_the_statement_timeout_is_refused() -> Result<()> {
     for (statement, lock) in [("1s", "10s"), ("1s", "501ms"), ("5s", "3s")] {
         let environment = [
             DATABASE_URL,
@@ -40,7 +40,7 @@ fn a_lock_timeout_that_could_never_act_is_refused() -> Result<()> {
 
 /// A setting that is not passed on has no effect in a container, without a word.
 #[test]
-fn the_compose_file_passes_every_setting_on() -> Result<()> {
+fn compose_file_passes_all_settings_on() -> Result<()> {
     let help = String::from_utf8(run(&["--help"], &[])?.stdout)?;
     let compose = fs::read_to_string(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -66,7 +66,7 @@ fn the_compose_file_passes_every_setting_on() -> Result<()> {
 }
 
 #[test]
-fn a_wrong_value_is_named_with_what_is_allowed() -> Result<()> {
+fn wrong_setting_is_refused_with_its_allowed_values() -> Result<()> {
     refused(
         &[],
         &[],
@@ -128,7 +128,7 @@ fn a_wrong_value_is_named_with_what_is_allowed() -> Result<()> {
 }
 
 #[test]
-fn what_the_file_says_is_checked_as_well() -> Result<()> {
+fn wrong_settings_in_the_file_are_refused() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("honcho.toml");
     let file = path.to_string_lossy();
@@ -182,7 +182,7 @@ fn what_the_file_says_is_checked_as_well() -> Result<()> {
 }
 
 #[test]
-fn the_command_line_takes_flags_that_there_are() -> Result<()> {
+fn unknown_flags_are_refused() -> Result<()> {
     refused(
         &["--prot=1"],
         &[DATABASE_URL],
@@ -222,7 +222,7 @@ fn the_command_line_takes_flags_that_there_are() -> Result<()> {
 }
 
 #[tokio::test]
-async fn flags_are_stronger_than_the_environment_than_the_file() -> Result<()> {
+async fn flags_override_environment_overrides_file() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("honcho.toml");
     fs::write(&file, "host = '127.0.0.2'\nport = 0\n")?;
@@ -243,7 +243,7 @@ async fn flags_are_stronger_than_the_environment_than_the_file() -> Result<()> {
 }
 
 #[test]
-fn wrong_settings_are_named_and_secrets_kept() -> Result<()> {
+fn wrong_settings_are_refused_without_showing_secrets() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let file = |name: &str, content: &str| -> Result<String> {
         let path = directory.path().join(name);

@@ -15,12 +15,12 @@ use tokio::{
 
 use crate::fixtures::{
     api::Api,
-    held::{PATIENT, hold, until_queued},
+    held_coupon::{LONG_TIMEOUTS, hold, until_queued},
     sql::claimed,
 };
 
 #[tokio::test]
-async fn requests_under_way_are_finished() -> Result<()> {
+async fn shutdown_finishes_requests_in_flight() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
@@ -80,7 +80,7 @@ async fn requests_under_way_are_finished() -> Result<()> {
 }
 
 #[tokio::test]
-async fn under_load_nobody_is_told_less_than_was_done() -> Result<()> {
+async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", i32::MAX).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
@@ -131,7 +131,7 @@ async fn under_load_nobody_is_told_less_than_was_done() -> Result<()> {
 }
 
 #[tokio::test]
-async fn idle_connections_do_not_hold_it_up() -> Result<()> {
+async fn idle_connections_do_not_delay_shutdown() -> Result<()> {
     let database = crate::database().await?;
     let mut api = Api::start(database.caller_url()).await?;
     // One that has been used and is kept alive, one that never sent a byte.
@@ -154,10 +154,10 @@ async fn idle_connections_do_not_hold_it_up() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_under_way_is_finished_for_those_who_have_left_too() -> Result<()> {
+async fn shutdown_finishes_claims_whose_clients_left() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
-    let mut api = Api::start_with(database.caller_url(), &PATIENT).await?;
+    let mut api = Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?;
     let holder = hold(&database, "PROMO").await?;
     let claim = tokio::spawn(api.claim_request("user", "PROMO").send());
     let client = database.connect().await?;
@@ -188,10 +188,14 @@ async fn what_is_under_way_is_finished_for_those_who_have_left_too() -> Result<(
 }
 
 #[tokio::test]
-async fn it_leaves_no_session_behind_and_waits_only_so_long() -> Result<()> {
+async fn shutdown_timeout_bounds_the_wait_and_no_session_is_left() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
-    let settings = [PATIENT[0], PATIENT[1], ("SHUTDOWN_TIMEOUT", "500ms")];
+    let settings = [
+        LONG_TIMEOUTS[0],
+        LONG_TIMEOUTS[1],
+        ("SHUTDOWN_TIMEOUT", "500ms"),
+    ];
     let mut api = Api::start_with(database.caller_url(), &settings).await?;
     let client = database.connect().await?;
     let holder = hold(&database, "PROMO").await?;
@@ -219,7 +223,7 @@ async fn it_leaves_no_session_behind_and_waits_only_so_long() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() -> Result<()> {
+async fn second_signal_exits_immediately() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1).await?;
     let mut api = Api::start(database.caller_url()).await?;
@@ -248,7 +252,7 @@ async fn a_second_signal_ends_it_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named() -> Result<()> {
+async fn port_in_use_is_named_in_the_error() -> Result<()> {
     let database = crate::database().await?;
     let first = Api::start(database.caller_url()).await?;
     let port = first.service.address().port().to_string();

@@ -201,7 +201,7 @@ const UNREACHABLE: &str = "the database cannot be reached";
 const REFUSED: &str = "the database refuses the service's connections";
 
 #[tokio::test]
-async fn every_sslmode_means_what_it_means_to_libpq() -> Result<()> {
+async fn sslmodes_mean_what_they_mean_to_libpq() -> Result<()> {
     let server = Server::start().await?;
     server
         .configure("on", "host all all 127.0.0.1/32 trust")
@@ -253,7 +253,7 @@ async fn every_sslmode_means_what_it_means_to_libpq() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_good_enough_for_some() -> Result<()> {
+async fn server_without_tls_satisfies_only_disable_and_prefer() -> Result<()> {
     let server = Server::start().await?;
     server
         .configure("off", "host all all 127.0.0.1/32 trust")
@@ -285,7 +285,7 @@ async fn a_server_without_tls_is_good_enough_for_some() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_certificate_gets_one() -> Result<()> {
+async fn client_certificate_is_presented_to_the_server() -> Result<()> {
     let server = Server::start().await?;
     server
         .configure("on", "hostssl all all 127.0.0.1/32 cert")
@@ -305,7 +305,7 @@ async fn a_server_that_wants_a_certificate_gets_one() -> Result<()> {
 }
 
 #[tokio::test]
-async fn files_that_are_no_certificates_are_named_at_start() -> Result<()> {
+async fn invalid_certificate_files_are_refused_at_start() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let empty = directory.path().join("empty.crt");
     fs::write(&empty, "nothing")?;
@@ -361,7 +361,7 @@ fn openssl(directory: &Path, arguments: &str) -> Result<()> {
 
 /// Certificates as people make them with OpenSSL and the manual of PostgreSQL: libpq takes them.
 #[tokio::test]
-async fn home_made_certificates_are_verified_as_libpq_does() -> Result<()> {
+async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
     let server = Server::start().await?;
     let files = server.directory.path();
     let key = "-newkey rsa:2048 -nodes";
@@ -488,7 +488,7 @@ async fn home_made_certificates_are_verified_as_libpq_does() -> Result<()> {
 
 /// Certificates that are replaced while the service runs.
 #[tokio::test]
-async fn certificates_are_read_anew() -> Result<()> {
+async fn reload_reads_certificates_again() -> Result<()> {
     let server = Server::start().await?;
     server
         .configure("on", "hostssl all all 127.0.0.1/32 cert")

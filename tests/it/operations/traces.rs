@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::fixtures::{
     api::Api,
-    held::{PATIENT, hold, until_queued},
+    held_coupon::{LONG_TIMEOUTS, hold, until_queued},
     scrape::Scrape,
 };
 
@@ -96,8 +96,8 @@ async fn requests_and_their_batches_are_spans() -> Result<()> {
     let collector = Collector::default();
     let endpoint = collector.listen().await?;
     let environment = [
-        PATIENT[0],
-        PATIENT[1],
+        LONG_TIMEOUTS[0],
+        LONG_TIMEOUTS[1],
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
     ];
@@ -202,7 +202,7 @@ async fn requests_and_their_batches_are_spans() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_caller_does_not_sample_is_not_exported() -> Result<()> {
+async fn unsampled_traces_are_not_exported() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let collector = Collector::default();
@@ -236,7 +236,7 @@ async fn what_the_caller_does_not_sample_is_not_exported() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_is_in_nobodys_way() -> Result<()> {
+async fn unreachable_collector_delays_no_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     // Taken, so that nobody else gets it, and never listened on.

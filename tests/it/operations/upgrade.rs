@@ -95,7 +95,7 @@ async fn rights(client: &Client) -> Result<Vec<String>> {
 }
 
 #[tokio::test]
-async fn data_and_rights_outlive_an_upgrade() -> Result<()> {
+async fn upgrade_keeps_data_and_rights() -> Result<()> {
     for release in releases().await? {
         let database = Database::create_released(cluster(), &release).await?;
         let superuser = database.connect().await?;
@@ -177,7 +177,7 @@ const NEEDS: [(&str, &str); 3] = [
 ];
 
 #[tokio::test]
-async fn a_key_that_something_needs_outlives_an_upgrade() -> Result<()> {
+async fn upgrade_keeps_the_old_unique_key_if_something_depends_on_it() -> Result<()> {
     let (old, new) = (
         "claims_user_id_coupon_name_key",
         "claims_coupon_name_user_id_key",
@@ -252,7 +252,7 @@ async fn schema(database: &str, create_extension: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn an_upgrade_makes_what_create_extension_does() -> Result<()> {
+async fn upgrade_makes_the_schema_that_create_extension_makes() -> Result<()> {
     let created = schema("created", "create extension honcho").await?;
     for release in releases().await? {
         let upgraded = schema(

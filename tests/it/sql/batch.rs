@@ -14,7 +14,7 @@ use crate::fixtures::sql::claim;
 type Told = (String, String);
 
 #[tokio::test]
-async fn batches_among_single_claims() -> Result<()> {
+async fn batches_and_single_claims_together_never_oversell() -> Result<()> {
     // Users, stock: less than all want, as much as all want, more.
     for (users, stock) in [(300, 200), (150, 150), (150, 1_000), (40, 3)] {
         let seed = fastrand::u64(..);

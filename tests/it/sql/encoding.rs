@@ -22,7 +22,7 @@ async fn refused(client: &tokio_postgres::Client, sql: &str) {
 }
 
 #[tokio::test]
-async fn databases_of_other_encodings_are_refused() -> Result<()> {
+async fn other_encodings_than_utf8_are_refused() -> Result<()> {
     let releases = releases().await?;
     for encoding in ENCODINGS {
         let name = format!("in_{}", encoding.to_lowercase());

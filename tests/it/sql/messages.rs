@@ -4,11 +4,11 @@ use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database};
 use tokio_postgres::error::SqlState;
 
-use crate::fixtures::held::hold;
+use crate::fixtures::held_coupon::hold;
 
 /// The environment of a server is often that of a developer, and details of errors go to clients.
 #[tokio::test]
-async fn no_backtrace_is_in_the_detail_of_an_error() -> Result<()> {
+async fn error_detail_has_no_backtrace() -> Result<()> {
     let cluster = ClusterOptions::default()
         .setting("fsync", "off")
         .environment("RUST_BACKTRACE", "1")
@@ -36,7 +36,7 @@ async fn no_backtrace_is_in_the_detail_of_an_error() -> Result<()> {
 
 /// A number in `pg_locks` says nothing to the one who looks for the cause of a wait.
 #[tokio::test]
-async fn a_wait_for_a_coupon_names_it_in_the_log_and_in_the_error() -> Result<()> {
+async fn lock_wait_names_its_coupon_in_log_and_error() -> Result<()> {
     let cluster = ClusterOptions::default()
         .setting("fsync", "off")
         .setting("log_lock_waits", "on")
@@ -70,7 +70,7 @@ async fn a_wait_for_a_coupon_names_it_in_the_log_and_in_the_error() -> Result<()
 }
 
 #[tokio::test]
-async fn settings_are_known_to_a_fresh_session_that_preloads_the_library() -> Result<()> {
+async fn preloaded_library_makes_its_settings_known() -> Result<()> {
     let database = crate::database().await?;
     let owner = database.connect().await?;
     let name = database.name();

@@ -222,7 +222,7 @@ async fn call_all(client: &Client, schema: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_trap_works() -> Result<()> {
+async fn planted_objects_do_run_under_an_open_search_path() -> Result<()> {
     let field = Field::new().await?;
     let mallory = field.connect_as_mallory().await?;
     plant(&mallory, "public").await?;
@@ -247,7 +247,7 @@ async fn the_trap_works() -> Result<()> {
 }
 
 #[tokio::test]
-async fn objects_in_the_extensions_schema_run_in_no_function_and_no_script() -> Result<()> {
+async fn planted_objects_never_run_in_functions_or_scripts() -> Result<()> {
     let built = env!("CARGO_PKG_VERSION");
     let schema = "public";
     for version in releases().await?.into_iter().chain([built.to_owned()]) {
@@ -289,7 +289,7 @@ async fn objects_in_the_extensions_schema_run_in_no_function_and_no_script() -> 
 
 /// Under the SQL of a release that knows the key by its old name alone, the new name is free.
 #[tokio::test]
-async fn a_planted_index_is_not_taken_for_the_key_of_claims() -> Result<()> {
+async fn planted_index_is_not_mistaken_for_the_unique_key() -> Result<()> {
     let field = Field::new().await?;
     let mallory = field.connect_as_mallory().await?;
     field
@@ -318,7 +318,7 @@ async fn a_planted_index_is_not_taken_for_the_key_of_claims() -> Result<()> {
 
 /// The name of a schema is free for others once it is renamed.
 #[tokio::test]
-async fn a_renamed_schema_breaks_no_function_and_its_old_name_leads_nowhere() -> Result<()> {
+async fn functions_work_in_a_renamed_schema_and_ignore_its_old_name() -> Result<()> {
     let field = Field::new().await?;
     let call = "select from store.honcho_get_coupon('PROMO')";
     field
@@ -373,7 +373,7 @@ async fn a_renamed_schema_breaks_no_function_and_its_old_name_leads_nowhere() ->
 /// Whoever owns the database may rename the extension's schema, and put another in its place, while a function
 /// of the extension waits for a table that they have locked: PostgreSQL resolves names again after the wait.
 #[tokio::test]
-async fn a_schema_renamed_while_a_function_waits_leads_nowhere() -> Result<()> {
+async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
     for (table, call) in [
         ("coupons", "select public.honcho_get_coupon('PROMO')"),
         ("coupons", "select public.honcho_list_coupons()"),

@@ -8,7 +8,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::Client;
 
 use crate::fixtures::{
-    held::{hold, until_queued},
+    held_coupon::{hold, until_queued},
     sql::claim,
 };
 
@@ -23,7 +23,7 @@ fn start_claim(client: Client, user_id: &'static str) -> Claim {
 }
 
 #[tokio::test]
-async fn a_waiter_that_is_slow_to_wake_keeps_nobody_waiting() -> Result<()> {
+async fn waiter_that_wakes_slowly_blocks_no_other_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let watcher = database.connect().await?;

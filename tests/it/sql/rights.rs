@@ -37,7 +37,7 @@ async fn refused(client: &Client, sql: &str) {
 }
 
 #[tokio::test]
-async fn every_function_is_tried_here() -> Result<()> {
+async fn rights_tests_call_every_function() -> Result<()> {
     let database = crate::database().await?;
     // Trigger functions cannot be called.
     let functions = "select proname from pg_proc
@@ -53,7 +53,7 @@ async fn every_function_is_tried_here() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_caller_can_claim_and_touch_nothing() -> Result<()> {
+async fn caller_with_execute_claims_but_touches_no_table() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let caller = database.connect_as_caller().await?;
@@ -74,7 +74,7 @@ async fn a_caller_can_claim_and_touch_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stranger_can_do_nothing() -> Result<()> {
+async fn role_without_grants_can_do_nothing() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
     let stranger = database.connect_as_stranger().await?;
@@ -94,7 +94,7 @@ async fn a_stranger_can_do_nothing() -> Result<()> {
 /// The functions run with their owner's rights: what the caller puts in their way must not be
 /// found.
 #[tokio::test]
-async fn a_caller_cannot_lead_the_functions_astray() -> Result<()> {
+async fn callers_temporary_objects_do_not_shadow_the_tables() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1).await?;
     let owner = database.connect().await?;

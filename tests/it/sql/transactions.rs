@@ -60,7 +60,7 @@ async fn claim_and_order_commit_together() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_rollback_gives_the_coupon_back() -> Result<()> {
+async fn rollback_gives_the_coupon_back() -> Result<()> {
     let (database, mut caller) = shop().await?;
     let transaction = caller.transaction().await?;
     assert_eq!(claim(&transaction, "anna").await?, "claimed");
@@ -72,7 +72,7 @@ async fn a_rollback_gives_the_coupon_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_error_of_the_caller_gives_the_coupon_back() -> Result<()> {
+async fn callers_error_gives_the_coupon_back() -> Result<()> {
     let (database, mut caller) = shop().await?;
     order(&caller, "anna").await?;
     let transaction = caller.transaction().await?;
@@ -84,7 +84,7 @@ async fn an_error_of_the_caller_gives_the_coupon_back() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_refusal_does_not_abort() -> Result<()> {
+async fn refusal_does_not_abort_the_transaction() -> Result<()> {
     let (database, mut caller) = shop().await?;
     assert_eq!(claim(&caller, "anna").await?, "claimed");
     let transaction = caller.transaction().await?;
@@ -104,7 +104,7 @@ async fn a_refusal_does_not_abort() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_raised_refusal_aborts() -> Result<()> {
+async fn raised_refusal_aborts_the_transaction() -> Result<()> {
     let (database, mut caller) = shop().await?;
     let raise = "select honcho_claim_or_raise($1, $2)";
     let transaction = caller.transaction().await?;
@@ -134,7 +134,7 @@ async fn a_raised_refusal_aborts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_savepoint_takes_its_claims_with_it() -> Result<()> {
+async fn rolled_back_savepoint_undoes_its_claims() -> Result<()> {
     let (database, mut caller) = shop().await?;
     let mut transaction = caller.transaction().await?;
     assert_eq!(claim(&transaction, "anna").await?, "claimed");
@@ -155,7 +155,7 @@ async fn a_savepoint_takes_its_claims_with_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_caller_sees_its_own_claim() -> Result<()> {
+async fn transaction_sees_its_own_claim() -> Result<()> {
     let (database, mut caller) = shop().await?;
     let transaction = caller.transaction().await?;
     assert_eq!(claim(&transaction, "anna").await?, "claimed");

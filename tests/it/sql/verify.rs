@@ -11,7 +11,7 @@ async fn broken(client: &Client) -> Result<Vec<(String, String)>> {
 }
 
 #[tokio::test]
-async fn cooked_books_are_reported() -> Result<()> {
+async fn verify_reports_each_broken_invariant() -> Result<()> {
     let database = crate::database().await?;
     let mut client = database.connect().await?;
     client
