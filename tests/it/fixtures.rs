@@ -13,5 +13,5 @@ pub mod scrape;
 pub mod signer;
 pub mod sql;
 
-/// Bytes.
+/// One mebibyte, in bytes.
 pub const MIB: u64 = 1024 * 1024;

@@ -12,13 +12,13 @@ use std::sync::OnceLock;
 use anyhow::Result;
 use honcho_tests::{Cluster, ClusterOptions, Database};
 
-/// The cluster that all tests share but those that stop it or change its settings.
+/// The cluster that all tests share, except those that stop it or change its settings.
 fn cluster() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| {
         ClusterOptions::default()
             .setting("max_connections", "1500")
-            // Nothing here outlives the machine's power.
+            // No test in this cluster survives a loss of power.
             .setting("fsync", "off")
             .start()
             .unwrap()

@@ -1,4 +1,4 @@
-//! Claims that meet errors of the database: documented answers, no guesses.
+//! Errors of the database: statement and lock timeouts, conflicts, hung sessions, misconfiguration.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ async fn claim_during_a_crash_is_outcome_unknown() -> Result<()> {
     crash?;
     assert_eq!(claim?.shown(), "503 outcome_unknown");
     cluster.start()?;
-    // Neither committed.
+    // Neither claim was committed.
     assert_eq!(api.show("PROMO").await?.body["remaining_amount"], 10);
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
     database.books().await
@@ -54,10 +54,10 @@ async fn hung_session_is_outcome_unknown_and_replaced() -> Result<()> {
         api.claim("second", "PROMO").await?.shown(),
         "503 outcome_unknown"
     );
-    // The only connection there may be is a new one.
+    // The pool has one connection, so it is a new one.
     assert_eq!(api.claim("third", "PROMO").await?.shown(), "200");
     kill_process(session, Signal::CONT)?;
-    // The claim had arrived, and is made after all: it was right not to say no.
+    // The server had received the claim and makes it after all, so "no" would have been wrong.
     eventually("the second claim", async || {
         let claim = client
             .query_opt("select honcho_get_claim('second', 'PROMO')", &[])
@@ -85,7 +85,7 @@ async fn held_coupon_is_503_and_blocks_no_other() -> Result<()> {
     let (waits, passes) = tokio::join!(api.claim("user", "HELD"), async {
         until_waiting_for_lock(&database.connect().await?).await?;
         let passes = api.claim("user", "FREE").await?;
-        // What needs no lock is not held up either.
+        // Reads need no lock and do not wait.
         assert_eq!(api.show("HELD").await?.body["remaining_amount"], 10);
         anyhow::Ok(passes)
     });
@@ -100,7 +100,7 @@ async fn held_coupon_is_503_and_blocks_no_other() -> Result<()> {
 async fn statement_timeout_is_504() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("HELD", 10).await?;
-    // What the operator says in the URL comes after what the service says itself.
+    // Options in the URL override those that the service sets.
     let url = format!(
         "{}&options=-c%20statement_timeout%3D200ms",
         database.caller_url()
@@ -165,20 +165,20 @@ async fn serializable_conflicts_never_oversell() -> Result<()> {
         let api = Arc::clone(&api);
         claims.spawn(async move { api.claim(&format!("user_{n}"), "PROMO").await });
     }
-    let mut told = 0;
+    let mut answered = 0;
     while let Some(claim) = claims.join_next().await {
         match claim??.shown().as_str() {
-            "200" => told += 1,
+            "200" => answered += 1,
             "409 sold_out" | "503 unavailable" => {}
             other => panic!("{other}"),
         }
     }
-    assert!((1..=5).contains(&told));
+    assert!((1..=5).contains(&answered));
     let claimed: i64 = admin
         .query_one("select count(*) from claims", &[])
         .await?
         .get(0);
-    assert_eq!(claimed, told);
+    assert_eq!(claimed, answered);
     database.books().await
 }
 
@@ -202,7 +202,7 @@ async fn misconfiguration_is_500_and_its_cause_only_in_the_log() -> Result<()> {
             "{text}"
         );
         let id = answer.header("x-request-id").to_owned();
-        // The line of the request comes after that of its error.
+        // The request's line follows the error's line.
         api.service
             .logged(&format!("bytes={} request_id={id}", text.len()))
             .await?;
@@ -234,7 +234,7 @@ async fn service_recovers_once_the_extension_is_created() -> Result<()> {
     assert_eq!(api.create("PROMO", 1).await?.shown(), "500 internal");
     client.batch_execute("create extension honcho").await?;
     assert_eq!(api.create("PROMO", 1).await?.shown(), "201");
-    // Prepared on the same connection, gone, and there again.
+    // The statements are prepared on this connection, and their functions are replaced.
     client
         .batch_execute("drop extension honcho; create extension honcho")
         .await?;
@@ -243,12 +243,12 @@ async fn service_recovers_once_the_extension_is_created() -> Result<()> {
     books(&connect(database.superuser_url()).await?).await
 }
 
-/// Clients try again: each try must not leave a backend that waits on.
+/// Clients retry: a retry must not leave a backend that waits on.
 #[tokio::test]
 async fn late_statement_is_cancelled_in_the_database() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("HELD", 10).await?;
-    // The database would wait without end, and the service does not.
+    // The database itself would wait for ever.
     let url = format!(
         "{}&options=-c%20statement_timeout%3D0%20-c%20lock_timeout%3D0",
         database.caller_url()
@@ -268,7 +268,7 @@ async fn late_statement_is_cancelled_in_the_database() -> Result<()> {
     holder.batch_execute("rollback").await?;
     assert_eq!(client.query_one(writers, &[]).await?.get::<_, i64>(0), 0);
 
-    // Reads, too.
+    // The same for reads.
     let mut locker = database.connect().await?;
     let locked = locker.transaction().await?;
     locked
@@ -280,7 +280,7 @@ async fn late_statement_is_cancelled_in_the_database() -> Result<()> {
     }
     let waiting =
         "select count(*) from pg_locks where not granted and relation = 'coupons'::regclass";
-    eventually("nobody to wait", async || {
+    eventually("the end of all waits", async || {
         let waiting: i64 = locked.query_one(waiting, &[]).await?.get(0);
         Ok((waiting == 0).then_some(()))
     })

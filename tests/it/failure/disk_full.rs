@@ -1,4 +1,4 @@
-//! Full disks: no false answers, and readiness says it, also while nobody claims.
+//! Full disks: no false answers, and the service is unready even if no client claims.
 
 use std::{
     fs::{self, File},
@@ -27,10 +27,10 @@ async fn service_is_unready_while_the_disk_is_full() -> Result<()> {
     let full = cluster.directory().join("disk_full");
     let detail = "the database's disk is full";
 
-    // Before anybody claims.
+    // Before any claim.
     File::create(&full)?;
     api.until_not_ready(detail).await?;
-    // The first claim would be the first row of its table.
+    // The first claim needs the first page of its table.
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
     assert_eq!(api.health("live").await?.status, 200);
     fs::remove_file(&full)?;
@@ -38,18 +38,18 @@ async fn service_is_unready_while_the_disk_is_full() -> Result<()> {
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
     api.service.logged("SQLSTATE 53100").await?;
 
-    // Once a claim has met it, at once.
+    // After a failed claim, immediately.
     database.create_coupon("OTHER", 1_000).await?;
     File::create(&full)?;
-    let mut told = "200".to_owned();
+    let mut answered = "200".to_owned();
     for n in 0..1_000 {
-        told = api.claim(&format!("user {n}"), "OTHER").await?.shown();
-        if told != "200" {
+        answered = api.claim(&format!("user {n}"), "OTHER").await?.shown();
+        if answered != "200" {
             break;
         }
     }
-    // The table cannot grow by another page.
-    assert_eq!(told, "503 unavailable");
+    // The table needs another page.
+    assert_eq!(answered, "503 unavailable");
     soon("unreadiness", api.until_not_ready(detail)).await?;
     fs::remove_file(&full)?;
     soon("readiness", api.until_ready()).await?;
@@ -76,28 +76,28 @@ async fn full_tablespace_is_503_and_recovers() -> Result<()> {
         .await?;
     let api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
-    // It has a page by then, with room for some more.
+    // The table has a page now, with room for more rows.
     assert_eq!(api.claim("user 0", "PROMO").await?.shown(), "200");
     disk.fill()?;
-    let mut told = 1;
+    let mut answered = 1;
     let refused = loop {
-        match api.claim(&format!("user {told}"), "PROMO").await? {
-            answer if answer.status == 200 => told += 1,
+        match api.claim(&format!("user {answered}"), "PROMO").await? {
+            answer if answer.status == 200 => answered += 1,
             answer => break answer,
         }
-        ensure!(told < 10_000, "the disk is not full");
+        ensure!(answered < 10_000, "the disk is not full");
     };
     assert_eq!(refused.shown(), "503 unavailable");
     api.service.logged("No space left on device").await?;
-    // What does not need room goes on.
+    // Requests that need no room on the disk still succeed.
     assert_eq!(
         api.claim("user 0", "PROMO").await?.shown(),
         "409 already_claimed"
     );
     let shown = api.show("PROMO").await?;
-    assert_eq!(shown.body["remaining_amount"], 100_000 - told);
+    assert_eq!(shown.body["remaining_amount"], 100_000 - answered);
     disk.empty()?;
-    soon("healing", until_well(&api, "after")).await?;
+    soon("recovery", until_well(&api, "after")).await?;
     database.books().await
 }
 
@@ -105,7 +105,7 @@ async fn full_tablespace_is_503_and_recovers() -> Result<()> {
 struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts it below a cluster's directory; none where not even root may.
+    /// Mounts it below a cluster's directory. Returns none if root may not mount either.
     fn mount(parent: &Path) -> Result<Option<Self>> {
         let owner = fs::metadata(parent)?;
         let path = parent.join("disk");
@@ -118,15 +118,15 @@ impl Disk {
         if mounted.success() {
             return Ok(Some(Self(path)));
         }
-        eprintln!("NOT TESTED: a full disk, for nobody may mount one here: {mounted}");
+        eprintln!("NOT TESTED: a full disk, because it cannot be mounted here: {mounted}");
         Ok(None)
     }
 
-    /// Takes all the room.
+    /// Fills it completely.
     fn fill(&self) -> Result<()> {
         let filler = self.0.join("filler");
-        // Made by its owner, who may be another user.
-        let mut file = File::create(&filler).context("no filler")?;
+        // The directory belongs to PostgreSQL's user, which may be another than ours.
+        let mut file = File::create(&filler).context("the filler cannot be created")?;
         while file.write_all(&[0; 1024]).is_ok() {}
         Ok(())
     }
@@ -138,7 +138,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Its files are still open; it goes with them.
+        // Its files are still open, so the mount goes when the server closes them.
         let _ = as_root("umount").arg("--lazy").arg(&self.0).status();
     }
 }

@@ -1,5 +1,5 @@
-//! Durability: whatever a transaction that claimed also did, and whatever befell it, is as durable as any when
-//! it is told.
+//! Durability of transactions that claim: interrupted, prepared, or with other work, they survive a loss of
+//! power once they are answered.
 
 use std::{
     collections::BTreeSet,
@@ -47,11 +47,11 @@ async fn interrupted_claim_still_waits_for_its_flush() -> Result<()> {
             .get(0);
         machine.delay_flushes(SLOW)?;
         let start = Instant::now();
-        let told = tokio::spawn(async move {
-            let told = claim(&client, interruption).await;
-            (client, told)
+        let answered = tokio::spawn(async move {
+            let answered = claim(&client, interruption).await;
+            (client, answered)
         });
-        eventually("the flush to be under way", async || {
+        eventually("the flush to be in progress", async || {
             let claimed = claimed(&watcher).await?;
             Ok(claimed
                 .iter()
@@ -63,13 +63,13 @@ async fn interrupted_claim_still_waits_for_its_flush() -> Result<()> {
             let sql = format!("select {interruption}($1)");
             watcher.execute(&sql, &[&session]).await?;
         }
-        let (client, told) = told.await?;
+        let (client, answered) = answered.await?;
         let waited = start.elapsed();
         if interruption == "pg_terminate_backend" {
-            // The answer may have left before the session did.
-            assert!(told.is_err() || told? == "claimed");
+            // The answer may have been sent before the session ended.
+            assert!(answered.is_err() || answered? == "claimed");
         } else {
-            assert_eq!(told?, "claimed", "{interruption}");
+            assert_eq!(answered?, "claimed", "{interruption}");
             assert_eq!(show(&client, "synchronous_commit").await?, "local");
         }
         assert!(waited >= SLOW, "{interruption} cut the flush short");
@@ -86,12 +86,15 @@ async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> 
         let mut machine = Machine::start().await?;
         let database = Arc::new(Database::create(&machine.cluster).await?);
         database.create_coupon("PROMO", stock).await?;
-        let told = Arc::new(Mutex::new(Vec::new()));
+        let answered = Arc::new(Mutex::new(Vec::new()));
         let over = Arc::new(AtomicBool::new(false));
         let mut sessions = JoinSet::new();
         for n in 0..16 {
-            let (database, told, over) =
-                (Arc::clone(&database), Arc::clone(&told), Arc::clone(&over));
+            let (database, answered, over) = (
+                Arc::clone(&database),
+                Arc::clone(&answered),
+                Arc::clone(&over),
+            );
             sessions.spawn(async move {
                 let mut user = 0;
                 let level = ["on", "local", "remote_write", "remote_apply"][n % 4];
@@ -102,9 +105,9 @@ async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> 
                     database.superuser_url()
                 );
                 while !over.load(Ordering::Relaxed) {
-                    // Whoever was interrupted as he came starts again.
+                    // A session that was interrupted while it connected tries again.
                     match connect(&url).await {
-                        Ok(client) => session(&client, n, level, &mut user, &told).await?,
+                        Ok(client) => session(&client, n, level, &mut user, &answered).await?,
                         Err(_) => yield_now().await,
                     }
                 }
@@ -118,9 +121,9 @@ async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> 
                            from pg_stat_activity
                           where application_name = 'interrupted' and random() < 0.2";
         let mut interrupted = 0;
-        eventually("enough to be told", async || {
+        eventually("enough answers", async || {
             interrupted += client.query(interrupt, &[]).await?.len();
-            let enough = told.lock().unwrap().len() >= 300;
+            let enough = answered.lock().unwrap().len() >= 300;
             Ok((enough && interrupted >= 100).then_some(()))
         })
         .await?;
@@ -132,7 +135,7 @@ async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> 
 
         let client = database.connect().await?;
         let kept: BTreeSet<String> = claimed(&client).await?.into_iter().collect();
-        for (user, outcome) in told.lock().unwrap().iter() {
+        for (user, outcome) in answered.lock().unwrap().iter() {
             match outcome.as_str() {
                 "claimed" | "already_claimed" => assert!(kept.contains(user), "{user}: {outcome}"),
                 "sold_out" => assert_eq!(kept.len(), stock as usize),
@@ -144,19 +147,19 @@ async fn sessions_interrupted_at_any_point_lose_no_told_outcome() -> Result<()> 
     Ok(())
 }
 
-/// Claims, every user twice, until the session is ended.
+/// Claims twice for each user until the session ends.
 async fn session(
     client: &Client,
     n: usize,
     level: &str,
     user: &mut usize,
-    told: &Mutex<Vec<(String, String)>>,
+    answered: &Mutex<Vec<(String, String)>>,
 ) -> Result<()> {
     loop {
         let user_id = format!("user {n} {}", *user / 2);
         *user += 1;
         match claim(client, &user_id).await {
-            Ok(outcome) => told.lock().unwrap().push((user_id, outcome)),
+            Ok(outcome) => answered.lock().unwrap().push((user_id, outcome)),
             Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {}
             Err(error) if error.code() == Some(&SqlState::ADMIN_SHUTDOWN) => return Ok(()),
             Err(_) if client.is_closed() => return Ok(()),
@@ -168,8 +171,8 @@ async fn session(
     }
 }
 
-/// Transactions that claim, or that nearly do, as one message; what is left of each when it was told:
-/// the coupons of its user, and whether he has an order.
+/// Transactions that claim or nearly do, each sent as one message, with their expected effects: the coupons
+/// of the user, and if there is an order.
 const TRANSACTIONS: &[(&str, &str, &[&str], bool)] = &[
     (
         "with other work",
@@ -383,7 +386,7 @@ async fn prepared_claim_keeps_its_turn_and_survives_power_loss() -> Result<()> {
             .await?;
         assert_eq!(show(&client, "synchronous_commit").await?, "on");
         machine.lose_power()?;
-        // It outlives the loss, and so does its turn.
+        // The prepared transaction survives the loss of power, and keeps its turn.
         let client = database.connect().await?;
         client.batch_execute("set lock_timeout = 100").await?;
         let other = claim(&client, "carl").await.unwrap_err();

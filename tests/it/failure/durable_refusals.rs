@@ -1,4 +1,4 @@
-//! Refusals: each waits until the commits on which it rests are durable.
+//! Durability of refusals: a refusal waits until the commits on which it rests are durable.
 
 use anyhow::{Result, ensure};
 use honcho_tests::{Database, PATIENCE, eventually};
@@ -16,17 +16,17 @@ async fn refusal_waits_for_the_flush_of_the_commit_it_rests_on() -> Result<()> {
     database.create_coupon("PROMO", 1).await?;
     for (user_id, refusal) in [("bob", "sold_out"), ("ann", "already_claimed")] {
         let buyer = database.connect().await?;
-        let told = machine.claim_with_slow_flush(&database).await?;
-        assert!(!told.is_finished(), "nothing is left to wait for");
+        let answered = machine.claim_with_slow_flush(&database).await?;
+        assert!(!answered.is_finished(), "the flush is over already");
         let outcome = claim(&buyer, user_id).await?;
         machine.lose_power()?;
         assert_eq!(outcome, refusal);
         let client = database.connect().await?;
         assert!(
             is_claimed(&client, "ann").await?,
-            "{refusal} was told of a claim that is lost"
+            "{refusal} rests on a claim that is lost"
         );
-        // For the next round.
+        // Resets the coupon for the next round.
         client
             .batch_execute("delete from claims; update coupons set remaining_amount = 1")
             .await?;
@@ -34,14 +34,14 @@ async fn refusal_waits_for_the_flush_of_the_commit_it_rests_on() -> Result<()> {
     database.books().await
 }
 
-/// Freezing a row does not make the commit that wrote it any more durable: a refusal that rests on it
-/// still waits for the flush.
+/// Freezing a row does not make its writer's commit durable, so a refusal that rests on it still waits for
+/// the flush.
 #[tokio::test]
 async fn refusal_by_a_frozen_row_waits_for_the_flush() -> Result<()> {
     for freeze in [
         "vacuum freeze coupons, claims",
-        // From 16 on, an ordinary vacuum freezes a page once that makes all of it frozen and costs
-        // a full-page image anyway.
+        // Since PostgreSQL 16, a plain vacuum freezes a page if that freezes all of it and costs a full-page
+        // image anyway.
         "vacuum coupons, claims",
     ] {
         let mut machine = Machine::start().await?;
@@ -59,33 +59,33 @@ async fn refusal_by_a_frozen_row_waits_for_the_flush() -> Result<()> {
         })
         .await?;
         watcher.batch_execute(freeze).await?;
-        // Each waits for a flush that does not come; the power goes meanwhile.
-        let mut told = JoinSet::new();
+        // Both wait for a flush that does not complete before the power goes.
+        let mut answered = JoinSet::new();
         for user in ["ann", "bob"] {
             let client = database.connect().await?;
-            told.spawn(async move { (user, claim(&client, user).await.ok()) });
+            answered.spawn(async move { (user, claim(&client, user).await.ok()) });
         }
         eventually(
-            "both to wait for the flush, or one to be told",
+            "both claims to wait for the flush, or an answer",
             async || {
                 let waiting = "select count(*) from pg_stat_activity
                             where backend_type = 'client backend' and query like '%honcho_claim%'
                               and wait_event in ('WALWrite', 'WALSync', 'WalSync')
                               and pid <> pg_backend_pid()";
                 let waiting: i64 = watcher.query_one(waiting, &[]).await?.get(0);
-                // Ann's claim waits as well.
-                Ok((waiting == 3 || told.try_join_next().is_some()).then_some(waiting))
+                // Ann's claim is the third that waits.
+                Ok((waiting == 3 || answered.try_join_next().is_some()).then_some(waiting))
             },
         )
         .await
         .and_then(|waiting| {
-            ensure!(waiting == 3, "{freeze}: told before it was durable");
+            ensure!(waiting == 3, "{freeze}: answered before it was durable");
             Ok(())
         })?;
         machine.lose_power()?;
         assert!(ann.await?.is_err());
-        while let Some(told) = told.join_next().await {
-            assert_eq!(told?.1, None);
+        while let Some(answered) = answered.join_next().await {
+            assert_eq!(answered?.1, None);
         }
         assert!(claimed(&database.connect().await?).await?.is_empty());
         database.books().await?;
@@ -93,7 +93,7 @@ async fn refusal_by_a_frozen_row_waits_for_the_flush() -> Result<()> {
     Ok(())
 }
 
-/// A transaction that creates a coupon and claims it is seen before it is flushed.
+/// A transaction that creates a coupon and claims it is visible before its flush.
 #[tokio::test]
 async fn coupon_exists_is_answered_only_once_the_coupon_is_durable() -> Result<()> {
     let mut machine = Machine::start().await?;
@@ -116,7 +116,7 @@ async fn coupon_exists_is_answered_only_once_the_coupon_is_durable() -> Result<(
             .await
     });
     eventually(
-        "the other to wait for the flush, or to be told",
+        "the other creation to wait for the flush, or an answer",
         async || {
             let waiting = "select count(*) from pg_stat_activity
                         where backend_type = 'client backend' and query like '%create_coupon%'
@@ -127,7 +127,7 @@ async fn coupon_exists_is_answered_only_once_the_coupon_is_durable() -> Result<(
         },
     )
     .await?;
-    assert!(!other.is_finished(), "told before it was durable");
+    assert!(!other.is_finished(), "answered before it was durable");
     machine.lose_power()?;
     assert!(created.await?.is_err() && other.await?.is_err());
     let coupons = database

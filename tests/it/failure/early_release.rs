@@ -1,4 +1,4 @@
-//! Early lock release: a claim is seen before it is durable, and told after.
+//! Early lock release: other sessions see a claim before it is durable, and its client gets the answer after.
 
 use std::time::Duration;
 
@@ -18,19 +18,19 @@ async fn claim_is_visible_before_and_answered_after_its_flush() -> Result<()> {
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1).await?;
 
-    let told = machine.claim_with_slow_flush(&database).await?;
+    let answered = machine.claim_with_slow_flush(&database).await?;
     assert!(
-        !told.is_finished(),
-        "the claim was told before it was flushed"
+        !answered.is_finished(),
+        "the claim was answered before its flush"
     );
     machine.lose_power()?;
-    // Never told, and gone.
-    assert!(told.await?.is_err());
+    // The claim was never answered, and is lost.
+    assert!(answered.await?.is_err());
     assert!(!is_claimed(&database.connect().await?, "ann").await?);
     database.books().await?;
 
-    let told = machine.claim_with_slow_flush(&database).await?;
-    assert_eq!(told.await??, "claimed");
+    let answered = machine.claim_with_slow_flush(&database).await?;
+    assert_eq!(answered.await??, "claimed");
     machine.lose_power()?;
     assert!(is_claimed(&database.connect().await?, "ann").await?);
     database.books().await
@@ -47,13 +47,13 @@ async fn claim_is_visible_only_after_its_flush_without_early_lock_release() -> R
         .await?;
     let watcher = database.connect().await?;
     machine.delay_flushes(SLOW)?;
-    let told = tokio::spawn(async move { claim(&claimer, "ann").await });
+    let answered = tokio::spawn(async move { claim(&claimer, "ann").await });
     eventually("the claim to be seen", async || {
         Ok(is_claimed(&watcher, "ann").await?.then_some(()))
     })
     .await?;
     machine.lose_power()?;
-    let _ = told.await?;
+    let _ = answered.await?;
     assert!(is_claimed(&database.connect().await?, "ann").await?);
     database.books().await
 }
@@ -68,7 +68,7 @@ async fn batch_releases_its_locks_early_only_for_waiters() -> Result<()> {
         machine.delay_flushes(Duration::ZERO)?;
         let user = format!("of a batch, awaited: {awaited}, stood in line: {stood_in_line}");
         let mut users = [user.clone(), format!("{user}, too")];
-        // The batch waits for its turn, or has it at once and is stopped in the middle.
+        // The batch waits for its turn, or has the turn and is stopped between two claims.
         let holder;
         let go;
         if stood_in_line {
@@ -115,7 +115,7 @@ async fn batch_releases_its_locks_early_only_for_waiters() -> Result<()> {
             Ok(claimed(&watcher).await?.contains(&user).then_some(()))
         })
         .await?;
-        // A batch that holds its locks through the flush is seen after it.
+        // A batch that holds its locks during the flush is visible only after it.
         assert_eq!(start.elapsed() < delay, awaited);
         batch.await??;
         if let Some(next) = next {

@@ -12,7 +12,7 @@ use crate::fixtures::{
     recovery::{until_claims_succeed, until_well, url_through},
 };
 
-/// A primary, its standby, and a service that knows both.
+/// A primary, its standby, and a service that is configured with both.
 struct Pair {
     primary: Cluster,
     standby: Cluster,
@@ -71,14 +71,14 @@ fn url_of_both(database: &Database, primary: &Cluster, standby: &Cluster) -> Str
 async fn service_follows_from_a_killed_primary_to_its_standby() -> Result<()> {
     let mut pair = Pair::start().await?;
     pair.primary.stop(Stop::Kill)?;
-    // The standby is there, but it is none to claim from.
+    // The standby runs, but takes no claims.
     pair.api
         .until_not_ready("the database cannot be reached")
         .await?;
-    let told = pair.api.claim("user", "PROMO").await?;
-    assert_eq!(told.shown(), "503 unavailable");
+    let answered = pair.api.claim("user", "PROMO").await?;
+    assert_eq!(answered.shown(), "503 unavailable");
     pair.standby.promote()?;
-    soon("failing over", until_well(&pair.api, "after")).await?;
+    soon("failover", until_well(&pair.api, "after")).await?;
     pair.books_of_standby().await
 }
 
@@ -88,7 +88,7 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     for coupon in OTHERS {
         pair.database.create_coupon(coupon, 10).await?;
     }
-    // So that the pool has several connections to the primary.
+    // Concurrent claims open several connections to the primary.
     let mut holders = Vec::new();
     for coupon in OTHERS {
         holders.push(hold(&pair.database, coupon).await?);
@@ -103,8 +103,8 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     let _frozen = pair.primary.freeze()?;
     let under_way = claim(&pair.api, "lost", "PROMO");
     pair.standby.promote()?;
-    soon("failing over", async {
-        // It may have been unready too shortly for us to ask.
+    soon("failover", async {
+        // The service may have been unready for too short a time to observe.
         eventually("the service to be ready again", async || {
             Ok(pair
                 .api
@@ -114,16 +114,16 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
                 .then_some(()))
         })
         .await?;
-        // None of the pool's connections leads to the old primary any more.
+        // No connection of the pool leads to the old primary any more.
         for claim in OTHERS.map(|coupon| claim(&pair.api, "another", coupon)) {
             assert_eq!(claim.await??, "200");
         }
-        // Nor does the lane wait in which one claim was asked of it.
+        // The lane whose claim went to the old primary does not wait for it either.
         until_claims_succeed(&pair.api, "after").await
     })
     .await?;
     assert_eq!(under_way.await??, "503 outcome_unknown");
-    // Whoever comes now asks the frozen one first.
+    // A new service tries the frozen server first.
     let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
     let another = Api::start(&url).await?;
     soon("starting", until_well(&another, "another")).await?;
@@ -141,7 +141,7 @@ async fn service_on_a_standby_becomes_ready_when_it_is_promoted() -> Result<()> 
     api.until_not_ready("the database is a standby, which takes no claims")
         .await?;
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
-    // What can be read there is.
+    // Reads are served by the standby.
     assert_eq!(api.show("PROMO").await?.status, 200);
     pair.standby.promote()?;
     soon("promotion", until_well(&api, "after")).await?;
@@ -158,8 +158,8 @@ async fn service_reconnects_when_its_address_moves_from_standby_to_primary() -> 
     api.until_not_ready("the database is a standby, which takes no claims")
         .await?;
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
-    // The old connection is as good as ever, and leads to the standby for ever.
+    // The old connection still works and would lead to the standby for ever.
     proxy.lead_to(socket(&pair.primary));
-    soon("healing", until_well(&api, "after")).await?;
+    soon("recovery", until_well(&api, "after")).await?;
     pair.database.books().await
 }

@@ -1,5 +1,5 @@
-//! Killed in the middle of a batch, the session or the whole service: what was told is true, and what
-//! was not can be asked again.
+//! Sessions and services that are killed in the middle of a batch: no told claim is lost, and claims without
+//! an answer can be repeated.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -21,12 +21,12 @@ use crate::fixtures::{
     sql::claimed,
 };
 
-/// A way to end a session.
+/// Ways to end a session.
 #[derive(Clone, Copy, Debug)]
 enum How {
     /// By `pg_terminate_backend`.
     Terminated,
-    /// By SIGKILL, upon which the server ends all others too and recovers as from a crash.
+    /// By SIGKILL: the server then ends all other sessions and recovers as after a crash.
     Killed,
 }
 
@@ -54,9 +54,9 @@ fn cluster() -> Result<Cluster> {
     ClusterOptions::default().setting("fsync", "off").start()
 }
 
-/// Connects again after a crash that ended `client` too.
+/// Connects again after a crash that ended the session of `client`.
 async fn reconnect(client: &Client, database: &Database) -> Result<Client> {
-    // Until then the server takes connections that it is about to end.
+    // Before that, the server accepts connections that it is about to end.
     eventually("the server to go down", async || {
         Ok(client.is_closed().then_some(()))
     })
@@ -76,38 +76,41 @@ async fn terminated_sessions_never_lose_a_told_claim() -> Result<()> {
     for client in 0..8 {
         let api = Arc::clone(&api);
         clients.spawn(async move {
-            let mut told = Vec::new();
+            let mut answered = Vec::new();
             let mut n = 0;
-            // Until enough were told "yes", however many are lost in between.
-            while told.len() < 50 {
+            // Until enough claims succeed, whatever number is lost in between.
+            while answered.len() < 50 {
                 let user = format!("{client}_{n}");
                 match api.claim(&user, "PROMO").await?.shown().as_str() {
-                    "200" => told.push(user),
+                    "200" => answered.push(user),
                     "503 outcome_unknown" | "503 unavailable" => {}
                     other => anyhow::bail!("{user}: {other}"),
                 }
                 n += 1;
             }
-            Ok(told)
+            Ok(answered)
         });
     }
     let client = database.connect().await?;
     let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
                  where datname = current_database() and application_name = 'honcho-service'";
     let mut killed = 0;
-    let mut told = Vec::new();
+    let mut answered = Vec::new();
     while !clients.is_empty() {
         killed += client.query_one(kill, &[]).await?.get::<_, i64>(0);
         let step = std::time::Duration::from_millis(50);
         if let Ok(Some(done)) = tokio::time::timeout(step, clients.join_next()).await {
-            told.extend(done??);
+            answered.extend(done??);
         }
     }
     assert!(killed > 0);
-    let lost = "select count(*) from unnest($1::text[]) as told(user_id)
-                 where not exists (select from claims c where c.user_id = told.user_id)";
-    assert_eq!(client.query_one(lost, &[&told]).await?.get::<_, i64>(0), 0);
-    // The pool may still hold sessions that it does not know to be dead.
+    let lost = "select count(*) from unnest($1::text[]) as answered(user_id)
+                 where not exists (select from claims c where c.user_id = answered.user_id)";
+    assert_eq!(
+        client.query_one(lost, &[&answered]).await?.get::<_, i64>(0),
+        0
+    );
+    // The pool may still hold dead sessions.
     assert_eq!(
         claim_until_certain(&api, "afterwards", "PROMO").await?,
         "200"
@@ -122,7 +125,7 @@ async fn backend_killed_mid_batch_claims_nothing() -> Result<()> {
         let database = Database::create(&cluster).await?;
         database.create_coupon("PROMO", 100).await?;
         let gate = database.connect().await?;
-        // The tenth of the crowd stops the batch until the gate is opened.
+        // The crowd's tenth claim stops the batch until the advisory lock is released.
         gate.batch_execute(
             "create function stop() returns trigger language plpgsql
                  as $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
@@ -149,8 +152,8 @@ async fn backend_killed_mid_batch_claims_nothing() -> Result<()> {
         }
         assert_eq!(claimed(&lane.client).await?, ["first"], "{how:?}");
         for n in 0..20 {
-            let told = claim_until_certain(&lane.api, &format!("crowd {n}"), "PROMO").await?;
-            assert_eq!(told, "200", "{how:?}");
+            let answered = claim_until_certain(&lane.api, &format!("crowd {n}"), "PROMO").await?;
+            assert_eq!(answered, "200", "{how:?}");
         }
         database.books().await?;
     }
@@ -167,13 +170,13 @@ async fn sale_with_killed_sessions_loses_no_told_claim() -> Result<()> {
     sale_while(How::Killed, 3).await
 }
 
-/// A sale during which so many sessions are ended as they carry out a batch.
+/// A sale during which `count` sessions are ended while they carry out a batch.
 async fn sale_while(how: How, count: usize) -> Result<()> {
     let cluster = cluster()?;
     let database = Database::create(&cluster).await?;
     let sale = Sale::open(&database).await?;
     let mut client = database.connect().await?;
-    // So slow that whoever carries out a batch is most likely found in the middle.
+    // Slow claims, so that most batches are ended in the middle.
     client
         .batch_execute(
             "create function dawdle() returns trigger language plpgsql
@@ -188,8 +191,8 @@ async fn sale_while(how: How, count: usize) -> Result<()> {
         let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
         clients.spawn(async move {
             while let Some(user) = sale.next() {
-                let told = api.claim(&user, "PROMO").await?.shown();
-                sale.note(user, told);
+                let answered = api.claim(&user, "PROMO").await?.shown();
+                sale.note(user, answered);
             }
             anyhow::Ok(())
         });
@@ -204,9 +207,9 @@ async fn sale_while(how: How, count: usize) -> Result<()> {
         if matches!(how, How::Killed) {
             client = reconnect(&client, &database).await?;
         }
-        let before = sale.told();
-        eventually("the sale to go on", async || {
-            Ok((sale.told() > before).then_some(()))
+        let before = sale.answered();
+        eventually("further answers", async || {
+            Ok((sale.answered() > before).then_some(()))
         })
         .await?;
     }
@@ -227,7 +230,7 @@ async fn sale_with_a_killed_service_loses_no_told_claim() -> Result<()> {
         for _ in 0..64 {
             let (api, sale) = (Arc::clone(&api), Arc::clone(&sale));
             clients.spawn(async move {
-                // Until the service is gone or the sale is over.
+                // Until the service is killed or the sale is closed.
                 while let Some(user) = sale.next() {
                     match api.claim(&user, "PROMO").await {
                         Ok(answer) => sale.note(user, answer.shown()),
@@ -237,9 +240,9 @@ async fn sale_with_a_killed_service_loses_no_told_claim() -> Result<()> {
             });
         }
         if kill_it {
-            let before = sale.told();
+            let before = sale.answered();
             eventually("some claims", async || {
-                Ok((sale.told() >= before + 100).then_some(()))
+                Ok((sale.answered() >= before + 100).then_some(()))
             })
             .await?;
             kill(api.service.pid().try_into()?)?;
@@ -262,8 +265,8 @@ async fn service_killed_while_claims_wait_makes_only_the_claim_it_had_sent() -> 
         assert!(claim.await?.is_err());
     }
     lane.release().await?;
-    // The session does not know yet that nobody listens.
-    eventually("the batch that was under way", async || {
+    // The session has not noticed yet that its client is gone.
+    eventually("the batch in flight", async || {
         Ok((claimed(&lane.client).await? == ["first"]).then_some(()))
     })
     .await?;
@@ -273,20 +276,19 @@ async fn service_killed_while_claims_wait_makes_only_the_claim_it_had_sent() -> 
         "409 already_claimed"
     );
     for n in 0..20 {
-        let told = api.claim(&format!("crowd {n}"), "PROMO").await?.shown();
-        assert_eq!(told, "200");
+        let answered = api.claim(&format!("crowd {n}"), "PROMO").await?.shown();
+        assert_eq!(answered, "200");
     }
     database.books().await
 }
 
-/// Users who claim until they know for certain, and what they were told. More of them come until the
-/// sale is closed.
+/// Users who claim until the outcome is certain, with their answers. New users come until the sale is closed.
 struct Sale {
     came: AtomicUsize,
     closed: AtomicBool,
-    /// Those who were left in doubt, and of them those who have not claimed again yet.
+    /// All users who ever got an uncertain outcome, and those of them who have to claim again.
     doubtful: Mutex<(BTreeSet<String>, VecDeque<String>)>,
-    told: Mutex<Vec<(String, String)>>,
+    answered: Mutex<Vec<(String, String)>>,
 }
 
 impl Sale {
@@ -299,14 +301,14 @@ impl Sale {
             came: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             doubtful: Mutex::default(),
-            told: Mutex::default(),
+            answered: Mutex::default(),
         }))
     }
 
-    /// Lets nobody else come once enough were told.
+    /// Closes the sale once enough users have an answer.
     async fn close(&self) -> Result<()> {
-        eventually("enough to be told", async || {
-            Ok((self.told() >= Self::USERS).then_some(()))
+        eventually("enough answers", async || {
+            Ok((self.answered() >= Self::USERS).then_some(()))
         })
         .await?;
         self.closed.store(true, Ordering::Relaxed);
@@ -326,23 +328,23 @@ impl Sale {
         ))
     }
 
-    /// Notes what a user was told.
-    fn note(&self, user: String, told: String) {
-        match told.as_str() {
+    /// Records the answer that a user got.
+    fn note(&self, user: String, answered: String) {
+        match answered.as_str() {
             "503 outcome_unknown" | "503 unavailable" | "no answer" => {
                 let (ever, now) = &mut *self.doubtful.lock().unwrap();
                 ever.insert(user.clone());
                 now.push_back(user);
             }
-            _ => self.told.lock().unwrap().push((user, told)),
+            _ => self.answered.lock().unwrap().push((user, answered)),
         }
     }
 
-    fn told(&self) -> usize {
-        self.told.lock().unwrap().len()
+    fn answered(&self) -> usize {
+        self.answered.lock().unwrap().len()
     }
 
-    /// Everybody was told what the table says, and the whole stock is claimed.
+    /// Fails unless all answers agree with the table and the whole stock is claimed.
     async fn check(&self, database: &Database) -> Result<()> {
         let client = database.connect().await?;
         let claimants: BTreeSet<String> = claimed(&client).await?.into_iter().collect();
@@ -354,15 +356,15 @@ impl Sale {
     fn agree_with(&self, claimants: &BTreeSet<String>) {
         let (doubtful, _) = &*self.doubtful.lock().unwrap();
         assert!(!doubtful.is_empty());
-        for (user, told) in self.told.lock().unwrap().iter() {
-            let has_one = match told.as_str() {
+        for (user, answered) in self.answered.lock().unwrap().iter() {
+            let has_one = match answered.as_str() {
                 "200" => true,
-                // Nobody hears this who was not in doubt before: his own claim is his first.
+                // Only a user with an uncertain outcome before can get this: the claim is the user's own.
                 "409 already_claimed" if doubtful.contains(user) => true,
                 "409 sold_out" => false,
                 other => panic!("{user}: {other}"),
             };
-            assert_eq!(claimants.contains(user), has_one, "{user} was told {told}");
+            assert_eq!(claimants.contains(user), has_one, "{user} got {answered}");
         }
     }
 }

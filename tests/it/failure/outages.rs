@@ -1,4 +1,4 @@
-//! Outages: the database, or the way to it, is lost as a whole.
+//! Outages of the whole database or of the network to it.
 
 use std::sync::Arc;
 
@@ -27,22 +27,22 @@ async fn database_restart_is_503_and_recovers() -> Result<()> {
     database.create_coupon("PROMO", 100).await?;
     cluster.stop(Stop::Fast)?;
 
-    // Down when the service starts.
+    // The database is down when the service starts.
     let api = Arc::new(Api::start(database.caller_url()).await?);
     everything_is_unavailable(&api).await?;
     cluster.start()?;
     assert_eq!(api.claim("first", "PROMO").await?.status, 200);
 
-    // Down afterwards, by a crash and by a clean stop, with connections in the pool.
+    // The database goes down while the pool has connections, by a crash and by a clean stop.
     for how in [Stop::Immediate, Stop::Fast] {
         claim_at_once(&api, &format!("before {how:?}"), 20).await?;
         cluster.stop(how)?;
         everything_is_unavailable(&api).await?;
         cluster.start()?;
-        // Not one of them may meet a connection from before.
+        // No claim may get a connection from before the restart.
         claim_at_once(&api, &format!("after {how:?}"), 20).await?;
     }
-    // A restart that nobody noticed while it lasted.
+    // A restart between two requests.
     cluster.stop(Stop::Immediate)?;
     cluster.start()?;
     claim_at_once(&api, "restarted", 10).await?;
@@ -75,7 +75,7 @@ async fn cut_network_is_503_and_recovers() -> Result<()> {
     let api = Arc::new(Api::start(&url_through(&proxy, &database)).await?);
     until_well(&api, "before").await?;
     for round in 0..3 {
-        // In the midst of a claim.
+        // The network is cut during a claim.
         let holder = hold(&database, "HELD").await?;
         let user = format!("user {round}");
         let under_way = claim(&api, &user, "HELD");
@@ -88,13 +88,13 @@ async fn cut_network_is_503_and_recovers() -> Result<()> {
         api.until_not_ready("the database cannot be reached")
             .await?;
         proxy.mend().await?;
-        soon("healing", until_well(&api, &format!("round {round}"))).await?;
+        soon("recovery", until_well(&api, &format!("round {round}"))).await?;
         holder.batch_execute("rollback").await?;
-        let told = claim_until_certain(&api, &user, "HELD").await?;
-        // The server may have carried out what it could not answer.
+        let answered = claim_until_certain(&api, &user, "HELD").await?;
+        // The server may have made the claim without being able to answer.
         ensure!(
-            told == "200" || told == "409 already_claimed",
-            "{round}: {told}"
+            answered == "200" || answered == "409 already_claimed",
+            "{round}: {answered}"
         );
     }
     database.books().await
@@ -114,14 +114,14 @@ async fn frozen_database_is_outcome_unknown_and_recovers() -> Result<()> {
     until_well(&api, "before").await?;
     for round in 0..2 {
         let frozen = cluster.freeze()?;
-        // Asked on a connection that was good a moment ago, so it may have been heard.
+        // The connection worked a moment ago, so the server may have received the claim.
         let under_way = claim(&api, &format!("lost {round}"), "PROMO");
         api.until_not_ready("the database does not answer").await?;
-        let told = timeout(PATIENCE, under_way).await?;
-        assert_eq!(told??, "503 outcome_unknown");
+        let answered = timeout(PATIENCE, under_way).await?;
+        assert_eq!(answered??, "503 outcome_unknown");
         assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
         drop(frozen);
-        soon("healing", until_well(&api, &format!("round {round}"))).await?;
+        soon("recovery", until_well(&api, &format!("round {round}"))).await?;
     }
     database.books().await
 }
@@ -155,7 +155,7 @@ async fn exhausted_connections_are_503_and_recover() -> Result<()> {
     let admin = database.connect().await?;
     let api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
-    // Superusers have three places of their own.
+    // Three connections are reserved for superusers.
     let mut others = Vec::new();
     while let Ok(client) = database.connect_as_caller().await {
         others.push(client);
@@ -176,7 +176,7 @@ async fn exhausted_connections_are_503_and_recover() -> Result<()> {
     api.until_not_ready("the database has no connections left for requests")
         .await?;
     others.clear();
-    soon("healing", until_well(&api, "after")).await?;
+    soon("recovery", until_well(&api, "after")).await?;
     drop(admin);
     database.books().await
 }
@@ -197,14 +197,14 @@ async fn outage_is_logged_in_few_lines() -> Result<()> {
     while let Some(claim) = claims.join_next().await {
         assert_eq!(claim??.status, 503);
     }
-    // A shorter one may pass between two looks.
-    eventually("the outage to be noticed", async || {
+    // A shorter outage may pass between two health checks.
+    eventually("the service to be unready", async || {
         let ready = api.http.get(api.service.url("/health/ready")).send();
         Ok((ready.await?.status() == 503).then_some(()))
     })
     .await?;
     cluster.start()?;
-    soon("healing", until_well(&api, "after")).await?;
+    soon("recovery", until_well(&api, "after")).await?;
     let log = eventually("the end of the outage in the log", async || {
         let log = api.service.log();
         Ok(log.contains(" ready after ").then_some(log))

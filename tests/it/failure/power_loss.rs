@@ -1,4 +1,4 @@
-//! Lost power in the middle of a sale: nothing that a client was told is undone by it.
+//! Loss of power during a sale: no answer that a client got is undone.
 
 use std::{
     collections::HashMap,
@@ -12,14 +12,14 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::fixtures::{machine::Machine, sql::claim};
 
-/// What clients were told, and what is left of it after the power went.
+/// The answers that clients got before the loss of power.
 #[derive(Default)]
-struct Told {
+struct Answered {
     claimed: Vec<String>,
     sold_out: bool,
 }
 
-/// How clients claim until the power goes.
+/// Parameters of a sale that ends with a loss of power.
 struct Sale {
     settings: &'static str,
     stock: i32,
@@ -27,7 +27,7 @@ struct Sale {
     flush: Duration,
 }
 
-/// Lets clients claim until the power goes, and returns how many claims were told and then lost.
+/// Runs a sale until the power goes, and returns the number of answers that are lost.
 async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
     let Sale {
         settings,
@@ -38,23 +38,23 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", stock).await?;
-    let told = Arc::new(Mutex::new(Told::default()));
+    let answered = Arc::new(Mutex::new(Answered::default()));
     let mut clients = JoinSet::new();
     for n in 0..24 {
         let client = database.connect().await?;
         client.batch_execute(settings).await?;
-        let told = Arc::clone(&told);
+        let answered = Arc::clone(&answered);
         clients.spawn(async move {
-            // Until the connection is gone.
+            // Until the connection breaks.
             for i in 0.. {
                 let user_id = format!("user {n} {}", i / claims_per_user);
                 let Ok(outcome) = claim(&client, &user_id).await else {
                     return;
                 };
-                let mut told = told.lock().unwrap();
+                let mut answered = answered.lock().unwrap();
                 match outcome.as_str() {
-                    "claimed" | "already_claimed" => told.claimed.push(user_id),
-                    "sold_out" => told.sold_out = true,
+                    "claimed" | "already_claimed" => answered.claimed.push(user_id),
+                    "sold_out" => answered.sold_out = true,
                     other => panic!("{other}"),
                 }
             }
@@ -62,9 +62,9 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
     }
     machine.delay_flushes(flush)?;
     let start = Instant::now();
-    eventually("a sale to be under way", async || {
-        let told = told.lock().unwrap();
-        let enough = told.claimed.len() >= 300 || told.sold_out;
+    eventually("enough answers", async || {
+        let answered = answered.lock().unwrap();
+        let enough = answered.claimed.len() >= 300 || answered.sold_out;
         Ok((enough && start.elapsed() > Duration::from_millis(300)).then_some(()))
     })
     .await?;
@@ -73,7 +73,7 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
 
     let client = database.connect().await?;
     books(&client).await?;
-    let told = std::mem::take(&mut *told.lock().unwrap());
+    let answered = std::mem::take(&mut *answered.lock().unwrap());
     let kept: HashMap<String, ()> = client
         .query("select user_id::text from claims", &[])
         .await?
@@ -84,13 +84,13 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
         .query_one("select remaining_amount from coupons", &[])
         .await?
         .get(0);
-    let lost = told
+    let lost = answered
         .claimed
         .iter()
         .filter(|user_id| !kept.contains_key(*user_id))
         .count();
-    ensure!(!told.claimed.is_empty(), "nobody was told anything");
-    Ok(lost + usize::from(told.sold_out && left > 0))
+    ensure!(!answered.claimed.is_empty(), "no claim was answered");
+    Ok(lost + usize::from(answered.sold_out && left > 0))
 }
 
 #[tokio::test]
@@ -108,15 +108,15 @@ async fn power_loss_loses_no_told_outcome() -> Result<()> {
     Ok(())
 }
 
-/// The test above can fail: answers that are given before the flush are lost.
+/// Shows that the test above can fail: answers given before the flush are lost.
 #[tokio::test]
 async fn power_loss_finds_answers_given_before_the_flush() -> Result<()> {
     let lost = lost_after_a_sale(Sale {
         settings: "set synchronous_commit = off",
         stock: 1_000_000,
-        // A second claim would be refused, and wait for the flush as a refusal does.
+        // A second claim of the same user would be a refusal, which waits for the flush.
         claims_per_user: 1,
-        // No flush ends before the power does.
+        // No flush completes before the power goes.
         flush: Duration::from_secs(5),
     })
     .await

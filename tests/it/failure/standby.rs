@@ -1,4 +1,4 @@
-//! A synchronous standby: a claim is told when the standby has it, and its turn is over before.
+//! A synchronous standby: a claim is answered when the standby has it, and passes its turn on before that.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,12 +14,12 @@ use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
 use crate::fixtures::sql::{claim, claimed, show};
 
-/// A primary whose commits wait for its standby.
+/// A primary with a synchronous standby.
 struct Pair {
     primary: Cluster,
     standby: Cluster,
     database: Database,
-    /// Looks at the primary.
+    /// A session of the primary, to observe it.
     client: Client,
 }
 
@@ -40,7 +40,7 @@ impl Pair {
             database,
             client,
         };
-        // It has all this already, but may not have carried it out.
+        // The standby has received the coupon, but may not have replayed it.
         eventually("the standby to show the coupon", async || {
             let Ok(client) = pair.connect_to_standby("postgres").await else {
                 return Ok(None);
@@ -57,7 +57,7 @@ impl Pair {
         connect(&self.standby.url(user, self.database.name())).await
     }
 
-    /// Lets the standby hear nothing until the returned value is dropped.
+    /// Stops the standby from receiving WAL until the returned value is dropped.
     async fn deafen(&self) -> Result<Deaf> {
         let client = self.connect_to_standby("postgres").await?;
         let receiver = "select pid from pg_stat_wal_receiver";
@@ -67,7 +67,7 @@ impl Pair {
         Ok(Deaf(receiver))
     }
 
-    /// How many sessions wait for the standby.
+    /// Counts the sessions that wait for the standby.
     async fn waiting(&self) -> Result<i64> {
         let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
         Ok(self.client.query_one(sql, &[]).await?.get(0))
@@ -81,7 +81,7 @@ impl Pair {
     }
 }
 
-/// A standby that hears nothing.
+/// A standby that receives no WAL.
 struct Deaf(Pid);
 
 impl Drop for Deaf {
@@ -91,7 +91,7 @@ impl Drop for Deaf {
     }
 }
 
-/// Starts a claim in a session with this `synchronous_commit`; its end gives the session back.
+/// Starts a claim in a session with this `synchronous_commit`. Returns the session with the outcome.
 async fn claim_with(
     database: &Database,
     level: &str,
@@ -102,8 +102,8 @@ async fn claim_with(
         .batch_execute(&format!("set synchronous_commit = {level}"))
         .await?;
     Ok(tokio::spawn(async move {
-        let told = claim(&client, user_id).await;
-        (client, told)
+        let answered = claim(&client, user_id).await;
+        (client, answered)
     }))
 }
 
@@ -114,13 +114,13 @@ async fn claim_waits_for_the_standby_without_blocking_other_claims() -> Result<(
     let deaf = pair.deafen().await?;
     let ann = claim_with(&pair.database, "on", "ann").await?;
     pair.until_waiting(1).await?;
-    // The next one gets as far as that: it is not ann that he waits for.
+    // The next claim gets as far as this wait: it does not wait for ann's.
     let bob = claim_with(&pair.database, "on", "bob").await?;
     pair.until_waiting(2).await?;
-    // And so does a refusal that rests on what the standby does not have yet.
+    // So does a refusal that rests on a claim that the standby does not have.
     let again = claim_with(&pair.database, "on", "ann").await?;
     pair.until_waiting(3).await?;
-    // A batch, too, that nobody waits behind.
+    // So does a batch without waiters.
     let client = pair.database.connect().await?;
     let batch = tokio::spawn(async move {
         let sql = "select from honcho_claim_batch('PROMO', '{carl, dora}')";
@@ -138,12 +138,12 @@ async fn claim_waits_for_the_standby_without_blocking_other_claims() -> Result<(
         (bob, "claimed"),
         (again, "already_claimed"),
     ] {
-        let (client, told) = claim.await?;
-        assert_eq!(told?, outcome);
+        let (client, answered) = claim.await?;
+        assert_eq!(answered?, outcome);
         assert_eq!(show(&client, "synchronous_commit").await?, "on");
     }
     assert_eq!(batch.await??, 2);
-    // It has them, and will show them.
+    // The standby has received them, and replays them soon.
     eventually("all claims on the standby", async || {
         Ok((claimed(&on_standby).await?.len() == 4).then_some(()))
     })
@@ -158,8 +158,8 @@ async fn local_and_off_commits_do_not_wait_for_the_standby() -> Result<()> {
     let _deaf = pair.deafen().await?;
     for (setting, user) in [("local", "ann"), ("off", "bob")] {
         let claim = claim_with(&pair.database, setting, user).await?;
-        let (client, told) = timeout(PATIENCE, claim).await??;
-        assert_eq!(told?, "claimed");
+        let (client, answered) = timeout(PATIENCE, claim).await??;
+        assert_eq!(answered?, "claimed");
         assert_eq!(show(&client, "synchronous_commit").await?, setting);
     }
     pair.database.books().await
@@ -179,22 +179,22 @@ async fn cancelled_wait_for_the_standby_keeps_the_claim() -> Result<()> {
             std::future::poll_fn(|context| connection.poll_message(context)).await
         {
             if let AsyncMessage::Notice(notice) = message {
-                // The test may have seen enough.
+                // The receiver may be gone.
                 let _ = sender.send(notice);
             }
         }
     });
     let ann = tokio::spawn(async move {
-        let told = claim(&client, "ann").await;
-        (client, told)
+        let answered = claim(&client, "ann").await;
+        (client, answered)
     });
     pair.until_waiting(1).await?;
     let session: i32 = pair.client.query_one(waiting, &[]).await?.get(0);
     pair.client
         .execute("select pg_cancel_backend($1)", &[&session])
         .await?;
-    let (client, told) = ann.await?;
-    assert_eq!(told?, "claimed");
+    let (client, answered) = ann.await?;
+    assert_eq!(answered?, "claimed");
     let notice = notices.recv().await.context("no warning")?;
     assert_eq!(*notice.code(), SqlState::WARNING, "{notice}");
     assert_eq!(show(&client, "synchronous_commit").await?, "on");
@@ -211,7 +211,7 @@ async fn cancelled_wait_for_the_standby_keeps_the_claim() -> Result<()> {
     pair.database.books().await
 }
 
-/// A session whose statements end after this long.
+/// A session with this `statement_timeout`.
 async fn impatient(database: &Database, milliseconds: u32) -> Result<Client> {
     let client = database.connect().await?;
     client
@@ -227,16 +227,16 @@ async fn interrupted_wait_of_a_refusal_for_the_standby_is_an_error() -> Result<(
     let ann = claim_with(&pair.database, "on", "ann").await?;
     pair.until_waiting(1).await?;
 
-    // Bob is sold out; ann has claimed already, and nothing is left besides: two rows, by one writer.
+    // The coupon is sold out for bob, and claimed already by ann; one transaction wrote both rows.
     for user in ["bob", "ann"] {
         let client = impatient(&pair.database, 300).await?;
-        let told = claim(&client, user).await.unwrap_err();
-        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
-        // The session goes on, and another statement may wait again.
-        let told = claim(&client, user).await.unwrap_err();
-        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+        let answered = claim(&client, user).await.unwrap_err();
+        assert_eq!(answered.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+        // The session still works, and its next statement waits again.
+        let answered = claim(&client, user).await.unwrap_err();
+        assert_eq!(answered.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
     }
-    // A cancel and the end of the session do the same.
+    // A cancelled or terminated wait is an error as well.
     let waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'
                                                       and query like '%honcho_claim%'
                     order by backend_start desc limit 1";
@@ -249,8 +249,8 @@ async fn interrupted_wait_of_a_refusal_for_the_standby_is_an_error() -> Result<(
         let session: i32 = pair.client.query_one(waiting, &[]).await?.get(0);
         let interrupt = format!("select {interruption}($1)");
         pair.client.execute(&interrupt, &[&session]).await?;
-        let told = bob.await?.1.unwrap_err();
-        assert_eq!(told.code(), Some(&code), "{interruption}");
+        let answered = bob.await?.1.unwrap_err();
+        assert_eq!(answered.code(), Some(&code), "{interruption}");
     }
 
     drop(deaf);
@@ -260,7 +260,7 @@ async fn interrupted_wait_of_a_refusal_for_the_standby_is_an_error() -> Result<(
     pair.database.books().await
 }
 
-/// The claim's writer and the stock's are two transactions here: there is one wait, for the later one.
+/// Two transactions wrote the claim and the stock: there is one wait, for the later one.
 #[tokio::test]
 async fn statement_timeout_bounds_the_whole_wait_of_a_refusal() -> Result<()> {
     let pair = Pair::start(2).await?;
@@ -275,9 +275,9 @@ async fn statement_timeout_bounds_the_whole_wait_of_a_refusal() -> Result<()> {
         "select from honcho_claim_batch('PROMO', '{ann, bob, carl}')",
         "select honcho_claim_or_raise('ann', 'PROMO')",
     ] {
-        let told = timeout(PATIENCE, client.batch_execute(sql)).await?;
-        let told = told.unwrap_err();
-        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{sql}");
+        let answered = timeout(PATIENCE, client.batch_execute(sql)).await?;
+        let answered = answered.unwrap_err();
+        assert_eq!(answered.code(), Some(&SqlState::QUERY_CANCELED), "{sql}");
     }
     drop(deaf);
     for claim in [ann, bob] {
@@ -286,7 +286,8 @@ async fn statement_timeout_bounds_the_whole_wait_of_a_refusal() -> Result<()> {
     pair.database.books().await
 }
 
-/// A batch in which some are refused, for what the standby does not have, and others may claim.
+/// A batch in which some users are refused because of claims that the standby does not have, and others can
+/// claim.
 #[tokio::test]
 async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()> {
     let pair = Pair::start(100).await?;
@@ -302,8 +303,8 @@ async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()
         Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
     });
     pair.until_waiting(2).await?;
-    // The same with the refused user behind one who may claim, so that it shows in the turn, and in a
-    // transaction that does not commit yet, so that no commit waits.
+    // The refused user comes second, so that the refusal is found during the turn. The transaction stays
+    // open, so that no commit waits.
     let client = pair.database.connect().await?;
     let reversed = tokio::spawn(async move {
         client.batch_execute("begin").await?;
@@ -313,9 +314,12 @@ async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()
         Ok::<Vec<String>, tokio_postgres::Error>(rows.iter().map(|row| row.get(0)).collect())
     });
     pair.until_waiting(3).await?;
-    let told = "select count(*) from pg_stat_activity
+    let answered = "select count(*) from pg_stat_activity
                  where wait_event = 'SyncRep' and query not like '%honcho_claim%'";
-    assert_eq!(pair.client.query_one(told, &[]).await?.get::<_, i64>(0), 0);
+    assert_eq!(
+        pair.client.query_one(answered, &[]).await?.get::<_, i64>(0),
+        0
+    );
     let held = "select count(*) from pg_locks
                  where locktype = 'object'
                    and database = (select oid from pg_database where datname = current_database())";
@@ -325,7 +329,7 @@ async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()
                    and relfilenode in (select pg_relation_filenode(oid) from pg_class
                                         where relnamespace = 'public'::regnamespace)";
     assert_eq!(pair.client.query_one(pins, &[]).await?.get::<_, i64>(0), 0);
-    // Neither turn nor row: a claim that does not wait for the standby goes by.
+    // A claim that does not wait for the standby finds turn and row free.
     let eve = claim_with(&pair.database, "local", "eve").await?;
     assert_eq!(timeout(PATIENCE, eve).await??.1?, "claimed");
 
@@ -340,7 +344,7 @@ async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()
     pair.database.books().await
 }
 
-/// Freezing a row does not make the commit that wrote it any more durable.
+/// Freezing a row does not make its writer's commit durable.
 #[tokio::test]
 async fn refusal_by_a_frozen_row_waits_for_the_standby() -> Result<()> {
     let pair = Pair::start(1).await?;
@@ -353,22 +357,22 @@ async fn refusal_by_a_frozen_row_waits_for_the_standby() -> Result<()> {
     ] {
         pair.client.batch_execute(sql).await?;
     }
-    // All of it is frozen, so that the test is about that.
+    // Checks that the table is frozen, which the test is about.
     let frozen = "select age(relfrozenxid) from pg_class where relname = 'coupons'";
     let age: i32 = pair.client.query_one(frozen, &[]).await?.get(0);
     assert!(age <= 2, "{age}");
     for user in ["ann", "bob"] {
         let client = impatient(&pair.database, 300).await?;
-        let told = claim(&client, user).await.unwrap_err();
-        assert_eq!(told.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
+        let answered = claim(&client, user).await.unwrap_err();
+        assert_eq!(answered.code(), Some(&SqlState::QUERY_CANCELED), "{user}");
     }
     drop(deaf);
     assert_eq!(ann.await?.1?, "claimed");
     pair.database.books().await
 }
 
-/// PostgreSQL flushes a commit that deletes files whatever its settings, and keeps no position of it: it must
-/// not be seen before the standby has it.
+/// PostgreSQL always flushes a commit that deletes files, and records no position of it. Such a commit must
+/// not be visible before the standby has it.
 #[tokio::test]
 async fn claim_with_a_dropped_table_is_visible_only_once_replicated() -> Result<()> {
     for beside in [
@@ -378,7 +382,8 @@ async fn claim_with_a_dropped_table_is_visible_only_once_replicated() -> Result<
     ] {
         let pair = Pair::start(1).await?;
         pair.client.batch_execute("create table junk ()").await?;
-        // The commit log keeps one position for 32 transactions: it must be none of an earlier one.
+        // The commit log keeps one position for 32 transactions, which must not be one of an earlier
+        // transaction.
         pair.client
             .batch_execute("set synchronous_commit = local")
             .await?;
@@ -396,9 +401,9 @@ async fn claim_with_a_dropped_table_is_visible_only_once_replicated() -> Result<
         pair.until_waiting(1).await?;
         for user in ["bob", "ann"] {
             let client = impatient(&pair.database, 300).await?;
-            let told = claim(&client, user).await.unwrap_err();
+            let answered = claim(&client, user).await.unwrap_err();
             assert_eq!(
-                told.code(),
+                answered.code(),
                 Some(&SqlState::QUERY_CANCELED),
                 "{beside}, {user}"
             );
@@ -422,7 +427,7 @@ async fn no_refusal_is_answered_when_the_postmaster_dies() -> Result<()> {
     let postmaster = Pid::from_raw(i32::try_from(postmaster)?).context("no process")?;
     kill_process(postmaster, Signal::KILL)?;
     assert!(bob.await?.1.is_err());
-    // Her commit is done, and she is not told.
+    // Ann's claim is committed, and its session gets no answer.
     assert!(ann.await?.1.is_err());
     pair.primary.stop(Stop::Kill)
 }
@@ -431,33 +436,34 @@ async fn no_refusal_is_answered_when_the_postmaster_dies() -> Result<()> {
 async fn failover_to_a_synchronous_standby_loses_no_told_claim() -> Result<()> {
     const CLIENTS: i64 = 16;
     let mut pair = Pair::start(1_000_000).await?;
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let answered = Arc::new(Mutex::new(Vec::new()));
     let mut clients = JoinSet::new();
     for n in 0..CLIENTS {
         let client = pair.database.connect().await?;
-        let told = Arc::clone(&told);
+        let answered = Arc::clone(&answered);
         clients.spawn(async move {
-            // Until the connection is gone.
+            // Until the connection breaks.
             for i in 0.. {
                 let user_id = format!("user {n} {i}");
                 match claim(&client, &user_id).await {
                     Ok(outcome) => {
                         assert_eq!(outcome, "claimed");
-                        told.lock().unwrap().push(user_id);
+                        answered.lock().unwrap().push(user_id);
                     }
                     Err(_) => return,
                 }
             }
         });
     }
-    let count = || told.lock().unwrap().len();
-    eventually("a sale to be under way", async || {
-        Ok((count() >= 300).then_some(()))
-    })
+    let count = || answered.lock().unwrap().len();
+    eventually(
+        "enough answers",
+        async || Ok((count() >= 300).then_some(())),
+    )
     .await?;
     let deaf = pair.deafen().await?;
     let before = count();
-    eventually("all to wait for the standby, or none", async || {
+    eventually("all claims to wait for the standby, or none", async || {
         let all_wait = pair.waiting().await? == CLIENTS;
         Ok((all_wait || count() > before + 300).then_some(()))
     })
@@ -469,7 +475,7 @@ async fn failover_to_a_synchronous_standby_loses_no_told_claim() -> Result<()> {
     pair.standby.promote()?;
     let client = pair.connect_to_standby("postgres").await?;
     let kept = claimed(&client).await?;
-    let lost: Vec<String> = told
+    let lost: Vec<String> = answered
         .lock()
         .unwrap()
         .iter()

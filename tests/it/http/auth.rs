@@ -1,4 +1,4 @@
-//! Access: nobody does more than the token that is shown allows, and nobody else learns anything.
+//! Authorization: a token allows what its scopes allow, and a request without one learns nothing.
 
 use std::fs;
 
@@ -25,8 +25,8 @@ async fn api(environment: &[(&str, &str)]) -> Result<(honcho_tests::Database, Ap
     Ok((database, api))
 }
 
-/// Every operation of the API that the description knows, with a request that would succeed, and the
-/// scope that it says it needs.
+/// All operations of the API's description, each with a request that would succeed and the scope that it
+/// needs.
 async fn operations(api: &Api) -> Result<Vec<(Method, String, &'static str, String)>> {
     let document: Value = api
         .request(Method::GET, "/openapi.json")
@@ -71,7 +71,7 @@ async fn each_operation_needs_exactly_its_scope() -> Result<()> {
     let request = |method: &Method, path: &str, body: &'static str| {
         api.request(method.clone(), path).body(body)
     };
-    // In this order each finds what it needs: the coupon, and the claim.
+    // Creations and claims come first, because the other operations need them.
     let mut operations = operations(&api).await?;
     operations.sort_by_key(|(method, ..)| method != Method::POST);
     for (method, path, body, scope) in &operations {
@@ -94,7 +94,7 @@ async fn each_operation_needs_exactly_its_scope() -> Result<()> {
                 assert_eq!(answer.header("www-authenticate"), expected);
             }
         }
-        // Whoever holds several scopes may do it as well, be it a second time.
+        // A token with several scopes may do it as well, even if the second time is a conflict.
         let answer = answer(with(request(method, path, body), ALL)).await?;
         assert!(
             answer.status < 300 || answer.status == 409,
@@ -104,7 +104,7 @@ async fn each_operation_needs_exactly_its_scope() -> Result<()> {
     database.books().await
 }
 
-/// Everything of an answer that could tell something, but what differs from request to request.
+/// All that an answer could reveal, without the parts that differ between any two requests.
 fn essence(answer: &Answer) -> Result<(u16, Vec<String>, Value)> {
     let mut headers: Vec<String> = answer
         .headers
@@ -131,7 +131,7 @@ async fn unauthorized_answers_reveal_nothing() -> Result<()> {
         .into_iter()
         .map(|(method, path, body, _)| (method, path, body))
         .collect();
-    // What is there, what is not, what cannot be, and what is no route: all the same.
+    // Existing, missing and impossible coupons and routes must look the same.
     for path in [
         "PROMO",
         "none",
@@ -218,7 +218,7 @@ async fn unauthorized_requests_are_refused_before_their_body() -> Result<()> {
              content-length: 1000\r\n\r\n"
         );
         client.send(&head).await?;
-        // The service answers, and closes, without one byte of the body.
+        // The service answers and closes without having received the body.
         let received = client.read_to_end().await?;
         assert!(
             received.starts_with(&format!("HTTP/1.1 {status} ")),
@@ -258,7 +258,7 @@ async fn tokens_can_come_from_a_file() -> Result<()> {
         let answer = answer(with(api.show_request("PROMO"), token)).await?;
         assert_eq!(answer.status, status, "{token}");
     }
-    // The scheme's name is written in any case.
+    // The scheme is case-insensitive.
     let request = api
         .show_request("PROMO")
         .header("authorization", format!("bEARER {READ}"));

@@ -1,4 +1,4 @@
-//! Whatever a client sends: a clear refusal that names what is wrong, and nothing written.
+//! Bad input: each case is refused with an answer that names the fault, and nothing is written.
 
 use anyhow::Result;
 use reqwest::Method;
@@ -16,7 +16,7 @@ struct Case {
     path: String,
     body: Vec<u8>,
     expected: &'static str,
-    /// What the detail must mention.
+    /// A part of the expected detail.
     detail: &'static str,
 }
 
@@ -66,7 +66,7 @@ fn cases() -> Vec<Case> {
     let bad = "400 invalid_request";
     let deep = 100_000;
 
-    // Bodies that are no JSON object, for both routes that take one.
+    // Bodies that are not JSON objects, for both routes that take a body.
     for path in [CREATE, CLAIM] {
         for body in [
             "",
@@ -98,7 +98,7 @@ fn cases() -> Vec<Case> {
             r#"{"amount":NaN,"user_id":NaN}"#,
             "{\"name\":\"a",
         ] {
-            // To the other route, its field is an unknown one.
+            // The other route does not know this field.
             case(&Method::POST, path, body.as_bytes(), bad, "the body ");
         }
         let nested = "[".repeat(30_000);
@@ -171,7 +171,7 @@ fn cases() -> Vec<Case> {
     );
     case(&Method::POST, CREATE, b"{}", bad, "name is required");
 
-    // Fields that a request does not know, and what its moments may not be.
+    // Unknown fields, and windows that are not valid.
     for (body, detail) in [
         (
             r#"{"name":"NEW","amount":5,"start_at":"2999-01-01T00:00:00Z"}"#,
@@ -234,7 +234,7 @@ fn cases() -> Vec<Case> {
         }
     }
 
-    // Texts, wherever there is one.
+    // Every field that is a text.
     let nested = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let long = format!(r#""{}""#, "x".repeat(256));
     let long_wide = format!(r#""{}""#, "🎟".repeat(256));
@@ -289,7 +289,7 @@ fn cases() -> Vec<Case> {
         "user_id is required",
     );
 
-    // Bodies that are too large, whatever is in them.
+    // Bodies that are too large, with any content.
     let padding = " ".repeat(64 * 1024);
     let padded = format!(r#"{{"name":"NEW","amount":5}}{padding}"#);
     case(
@@ -386,7 +386,7 @@ fn cases() -> Vec<Case> {
     }
     case(&Method::DELETE, CLAIM, b"", "405 method_not_allowed", "");
 
-    // Lists: what is not known is refused by name, whatever the coupon.
+    // Lists: wrong parameters are named, even if the coupon does not exist.
     let long = "x".repeat(256);
     for list in [
         CREATE,

@@ -1,4 +1,4 @@
-//! What each route answers when all is well, and to refusals.
+//! The contract of each route: answers to valid requests, and refusals.
 
 use anyhow::Result;
 use reqwest::Method;
@@ -149,7 +149,7 @@ async fn unusual_names_round_trip() -> Result<()> {
         let created = api.create(&name, 1).await?;
         assert_eq!(created.status, 201, "{name}");
         assert_eq!(created.body["name"], name);
-        // The name is the user's, too: the same characters in the other field.
+        // The user has the same name, so that both fields are tested.
         assert_eq!(api.claim(&name, &name).await?.status, 200, "{name}");
         let location = created.header("location");
         let shown = answer(api.request(Method::GET, location)).await?;
@@ -203,7 +203,7 @@ async fn content_type_is_ignored() -> Result<()> {
             .status,
         201
     );
-    // What it let pass and we do not: a field that means nothing here may be a misspelt one that does.
+    // Unknown fields are refused, because one may be a known field with a typing error.
     let more = r#"{"name":"d","amount":1,"more":{"amount":[[[{}]]]},"id":null}"#;
     let refused = create(Some("application/json"), more).await?;
     assert_eq!(refused.shown(), "400 invalid_request");

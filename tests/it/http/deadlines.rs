@@ -17,8 +17,8 @@ use crate::fixtures::{
     raw_client::{RawClient, SHOW, post, problem_code},
 };
 
-/// Sends `bytes` one by one, a few each second, until the other side ends the connection; returns what
-/// it said.
+/// Sends `bytes` one at a time, over and over, until the service ends the connection. Returns what was
+/// received.
 async fn drip(client: RawClient, bytes: &[u8]) -> Result<String> {
     let mut stream = client.stream;
     let mut received = Vec::new();
@@ -32,7 +32,7 @@ async fn drip(client: RawClient, bytes: &[u8]) -> Result<String> {
                     Ok(_) => {}
                 },
                 _ = tick.tick() => {
-                    // Where it is closed already, the read above says so.
+                    // If the connection is closed already, the read above reports it.
                     let byte = bytes.next().copied().unwrap_or_default();
                     let _ = stream.write_all(&[byte]).await;
                 }
@@ -41,14 +41,14 @@ async fn drip(client: RawClient, bytes: &[u8]) -> Result<String> {
     };
     timeout(PATIENCE, ended)
         .await
-        .context("the connection was never ended")?;
+        .context("the connection was not closed")?;
     Ok(String::from_utf8_lossy(&received).into_owned())
 }
 
 #[tokio::test]
 async fn slow_heads_are_cut_off_while_claims_are_served() -> Result<()> {
     let database = crate::database().await?;
-    // More than can be claimed in the time.
+    // More stock than can be claimed during the test.
     database.create_coupon("PROMO", 1_000_000).await?;
     let api = Api::start_with(database.caller_url(), &[("HEADER_TIMEOUT", "500ms")]).await?;
     let started = Instant::now();
@@ -56,7 +56,7 @@ async fn slow_heads_are_cut_off_while_claims_are_served() -> Result<()> {
     for n in 0..200 {
         let mut client = RawClient::connect(api.service.address()).await?;
         slow.spawn(async move {
-            // Half of them have been served before.
+            // Half of the connections have served a request before.
             if n % 2 == 0 {
                 client.exchange(SHOW).await?;
             }
@@ -69,15 +69,15 @@ async fn slow_heads_are_cut_off_while_claims_are_served() -> Result<()> {
     }
     let mut served = 0;
     while !slow.is_empty() {
-        let told = api.claim(&format!("user_{served}"), "PROMO").await?;
-        assert_eq!(told.shown(), "200", "{served}");
+        let answered = api.claim(&format!("user_{served}"), "PROMO").await?;
+        assert_eq!(answered.shown(), "200", "{served}");
         served += 1;
         while let Some(ended) = slow.try_join_next() {
             assert_eq!(ended??, "");
         }
     }
     assert!(served > 10, "{served}");
-    // They would have gone on for ever; the default for an idle connection is 75 seconds.
+    // Without a limit they would go on for ever; the default for idle connections is 75 seconds.
     assert!(
         started.elapsed() < Duration::from_secs(30),
         "{:?}",
@@ -94,7 +94,7 @@ async fn slow_body_is_408() -> Result<()> {
         let mut client = RawClient::connect(api.service.address()).await?;
         let head = format!("POST /api/coupons HTTP/1.1\r\nhost: here\r\n{framing}\r\n\r\n");
         client.send(&head).await?;
-        // To both framings this is a beginning that never ends.
+        // For both framings, these bytes begin a body that never ends.
         let received = drip(client, b"1000\r\n{           ").await?;
         assert!(
             received.starts_with("HTTP/1.1 408 "),
@@ -102,7 +102,7 @@ async fn slow_body_is_408() -> Result<()> {
         );
         assert_eq!(problem_code(&received)?, "request_timeout");
     }
-    // One that comes in pieces, but in time, is taken.
+    // A body that comes in pieces within the time is accepted.
     let mut client = RawClient::connect(api.service.address()).await?;
     let head = "POST /api/coupons HTTP/1.1\r\nhost: here\r\ncontent-length: 27\r\n\r\n";
     client.send(head).await?;
@@ -124,7 +124,8 @@ async fn idle_connections_are_closed_and_busy_ones_kept() -> Result<()> {
     ];
     let api = Api::start_with(database.caller_url(), &environment).await?;
     let mut client = RawClient::connect(api.service.address()).await?;
-    // Its requests keep it open beyond the time of idleness, and so does a request that takes longer.
+    // Requests keep the connection open for longer than the idle timeout, and so does a request that takes
+    // longer.
     let started = Instant::now();
     let mut tick = interval(Duration::from_millis(300));
     while started.elapsed() < Duration::from_millis(2500) {
@@ -140,7 +141,8 @@ async fn idle_connections_are_closed_and_busy_ones_kept() -> Result<()> {
     let asked = Instant::now();
     let claim = client.exchange(&request);
     let release = async {
-        // As long as it is served, time that passes is not idleness.
+        // No condition can replace this sleep: the test is about time that passes during a request, which is
+        // not idle time.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         Ok(held.commit().await?)
     };
@@ -148,7 +150,7 @@ async fn idle_connections_are_closed_and_busy_ones_kept() -> Result<()> {
     release?;
     assert!(claim?.starts_with("HTTP/1.1 200 "));
     assert!(asked.elapsed() > Duration::from_secs(2));
-    // Then it falls silent.
+    // Then the connection is idle.
     assert_eq!(client.read_to_end().await?, "");
     database.books().await
 }
@@ -182,7 +184,7 @@ async fn request_timeout_bounds_every_request() -> Result<()> {
     );
     held.rollback().await?;
 
-    // One that reads has changed nothing: its sessions stand still.
+    // Reads have changed nothing. They time out because their sessions are stopped.
     let sessions = "select pid from pg_stat_activity
                      where datname = current_database() and application_name = 'honcho-service'";
     let stopped: Vec<i32> = holder
@@ -194,7 +196,7 @@ async fn request_timeout_bounds_every_request() -> Result<()> {
     let signal = |signal| -> Result<()> {
         for pid in &stopped {
             let pid = Pid::from_raw(*pid).context("no process id")?;
-            // One that has ended meanwhile reads nothing, too.
+            // A session may have ended meanwhile.
             let _ = kill_process(pid, signal);
         }
         Ok(())
@@ -209,8 +211,8 @@ async fn request_timeout_bounds_every_request() -> Result<()> {
         "{:?}",
         asked.elapsed()
     );
-    // The outcome is what the same request tells.
-    eventually("the outcome", async || {
+    // Repeating the request tells the outcome.
+    eventually("a certain outcome", async || {
         let again = api.claim("user", "PROMO").await?;
         Ok(matches!(again.shown().as_str(), "200" | "409 already_claimed").then_some(()))
     })

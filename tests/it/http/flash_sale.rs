@@ -1,4 +1,4 @@
-//! Everybody at once: nobody gets what is not there, nobody gets two.
+//! Flash sales: many users claim at the same time, and exactly the stock is sold, once per user.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -136,7 +136,7 @@ async fn check_rows(database: &Database, remaining: i32, claims: i64) -> Result<
     Ok(())
 }
 
-/// One big crowd at a time: together they would need more connections than the cluster has.
+/// Only one large sale at a time: two need more connections than the cluster has.
 async fn alone() -> MutexGuard<'static, ()> {
     static CROWD: Mutex<()> = Mutex::const_new(());
     CROWD.lock().await

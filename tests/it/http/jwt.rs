@@ -1,4 +1,4 @@
-//! JSON Web Tokens: accepted, refused, and what their subjects may do.
+//! JSON Web Tokens: validation, and the rights of their subjects.
 
 use std::fs;
 
@@ -43,12 +43,12 @@ async fn jwt_claims_only_for_its_subject() -> Result<()> {
         let refused = claim(&api, other, &token).await?;
         assert_eq!(refused.shown(), "403 forbidden", "{other}");
     }
-    // Not even whether there is such a coupon.
+    // The refusal does not reveal if the coupon exists.
     let foreign = api
         .claim_request("bert", "none")
         .header("authorization", format!("Bearer {token}"));
     assert_eq!(answer(foreign).await?.shown(), "403 forbidden");
-    // A token of ours speaks for everybody.
+    // A configured token may claim for any user.
     assert_eq!(claim(&api, "bert", "0123456789abcdef").await?.status, 200);
 
     let show = |token: &str| {
@@ -64,7 +64,7 @@ async fn jwt_claims_only_for_its_subject() -> Result<()> {
         (json!({ "scope": "readonly xread read: READ" }), 403),
         (json!({ "scope": ["claim", "read"] }), 200),
         (json!({ "scope": null, "scp": "read" }), 200),
-        // Some providers give both, or one of them as null.
+        // Some identity providers send both claims, or one of them as null.
         (json!({ "scope": "claim", "scp": ["read"] }), 200),
         (json!({ "scope": "read", "scp": ["claim"] }), 200),
         (json!({ "scope": "claim", "scp": [] }), 403),
@@ -83,7 +83,7 @@ async fn jwt_claims_only_for_its_subject() -> Result<()> {
             .body(r#"{"name":"NEW","amount":1}"#),
     );
     assert_eq!(created.await?.shown(), "403 forbidden");
-    // Claims that are null are as good as not there.
+    // A claim that is null counts as absent.
     let mut nulls = claims(&json!({ "aud": null }))?;
     nulls["scope"] = Value::Null;
     nulls["scp"] = json!(["read"]);
@@ -135,7 +135,7 @@ async fn jwt_with_claim_scope_reads_only_its_own_claim() -> Result<()> {
                 .contains("scope=\"read\"")
         );
     }
-    // Who may read sees everybody's; who may do neither, or is nobody, not even that.
+    // `read` shows all claims. Without `read` and `claim`, or without a subject, not even one's own is shown.
     assert_eq!(
         show(&token("read")?, "PROMO/claims/bert").await?.status,
         200
@@ -175,7 +175,7 @@ async fn jwt_with_an_audience_is_refused_if_none_is_configured() -> Result<()> {
     database.books().await
 }
 
-/// RFC 7515, 4.1.11: extensions that must be understood, and are not.
+/// RFC 7515, 4.1.11: a token with critical extensions that are not understood is invalid.
 #[tokio::test]
 async fn jwt_with_critical_extensions_is_refused() -> Result<()> {
     let database = crate::database().await?;
@@ -196,7 +196,7 @@ async fn jwt_with_critical_extensions_is_refused() -> Result<()> {
     database.books().await
 }
 
-/// What is read of a token before its signature costs time: it must not be much.
+/// Parsing a token before its signature is verified costs time, so its length is limited.
 #[tokio::test]
 async fn token_beyond_8_kb_is_refused() -> Result<()> {
     let database = crate::database().await?;
@@ -206,12 +206,12 @@ async fn token_beyond_8_kb_is_refused() -> Result<()> {
     let good = claims(&json!({ "aud": null }))?;
     for (filling, reason) in [(3_000, None), (9_000, Some("longer than 8 kB"))] {
         let header = json!({ "alg": "HS256", "x": "a".repeat(filling) });
-        let told = claim(&api, "anna", &signer.token_with(&header, &good)?).await?;
+        let answered = claim(&api, "anna", &signer.token_with(&header, &good)?).await?;
         match reason {
-            None => assert_eq!(told.status, 200),
+            None => assert_eq!(answered.status, 200),
             Some(reason) => {
-                assert_eq!(told.shown(), "401 unauthorized");
-                let challenge = told.header("www-authenticate");
+                assert_eq!(answered.shown(), "401 unauthorized");
+                let challenge = answered.header("www-authenticate");
                 assert!(challenge.contains(reason), "{challenge}");
             }
         }
@@ -288,7 +288,7 @@ async fn jwt_with_a_wrong_signature_or_claim_is_refused() -> Result<()> {
         BASE64.encode(claims(&json!({ "sub": "bert" }))?.to_string()),
         token.rsplit('.').next().context("no signature")?
     );
-    // The public key as if it were a secret, which careless verifiers take for one.
+    // The public key used as an HMAC secret, which careless verifiers accept.
     let confused = Signer::Hs256(rs.jwk("first")["n"].as_str().context("no n")?.into());
     for (case, user, bad) in [
         (

@@ -1,4 +1,4 @@
-//! Lanes: one batch per coupon in flight, whoever comes meanwhile waits for the next.
+//! Lanes: one batch per coupon is in flight, and later claims wait for the next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +24,8 @@ async fn sale_on_1000_connections_sells_the_stock_exactly() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let told = claim_at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
-    assert_eq!(told, counts(&[("200", 100), ("409 sold_out", 900)]));
+    let answered = claim_at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
+    assert_eq!(answered, counts(&[("200", 100), ("409 sold_out", 900)]));
     database.books().await
 }
 
@@ -34,8 +34,11 @@ async fn one_user_on_1000_connections_claims_once() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let told = claim_at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
-    assert_eq!(told, counts(&[("200", 1), ("409 already_claimed", 999)]));
+    let answered = claim_at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
+    assert_eq!(
+        answered,
+        counts(&[("200", 1), ("409 already_claimed", 999)])
+    );
     database.books().await
 }
 
@@ -54,15 +57,15 @@ async fn batch_limit_bounds_batches() -> Result<()> {
                          from (select count(*) as claims from claims group by xmin) as batches";
         let largest: String = lane.client.query_one(largest, &[]).await?.get(0);
         assert_eq!(largest, limit);
-        // Ten are left. The crowd may wait in the lane's twenty places; whoever finds none asks again.
+        // Ten coupons are left. The lane has twenty places; a claim that finds none is repeated.
         let mut late = JoinSet::new();
         for n in 0..60 {
             let api = Arc::clone(&lane.api);
             late.spawn(async move {
                 loop {
-                    let told = api.claim(&format!("late {n}"), "PROMO").await?.shown();
-                    if told != "503 overloaded" {
-                        return anyhow::Ok(told);
+                    let answered = api.claim(&format!("late {n}"), "PROMO").await?.shown();
+                    if answered != "503 overloaded" {
+                        return anyhow::Ok(answered);
                     }
                 }
             });
@@ -105,12 +108,12 @@ async fn held_coupons_block_no_other() -> Result<()> {
         }
     }
     assert_eq!(tally(passing).await?, counts(&[("200", 100)]));
-    // They were answered while the others waited, and those wait still: perhaps on their way from a session that
-    // waits for a moment to a patient one.
+    // They were answered while the claims on held coupons waited, some perhaps between a fast session and a
+    // waiting one.
     until_queued(&client, 3).await?;
     assert!(waiting.iter().flatten().all(|claim| !claim.is_finished()));
 
-    // One holder after the other goes, in whatever way; only then are those behind him served.
+    // The holders' transactions end one after the other, and only then are the claims behind them answered.
     for (holder, end) in holders.iter().zip(["commit", "rollback", "commit"]) {
         holder.batch_execute(end).await?;
         for claim in waiting.remove(0) {
@@ -131,7 +134,7 @@ async fn more_held_coupons_than_connections_block_no_other() -> Result<()> {
              select honcho_create_coupon('FREE', 20);",
         )
         .await?;
-    // Without the patient sessions, nobody would get a connection before he gives up.
+    // Without waiting sessions, no claim would get a connection before its timeout.
     let settings = [
         ("DATABASE_POOL_SIZE", "2"),
         ("LOCK_TIMEOUT", "60s"),
@@ -146,19 +149,19 @@ async fn more_held_coupons_than_connections_block_no_other() -> Result<()> {
         waiting.push(claim(&api, "user", &coupon));
     }
     for n in 0..20 {
-        let told = api.claim(&format!("user {n}"), "FREE").await?.shown();
-        assert_eq!(told, "200", "{n}");
+        let answered = api.claim(&format!("user {n}"), "FREE").await?.shown();
+        assert_eq!(answered, "200", "{n}");
     }
-    // One waits on the one patient connection, and has what it waited for when its holder goes.
+    // One claim waits on the single waiting connection, and succeeds when its holder ends.
     until_queued(&client, 1).await?;
     for holder in &holders {
         holder.batch_execute("rollback").await?;
     }
     for claim in waiting {
-        let told = claim.await??;
+        let answered = claim.await??;
         assert!(
-            ["200", "503 unavailable"].contains(&told.as_str()),
-            "{told}"
+            ["200", "503 unavailable"].contains(&answered.as_str()),
+            "{answered}"
         );
     }
     database.books().await
@@ -176,7 +179,7 @@ async fn full_lane_refuses_immediately() -> Result<()> {
     )
     .await?;
     let api = Arc::new(api);
-    // Again and again, because whoever leaves must leave his place.
+    // Several rounds, because a claim must free its place in the lane.
     for round in 0..3 {
         let holder = hold(&database, "PROMO").await?;
         let first = claim(&api, &format!("first {round}"), "PROMO");
@@ -206,10 +209,10 @@ async fn abandoned_claims_leave_their_places_in_the_lane() -> Result<()> {
     database.create_coupon("FREE", 100).await?;
     let mut lane = BusyLane::new(&database, 4, &[]).await?;
     lane.crowd.drain(..).for_each(|claim| claim.abort());
-    // The batch before them is still under way.
-    eventually("a place", async || {
-        let told = lane.api.claim("user", "FREE").await?.shown();
-        Ok((told != "503 overloaded").then_some(()))
+    // The batch ahead of them is still in flight.
+    eventually("a free place", async || {
+        let answered = lane.api.claim("user", "FREE").await?.shown();
+        Ok((answered != "503 overloaded").then_some(()))
     })
     .await?;
     until_queued(&lane.client, 1).await?;
@@ -232,7 +235,7 @@ async fn waiting_limit_refuses_in_all_lanes() -> Result<()> {
     )
     .await?;
     let api = Arc::new(api);
-    // However the wait ends, the places are free afterwards.
+    // The places must be free after every way in which the wait can end.
     for end in ["the holders go", "the clients go", "the batches fail"] {
         let holders = [hold(&database, "A").await?, hold(&database, "B").await?];
         let firsts = ["A", "B"].map(|coupon| claim(&api, &format!("first, {end}"), coupon));
@@ -258,15 +261,15 @@ async fn waiting_limit_refuses_in_all_lanes() -> Result<()> {
                 let terminate = "select pg_terminate_backend(pid) from pg_stat_activity
                                   where datname = current_database()
                                     and application_name = 'honcho-service'";
-                // Batch after batch, until nobody is left who waits.
+                // One batch after the other fails, until no claim waits.
                 let mut failed = 0;
                 eventually("every batch to fail", async || {
                     client.execute(terminate, &[]).await?;
-                    while let Some(told) = claims.try_join_next() {
-                        let told = told??;
-                        // The second is for a connection that ended before anything was asked on it.
+                    while let Some(answered) = claims.try_join_next() {
+                        let answered = answered??;
+                        // The second is the answer if the connection ended before the call was sent.
                         let failures = ["503 outcome_unknown", "503 unavailable"];
-                        assert!(failures.contains(&told.as_str()), "{told}");
+                        assert!(failures.contains(&answered.as_str()), "{answered}");
                         failed += 1;
                     }
                     Ok(
@@ -284,10 +287,10 @@ async fn waiting_limit_refuses_in_all_lanes() -> Result<()> {
         for first in firsts {
             assert_eq!(first.await??, expected, "{end}");
         }
-        while let Some(told) = claims.join_next().await {
-            assert_eq!(told??, expected, "{end}");
+        while let Some(answered) = claims.join_next().await {
+            assert_eq!(answered??, expected, "{end}");
         }
-        eventually("a place", async || {
+        eventually("a free place", async || {
             Ok((api.claim(&free, "FREE").await?.shown() == "200").then_some(()))
         })
         .await?;
@@ -308,7 +311,7 @@ async fn abandoned_claims_are_not_made() -> Result<()> {
     for (_, claim) in &go {
         claim.abort();
     }
-    eventually("the service to see them go", async || {
+    eventually("the service to count the abandoned claims", async || {
         let scrape = Scrape::of(&lane.api.service).await?;
         let gone = scrape.value("honcho_http_requests_abandoned_total");
         Ok((gone == go.len() as f64).then_some(()))
@@ -359,7 +362,7 @@ async fn batch_with_a_lost_session_is_outcome_unknown() -> Result<()> {
     let mut lane = BusyLane::new(&database, 20, &[]).await?;
     signal_waiter(&lane.client, "pg_terminate_backend").await?;
     assert_eq!((&mut lane.first).await??, "503 outcome_unknown");
-    // A session that is lost, which the service may not know yet, may take the next batch with it.
+    // The next batch may use a lost session that the service has not detected yet.
     eventually("the next batch to fail", async || {
         if queued(&lane.client).await? > 0 {
             signal_waiter(&lane.client, "pg_terminate_backend").await?;
@@ -376,7 +379,7 @@ async fn batch_with_a_lost_session_is_outcome_unknown() -> Result<()> {
     database.books().await
 }
 
-/// Nobody has claimed, and everybody still can.
+/// Fails unless no claim was made and every user still can claim.
 async fn nothing_was_changed(lane: &BusyLane) -> Result<()> {
     lane.release().await?;
     assert!(claimed(&lane.client).await?.is_empty());
@@ -440,13 +443,13 @@ async fn failing_claim_costs_its_batch_few_calls() -> Result<()> {
         let expected = if n == 40 { "500 internal" } else { "200" };
         assert_eq!(claim.await??, expected, "crowd {n}");
     }
-    // The first one's, the crowd's, and two for each time that it is halved: 64, 32, ... 2.
+    // One call for the first claim, one for the crowd, and two for each halving: 64, 32, ... 2.
     assert_eq!(calls().await? - before, 1.0 + 1.0 + 2.0 * 6.0);
     database.books().await
 }
 
-/// Claims for every user on a connection of its own, all of them open before the first claim is sent,
-/// and counts what they were told.
+/// Claims for each user on a separate connection, all open before the first claim is sent, and counts the
+/// answers.
 async fn claim_at_once(
     service: &Service,
     users: impl Iterator<Item = String>,
@@ -460,9 +463,9 @@ async fn claim_at_once(
 }
 
 async fn tally(mut claims: JoinSet<Result<String>>) -> Result<BTreeMap<String, usize>> {
-    let mut told = BTreeMap::new();
+    let mut answered = BTreeMap::new();
     while let Some(claim) = claims.join_next().await {
-        *told.entry(claim??).or_default() += 1;
+        *answered.entry(claim??).or_default() += 1;
     }
-    Ok(told)
+    Ok(answered)
 }

@@ -1,4 +1,4 @@
-//! Limits on connections and on requests under way.
+//! Limits on connections and on requests in flight.
 
 use std::{
     sync::Arc,
@@ -43,15 +43,15 @@ async fn connections_beyond_the_limit_are_503() -> Result<()> {
     }
     let grown = api.service.resident_bytes()?.saturating_sub(before);
     assert!(grown < 4 * MIB, "the service grew by {} KiB", grown / 1024);
-    // Once told, not two thousand times.
-    let told = api.service.log().matches("20 connections are open").count();
-    assert_eq!(told, 1, "{}", api.service.log());
-    // Those who were there are served, and when one leaves there is room for another.
+    // Logged once, not two thousand times.
+    let answered = api.service.log().matches("20 connections are open").count();
+    assert_eq!(answered, 1, "{}", api.service.log());
+    // Existing connections are served, and a closed one makes room for another.
     for client in &mut kept {
         assert!(client.exchange(SHOW).await?.starts_with("HTTP/1.1 200 "));
     }
     kept.truncate(10);
-    eventually("room", async || {
+    eventually("room for a connection", async || {
         let mut client = RawClient::connect(api.service.address()).await?;
         Ok(client
             .exchange(SHOW)
@@ -74,7 +74,7 @@ async fn health_is_answered_beyond_the_connection_limit() -> Result<()> {
         client.exchange(SHOW).await?;
         kept.push(client);
     }
-    // More of those that ask nothing than there are places for.
+    // More silent connections than are kept beyond the limit.
     let mut silent = Vec::new();
     for _ in 0..1100 {
         silent.push(RawClient::connect(service.address()).await?);
@@ -96,7 +96,7 @@ async fn health_is_answered_beyond_the_connection_limit() -> Result<()> {
         .output()?;
     assert!(probe.status.success(), "{probe:?}");
 
-    // Everything else is refused, and the refusal is seen by clients that send without looking.
+    // All other requests are refused, and clients receive the refusal even if they send before they read.
     let big = "x".repeat(2_000_000);
     for request in [
         SHOW.to_owned(),
@@ -118,7 +118,7 @@ async fn health_is_answered_beyond_the_connection_limit() -> Result<()> {
         }
     }
     assert_eq!(row_counts(&database).await?, (1, 0));
-    // Those that were there first have lost nothing.
+    // The first connections still work.
     for client in &mut kept {
         client.exchange(SHOW).await?;
     }
@@ -146,14 +146,14 @@ async fn requests_beyond_the_limit_are_shed_immediately() -> Result<()> {
         claims.spawn(async move {
             loop {
                 let claim = api.claim(&format!("user_{n}"), "PROMO").await?;
-                // A probe may have been in its place.
+                // The probe below may have taken the place.
                 if claim.shown() != "503 overloaded" {
                     return anyhow::Ok(claim);
                 }
             }
         });
     }
-    eventually("the claims to be under way", async || {
+    eventually("the claims to be in flight", async || {
         Ok((api.claim("probe", "none").await?.status == 503).then_some(()))
     })
     .await?;
@@ -167,7 +167,7 @@ async fn requests_beyond_the_limit_are_shed_immediately() -> Result<()> {
             asked.elapsed()
         );
     }
-    // The documentation has the same bound. Whether the service works is told all the same.
+    // The documentation is under the same limit; health and metrics are not.
     for (path, status) in [
         ("/openapi.json", 503),
         ("/docs/", 503),

@@ -30,13 +30,13 @@ async fn long_list_is_one_snapshot_in_little_memory() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     create_claimed(&database, "PROMO", claims).await?;
-    // What a first request and connection cost is not the list's.
+    // The memory of a first request and connection is not the list's.
     assert_eq!(api.claim("nobody", "NOTHING").await?.status, 404);
     let before = api.service.resident_bytes()?;
 
     let mut response = api.show_request("PROMO").send().await?;
     let first = response.chunk().await?.unwrap().to_vec();
-    // The list is 30 MB long and the client stands still: it cannot have been read to its end.
+    // The list has 30 MB and the client does not read, so the service cannot have sent all of it.
     for n in 0..10 {
         assert_eq!(api.claim(&format!("late_{n}"), "PROMO").await?.status, 200);
     }
@@ -82,7 +82,7 @@ async fn connections_keep_no_buffers_of_large_answers() -> Result<()> {
         }
         Ok(client)
     };
-    // What the first answers cost is not the connections'.
+    // The memory of the first answers is not kept by connections.
     let mut open = Vec::new();
     for path in paths {
         open.push(read(path).await?);
@@ -93,7 +93,7 @@ async fn connections_keep_no_buffers_of_large_answers() -> Result<()> {
             open.push(read(path).await?);
         }
     }
-    // Kept, they would be 80 MB.
+    // If the answers were kept, they would be 80 MB.
     let grown = api.service.resident_bytes()?.saturating_sub(before);
     assert!(grown < 16 * MIB, "the service grew by {} KiB", grown / 1024);
     Ok(())

@@ -1,4 +1,4 @@
-//! Origins: web pages that may use the API, and those that may not.
+//! Origins: pages of listed origins may use the API, and foreign pages may not write.
 
 use anyhow::Result;
 use reqwest::Method;
@@ -42,7 +42,7 @@ async fn pages_of_listed_origins_may_use_the_api() -> Result<()> {
     assert!(header("access-control-allow-headers").contains("authorization"));
     let other = preflight("https://evil.example").await?;
     assert!(other.headers().get("access-control-allow-origin").is_none());
-    // A refusal, too, must be readable for the page.
+    // The page must be able to read refusals as well.
     let refused = answer(
         api.show_request("PROMO")
             .header("origin", "http://localhost:3000"),
@@ -70,7 +70,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
     database.create_coupon("PROMO", 5).await?;
     let open = Api::start(database.caller_url()).await?;
     let before = row_counts(&database).await?;
-    // Without a preflight: what a form or `fetch` with `no-cors` sends.
+    // Requests without a preflight: forms, and `fetch` with `no-cors`.
     let send = |api: &Api, page: &[(&str, &str)], path: &str, body: Value| {
         let mut request = api
             .request(Method::POST, path)
@@ -96,7 +96,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
         vec![("origin", "http://127.0.0.1")],
         vec![("origin", "null")],
         vec![("sec-fetch-site", "cross-site")],
-        // The page's own name, made to lead to this machine.
+        // DNS rebinding: the page's own name leads to this machine.
         vec![("origin", "http://evil.example"), ("host", "evil.example")],
         vec![
             ("origin", "http://localhost.evil.example:8080"),
@@ -115,7 +115,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
     }
     assert_eq!(row_counts(&database).await?, before);
 
-    // Our own page, also behind proxies, and programs that are no browsers.
+    // The service's own page, also behind proxies, and clients that are not browsers.
     let own = format!("http://{}", open.service.address());
     for (n, page) in [
         vec![],
@@ -141,7 +141,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
         let created = send(&open, &page, "/api/coupons", coupon(&format!("OWN{n}"))).await?;
         assert_eq!(created.shown(), "201", "{page:?}");
     }
-    // What a page cannot read the answer of, it may ask for.
+    // Reads are allowed, because the browser keeps the answer from the page.
     let read = open
         .show_request("PROMO")
         .header("origin", "https://evil.example");
@@ -158,7 +158,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
             vec![("origin", "https://evil.example")],
             "403 foreign_origin",
         ),
-        // A token keeps out pages that have their name lead here.
+        // With tokens, DNS rebinding gains nothing.
         (
             vec![("origin", "http://docs.example"), ("host", "docs.example")],
             "200",
@@ -171,7 +171,7 @@ async fn foreign_pages_cannot_create_or_claim() -> Result<()> {
         let claimed = send(&closed, &page, "/api/coupons/claim", claim(&user)).await?;
         assert_eq!(claimed.shown(), expected, "{page:?}");
     }
-    // The default port of a listed origin is the one that browsers leave out.
+    // Browsers leave out the default port of a listed origin.
     let preflight = closed
         .request(Method::OPTIONS, "/api/coupons/claim")
         .header("origin", "https://shop.example")

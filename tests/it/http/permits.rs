@@ -1,4 +1,4 @@
-//! Permits of the connection pool: abandoned requests and requests that wait leave connections to claims.
+//! Permits of the connection pool: reads and creations, even if abandoned, leave connections to claims.
 
 use anyhow::Result;
 use honcho_tests::{Database, Service, eventually};
@@ -10,8 +10,8 @@ use crate::fixtures::{
     scrape::until_in_flight,
 };
 
-/// Closed: calls of `honcho_list_coupons` over HTTP, and coupons that are created, wait in the database, by
-/// no lock.
+/// While the gate is closed, lists of coupons over HTTP and creations of coupons wait in the database,
+/// without a lock.
 async fn close_the_gate(database: &Database) -> Result<tokio_postgres::Client> {
     let client = database.connect().await?;
     client
@@ -51,7 +51,7 @@ async fn open_the_gate(client: &tokio_postgres::Client) -> Result<()> {
     Ok(client.batch_execute("delete from gate.closed").await?)
 }
 
-/// The service's calls that wait at the gate.
+/// Counts the service's calls that wait at the gate.
 async fn at_the_gate(client: &tokio_postgres::Client) -> Result<i64> {
     let busy = "select count(*) from pg_stat_activity
                  where datname = current_database() and application_name = 'honcho-service'
@@ -60,13 +60,13 @@ async fn at_the_gate(client: &tokio_postgres::Client) -> Result<i64> {
 }
 
 async fn until_at_the_gate(client: &tokio_postgres::Client, count: i64) -> Result<()> {
-    eventually("calls at the gate", async || {
+    eventually("the calls to wait at the gate", async || {
         Ok((at_the_gate(client).await? == count).then_some(()))
     })
     .await
 }
 
-/// Sends the same request on so many connections.
+/// Sends the same request on `count` connections.
 async fn send(service: &Service, count: usize, request: &str) -> Result<Vec<RawClient>> {
     let mut clients = Vec::new();
     for _ in 0..count {
@@ -79,7 +79,7 @@ async fn send(service: &Service, count: usize, request: &str) -> Result<Vec<RawC
 
 const LIST: &str = "GET /api/coupons HTTP/1.1\r\nhost: here\r\n\r\n";
 
-/// The abandoned calls are carried to their end in their own places, so nobody else gets their connections.
+/// Abandoned calls are completed with their permits, so no other request gets their connections.
 async fn abandon(request: &str, places: i64) -> Result<Database> {
     let database = crate::database().await?;
     for n in 0..10 {
@@ -96,8 +96,8 @@ async fn abandon(request: &str, places: i64) -> Result<Database> {
         until_in_flight(&api.service, 0.0).await?;
         for n in 0..10 {
             let (user, coupon) = (format!("user {round}"), format!("PROMO {n}"));
-            let told = api.claim(&user, &coupon).await?.shown();
-            assert_eq!(told, "200", "{round}: {n}");
+            let answered = api.claim(&user, &coupon).await?.shown();
+            assert_eq!(answered, "200", "{round}: {n}");
         }
         assert_eq!(at_the_gate(&client).await?, places);
     }
@@ -120,7 +120,7 @@ async fn abandoned_creations_keep_their_permits() -> Result<()> {
     let body = r#"{"name":"NEW","amount":1}"#;
     let request = post("/api/coupons", "content-type: application/json\r\n", body);
     let database = abandon(&request, 1).await?;
-    // The first one was carried out, though its client had left.
+    // The first creation was completed, although its client had left.
     let made = "select count(*) from coupons where name = 'NEW'";
     let made: i64 = database.connect().await?.query_one(made, &[]).await?.get(0);
     assert_eq!(made, 1);
@@ -143,13 +143,13 @@ async fn creations_of_a_held_name_leave_connections_to_claims() -> Result<()> {
     let api = Api::start_with(database.caller_url(), &settings).await?;
     let body = r#"{"name":"HELD","amount":1}"#;
     let create = post("/api/coupons", "content-type: application/json\r\n", body);
-    // On two connections for a quarter of a second each, a claim behind them would wait 15 s. It gives up
-    // after 5.
+    // Each creation takes a quarter of a second of two connections: a claim behind all of them would wait for
+    // 15 s, and would give up after 5 s.
     let creations = send(&api.service, 120, &create).await?;
     until_in_flight(&api.service, 120.0).await?;
     for n in 0..10 {
-        let told = api.claim(&format!("user {n}"), "FREE").await?.shown();
-        assert_eq!(told, "200", "{n}");
+        let answered = api.claim(&format!("user {n}"), "FREE").await?.shown();
+        assert_eq!(answered, "200", "{n}");
     }
     drop(creations);
     holder.batch_execute("rollback").await?;

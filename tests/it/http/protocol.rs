@@ -30,7 +30,7 @@ async fn incomplete_requests_write_nothing() -> Result<()> {
     let head = "POST /api/coupons HTTP/1.1\r\nhost: here\r\n";
     let body = r#"{"name":"NEW","amount":5}"#;
     for (sent, answered) in [
-        // Fewer bytes than announced, or a chunk that never ends: no answer is due.
+        // Fewer bytes than announced, or a chunk that never ends: no answer is needed.
         (format!("{head}content-length: 100\r\n\r\n{body}"), ""),
         (
             format!("{head}transfer-encoding: chunked\r\n\r\n19\r\n{body}"),
@@ -61,13 +61,13 @@ async fn incomplete_requests_write_nothing() -> Result<()> {
     database.books().await
 }
 
-/// Sends the bytes, ends the sending half, and returns all that comes back.
+/// Sends the bytes, closes the sending half, and returns all that is received.
 async fn send_half(service: &Service, sent: &str) -> Result<String> {
     let mut stream = TcpStream::connect(service.address()).await?;
     stream.write_all(sent.as_bytes()).await?;
     stream.shutdown().await?;
     let mut received = Vec::new();
-    // A reset is an answer, too.
+    // A reset is also an answer.
     let _ = stream.read_to_end(&mut received).await;
     Ok(String::from_utf8_lossy(&received).into_owned())
 }
@@ -112,10 +112,10 @@ async fn pipelined_request_does_not_cut_off_the_answer_before_it() -> Result<()>
     let mut client = RawClient::connect(api.service.address()).await?;
     let long = SHOW.replace("PROMO", "LISTED");
     client.send(&long).await?;
-    // The list is on its way when the next request comes.
+    // The list is being sent when the next request arrives.
     client.stream.read_exact(&mut [0]).await?;
     client.send(SHOW).await?;
-    // Read over more time than a head may take.
+    // Reads for longer than the header timeout.
     let started = Instant::now();
     let mut received = Vec::new();
     let mut tick = interval(Duration::from_millis(20));
@@ -128,7 +128,7 @@ async fn pipelined_request_does_not_cut_off_the_answer_before_it() -> Result<()>
     }
     assert!(started.elapsed() > Duration::from_secs(1));
     assert!(received.len() > 30_000_000);
-    // A head of which only the beginning has come early is waited for no longer than any.
+    // An incomplete head that was sent early has the same timeout as any other.
     client.send("GET /api").await?;
     assert_eq!(client.read_to_end().await?, "");
     Ok(())
@@ -169,7 +169,7 @@ async fn no_100_continue_for_a_body_that_will_be_refused() -> Result<()> {
             "{request}: {answer}"
         );
     }
-    // One that is sent all the same does not keep its client from reading why it was not taken.
+    // A client that sends the body all the same can still read the refusal.
     let mut client = RawClient::connect(service.address()).await?;
     client
         .send(&post("/api/coupons", &authorized, &" ".repeat(20_000_000)))
@@ -178,7 +178,7 @@ async fn no_100_continue_for_a_body_that_will_be_refused() -> Result<()> {
         problem_code(&client.read_to_end().await?)?,
         "payload_too_large"
     );
-    // One that is taken is asked for.
+    // A body that is accepted is asked for.
     let mut client = RawClient::connect(service.address()).await?;
     let body = r#"{"name":"PROMO","amount":1}"#;
     client
@@ -206,7 +206,7 @@ async fn malformed_requests_are_logged_and_counted() -> Result<()> {
     client.send(&format!("{}\r\n", padded(60_000))).await?;
     assert!(client.read_until("}").await?.starts_with("HTTP/1.1 200 "));
     for (sent, status) in [
-        // More than a head may have, though it never ends.
+        // Longer than a head may be, although it never ends.
         (padded(70_000), 431),
         (padded(400_000), 431),
         ("GET / HTTP/9\r\n\r\n".to_owned(), 400),

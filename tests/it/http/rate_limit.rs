@@ -1,4 +1,4 @@
-//! The rate limit: who asks too often is told when to come back, and nobody else is.
+//! The rate limit: a caller with too many requests gets 429 with a time to wait, and other callers do not.
 
 use anyhow::Result;
 use reqwest::RequestBuilder;
@@ -14,7 +14,7 @@ async fn api(environment: &[(&str, &str)]) -> Result<(honcho_tests::Database, Ap
     Ok((database, api))
 }
 
-/// How many of so many requests are let in before the first 429.
+/// Sends requests until the first 429, and returns the number before it.
 async fn let_in(mut request: impl FnMut() -> RequestBuilder) -> Result<(u32, Answer)> {
     for n in 0..100 {
         let answer = answer(request()).await?;
@@ -22,7 +22,7 @@ async fn let_in(mut request: impl FnMut() -> RequestBuilder) -> Result<(u32, Ans
             return Ok((n, answer));
         }
     }
-    anyhow::bail!("nobody was ever turned away")
+    anyhow::bail!("no request was refused")
 }
 
 #[tokio::test]
@@ -41,13 +41,13 @@ async fn ratelimit_headers_tell_quota_and_reset() -> Result<()> {
     let refused = api.claim("user", "PROMO").await?;
     assert_eq!(refused.shown(), "429 rate_limited");
     let wait: u32 = refused.header("retry-after").parse()?;
-    // A fifth of an hour, less what has passed.
+    // A fifth of an hour, minus the time that has passed.
     assert!((600..=720).contains(&wait), "{wait}");
     assert_eq!(
         refused.header("ratelimit"),
         format!(r#""default";r=0;t={wait}"#)
     );
-    // The documentation is under the limit. Whether the service works is told without one.
+    // The documentation is under the limit; health and metrics are not.
     for (path, status) in [
         ("/openapi.json", 429),
         ("/docs/", 429),
@@ -67,7 +67,7 @@ async fn rate_limit_lets_in_again_after_a_wait() -> Result<()> {
     let (_database, api) = api(&[("RATE_LIMIT", "2/s")]).await?;
     let (_, refused) = let_in(|| api.show_request("PROMO")).await?;
     assert_eq!(refused.header("retry-after"), "1");
-    honcho_tests::eventually("to be let in again", async || {
+    honcho_tests::eventually("a request to be accepted again", async || {
         Ok((api.show("PROMO").await?.status == 200).then_some(()))
     })
     .await
@@ -90,7 +90,7 @@ async fn forwarded_addresses_count_only_from_trusted_proxies() -> Result<()> {
     ] {
         assert_eq!(let_in(|| from(&behind, client)).await?.0, 3, "{client}");
     }
-    // The same ones in other words: what a client writes itself, its IPv6 network, a port.
+    // The same clients: with an entry that the client wrote itself, in the same IPv6 network, with a port.
     for client in ["198.51.100.1, 192.0.2.1", "2001:db8::2", "192.0.2.2:4711"] {
         assert_eq!(let_in(|| from(&behind, client)).await?.0, 0, "{client}");
     }
@@ -118,7 +118,7 @@ async fn rate_limit_can_count_by_token() -> Result<()> {
     };
     assert_eq!(let_in(|| with("one-0123456789abcdef")).await?.0, 4);
     assert_eq!(let_in(|| with("two-0123456789abcdef")).await?.0, 4);
-    // Who guesses tokens is one caller, whatever it guesses.
+    // All requests with unknown tokens count as one caller.
     let mut n = 0;
     let guess = || {
         n += 1;

@@ -1,4 +1,4 @@
-//! Reading: lists in pages, single claims, and what HEAD, OPTIONS and caches are told.
+//! Reads: lists in pages, single claims, HEAD, OPTIONS and caches.
 
 use anyhow::{Context, Result};
 use reqwest::Method;
@@ -16,7 +16,7 @@ async fn get(api: &Api, path: &str) -> Result<Answer> {
     answer(api.request(Method::GET, path)).await
 }
 
-/// What `field` is in each entry of all pages from `path` on, and how many pages that took.
+/// Collects `field` of each entry on all pages from `path` on, and counts the pages.
 async fn walk(api: &Api, path: &str, list: &str, field: &str) -> Result<(Vec<Value>, usize)> {
     let mut found = Vec::new();
     let mut pages = 0;
@@ -103,7 +103,7 @@ async fn listed_coupon_has_all_its_columns() -> Result<()> {
 async fn claims_are_listed_page_by_page() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
-    // Its name is one of the path's own words, and needs escaping as well.
+    // One name is a word of the path itself, the other needs escaping.
     for name in ["claim", "50% off/now?"] {
         database.create_coupon(name, 100).await?;
         let users: Vec<String> = (0..25).map(|n| format!("user {}", 25 - n)).collect();

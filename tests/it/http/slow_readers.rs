@@ -1,4 +1,4 @@
-//! Clients that leave before their answer, or take it in slowly or not at all.
+//! Clients that read their answers slowly, not at all, or not to the end.
 
 use std::{fs, time::Duration};
 
@@ -18,15 +18,15 @@ use crate::fixtures::{
     scrape::Scrape,
 };
 
-/// A coupon `LONG` with a list of 30 MB.
+/// Claims of a coupon whose list has 30 MB.
 const CLAIMANTS: i32 = 300_000;
 
-/// Asks for the long list with a small window, and takes its first byte.
+/// Requests the list of the coupon `LONG` with a small receive window, and reads its first byte.
 async fn ask_for_long_list(service: &Service) -> Result<TcpStream> {
     ask_with_window(service, 64 * 1024).await
 }
 
-/// The same with a window of so many bytes.
+/// The same with a window of this many bytes.
 async fn ask_with_window(service: &Service, window: u32) -> Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(window)?;
@@ -39,7 +39,7 @@ async fn ask_with_window(service: &Service, window: u32) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// The list in a chunked answer, without its first byte.
+/// Decodes the body of a chunked answer whose first byte is missing.
 fn unchunked(mut answer: &[u8]) -> Result<Vec<u8>> {
     let find = |text: &[u8], what: &[u8]| text.windows(what.len()).position(|part| part == what);
     let head = find(answer, b"\r\n\r\n").context("no head")?;
@@ -81,18 +81,18 @@ async fn slow_readers_hold_no_permit_connection_or_snapshot() -> Result<()> {
             "/api/coupons/LONG/claims?limit=1000",
             &format!("/api/coupons/OTHER/claims/user%20{n}"),
         ] {
-            let told = answer(api.request(Method::GET, path)).await?;
-            assert_eq!(told.shown(), "200", "{path}");
+            let answered = answer(api.request(Method::GET, path)).await?;
+            assert_eq!(answered.shown(), "200", "{path}");
         }
     }
     let busy = "select count(*) from pg_stat_activity
                  where datname = current_database() and application_name = 'honcho-service'
                    and (state <> 'idle' or backend_xmin is not null)";
-    eventually("the database to be left alone", async || {
+    eventually("all sessions to be idle", async || {
         Ok((client.query_one(busy, &[]).await?.get::<_, i64>(0) == 0).then_some(()))
     })
     .await?;
-    // The list is whole, and of the moment in which it began: those who claimed since are not in it.
+    // The list is complete and of one snapshot, without the claims made since it began.
     let mut last = slow.pop().context("no reader")?;
     let mut received = Vec::new();
     last.read_to_end(&mut received).await?;
@@ -108,8 +108,8 @@ async fn slow_reader_is_not_cut_off() -> Result<()> {
     let api = Api::start_with(database.caller_url(), &settings).await?;
     let mut stream = ask_with_window(&api.service, 4096).await?;
     let mut received = Vec::new();
-    // The loopback opens a larger window in steps that are larger than what leaves in a second.
-    // 32 kB/s for three times as long as it may take in nothing, then as fast as it can.
+    // The kernel opens the loopback's window in steps that are larger than what is read in a second. The test
+    // reads 32 kB/s for three times the write timeout, and then as fast as it can.
     let mut piece = vec![0; 1600];
     let mut tick = interval(Duration::from_millis(50));
     let begun = Instant::now();
@@ -149,10 +149,10 @@ async fn stalled_reader_blocks_no_other_request_and_is_cut_off() -> Result<()> {
     claims?;
     let other = other?;
     let shown = other["claimed_by"].as_array().unwrap();
-    // It agrees with itself, whichever of the claims came before it.
+    // The list is consistent, with any number of the claims.
     assert_eq!(other["remaining_amount"], 301_000 - shown.len());
     api.service.logged("is cut off").await?;
-    // What it got is not to be taken for the whole: the transfer itself breaks off.
+    // The transfer itself breaks off, so that the client cannot take the part for the whole.
     let error = read_list(slow, first).await.unwrap_err();
     assert!(error.is::<reqwest::Error>(), "{error}");
     database.books().await
@@ -176,7 +176,7 @@ async fn client_that_reads_nothing_is_cut_off() -> Result<()> {
     })
     .await?;
     let started = Instant::now();
-    // Connections to the database may have been added meanwhile: one for each reader.
+    // Connections to the database may have been added: one for each reader.
     for stream in &mut streams {
         let mut byte = [0];
         stream.read_exact(&mut byte).await?;
@@ -185,7 +185,7 @@ async fn client_that_reads_nothing_is_cut_off() -> Result<()> {
     eventually("the clients to be cut off", async || {
         let log = fs::read_to_string(format!("/proc/{}/net/tcp", api.service.pid()))?;
         let port = format!(":{:04X} ", api.service.address().port());
-        // Established connections of which the service's end is ours: state 01.
+        // Established connections (state 01) to the service's port.
         let open = log
             .lines()
             .filter(|line| {
@@ -194,7 +194,7 @@ async fn client_that_reads_nothing_is_cut_off() -> Result<()> {
                 format!("{local} ").ends_with(&port) && fields.nth(1) == Some("01")
             })
             .count();
-        // The one that reqwest keeps.
+        // One connection is kept by reqwest.
         Ok((open <= 1).then_some(()))
     })
     .await?;
@@ -205,7 +205,7 @@ async fn client_that_reads_nothing_is_cut_off() -> Result<()> {
     );
     for mut stream in streams {
         let mut received = Vec::new();
-        // A reset may come before the end of what was sent.
+        // A reset may arrive before the end of the data.
         let _ = stream.read_to_end(&mut received).await;
         assert!(cut(received.len()), "{}", received.len());
     }
@@ -228,10 +228,10 @@ async fn list_cut_off_by_the_write_timeout_is_logged_and_counted() -> Result<()>
     assert_eq!(scrape.value("honcho_connections_cut_off_total"), 1.0);
     assert_eq!(scrape.value("honcho_http_answers_broken_off_total"), 1.0);
     let mut received = Vec::new();
-    // A reset may come before the end of what was sent.
+    // A reset may arrive before the end of the data.
     let _ = stream.read_to_end(&mut received).await;
     assert!(unchunked(&received).is_err());
-    // A client that asks for the head alone breaks nothing off.
+    // HEAD breaks nothing off.
     let head = api.request(Method::HEAD, "/api/coupons/LONG").send();
     assert_eq!(head.await?.status(), 200);
     let scrape = Scrape::of(&api.service).await?;
@@ -254,7 +254,7 @@ async fn long_lists_are_bounded_in_number() -> Result<()> {
     assert_eq!(api.show("SHORT").await?.shown(), "200");
     assert_eq!(api.show("LONG/claims").await?.shown(), "200");
     slow.pop();
-    eventually("a place among the long lists", async || {
+    eventually("a free place for a long list", async || {
         let head = api.request(Method::HEAD, "/api/coupons/LONG").send();
         Ok((head.await?.status() == 200).then_some(()))
     })
@@ -270,7 +270,7 @@ async fn client_that_leaves_mid_list_frees_its_connection() -> Result<()> {
         let mut response = api.show_request("PROMO").send().await?;
         assert!(response.chunk().await?.is_some());
         drop(response);
-        // There is only the one connection; waiting for it is bounded at 5 seconds.
+        // The pool has one connection, and a claim waits for it for at most 5 seconds.
         assert_eq!(api.claim(&format!("late_{n}"), "PROMO").await?.status, 200);
     }
     let left = "select count(*) from pg_stat_activity

@@ -1,5 +1,4 @@
-//! Backups: `pg_dump` takes coupons, claims and sequences along, and the recipes of README's "Backup and
-//! restore" work.
+//! Backups: `pg_dump` and `pg_restore` keep coupons, claims and sequences, and the documented recipes work.
 
 use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database, books, connect, eventually};
@@ -13,7 +12,7 @@ use crate::{
     },
 };
 
-/// Dumps `database`, and gives the path of the dump.
+/// Dumps `database` and returns the path of the dump.
 fn dump(database: &Database, format: &str, arguments: &[&str]) -> Result<String> {
     let path = cluster()
         .directory()
@@ -26,7 +25,7 @@ fn dump(database: &Database, format: &str, arguments: &[&str]) -> Result<String>
     Ok(path)
 }
 
-/// Restores a dump into a new database called `name`, after `before` was run there.
+/// Restores a dump into a new database `name`, after running `before` there.
 async fn restore(dump: &str, name: &str, jobs: &str, before: &str) -> Result<Client> {
     cluster().run("createdb", ["--template=template0", name])?;
     let client = connect(&cluster().url("postgres", name)).await?;
@@ -43,8 +42,8 @@ fn pg_restore(dump: &str, name: &str, jobs: &str, more: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Makes 50,000 coupons of one each, and claims a few of the last ones: with two jobs, `pg_restore`
-/// loads the claims while it still loads the coupons.
+/// Creates 50,000 coupons with a stock of one and claims some of the last: with two jobs, `pg_restore` loads
+/// claims while it still loads coupons.
 async fn sell_single_use_codes(database: &Database) -> Result<()> {
     database
         .connect()
@@ -58,7 +57,7 @@ async fn sell_single_use_codes(database: &Database) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless all codes are there, those that were claimed still are, and the books are right.
+/// Fails unless all coupons and claims exist and the books are right.
 async fn assert_single_use_codes(client: &Client, what: &str) -> Result<()> {
     let counted = client
         .query_one(
@@ -120,7 +119,7 @@ async fn dumps_of_releases_restore_with_several_jobs() -> Result<()> {
     Ok(())
 }
 
-/// Columns come before the restore, indexes and triggers after it.
+/// Columns are added before the restore, indexes and triggers after it.
 #[tokio::test]
 async fn restore_with_users_columns_indexes_and_triggers() -> Result<()> {
     const COLUMNS: &str = "alter table coupons add column discount integer;
@@ -150,7 +149,8 @@ async fn restore_with_users_columns_indexes_and_triggers() -> Result<()> {
         .await?;
     let path = dump(&database, "custom", &[])?;
     let name = format!("{}_restored", database.name());
-    // The log's foreign key needs the claims, of which the dump says nothing: the data comes first.
+    // The log's foreign key needs the claims, a dependency that the dump does not contain: the data comes
+    // first.
     cluster().run("createdb", ["--template=template0", &name])?;
     let restored = connect(&cluster().url("postgres", &name)).await?;
     restored
@@ -173,7 +173,7 @@ async fn restore_with_users_columns_indexes_and_triggers() -> Result<()> {
     database.books().await
 }
 
-/// A part of a database: the extension by its name, and the schemas besides.
+/// Dumps a part of a database: the extension by name, and a schema.
 #[tokio::test]
 async fn dump_of_the_extension_and_a_schema_restores() -> Result<()> {
     let database = crate::database().await?;
@@ -204,7 +204,7 @@ async fn dump_of_the_extension_and_a_schema_restores() -> Result<()> {
     database.books().await
 }
 
-/// Sequences are not replicated: until they are set, ids are given twice, and `honcho_verify` says so.
+/// Sequences are not replicated. Until they are set, ids repeat, and `honcho_verify` reports it.
 #[tokio::test]
 async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
     let cluster = ClusterOptions::default()
@@ -222,10 +222,10 @@ async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
          create publication honcho for table coupons, claims",
     )
     .await?;
-    // A command of its own: in a transaction that has written it would wait for itself.
+    // A separate command: in a transaction that has written, it would wait for itself.
     old.batch_execute("select pg_create_logical_replication_slot('honcho', 'pgoutput')")
         .await?;
-    // Both databases are in one cluster, where making the slot would wait for this very command.
+    // In one cluster, creating the slot here would wait for this very command.
     new.batch_execute(&format!(
         "create subscription honcho connection 'host={} port={} user=postgres dbname={}' publication honcho
              with (create_slot = false)",
@@ -291,7 +291,7 @@ async fn restored_database_serves_claims_with_the_same_rights() -> Result<()> {
     assert_eq!(rows(&after).await?, expected);
     books(&after).await?;
 
-    // The rights came along, too: the same caller goes on where it was.
+    // Rights are restored as well: the same caller continues.
     let api = Api::start(&cluster().url(&format!("{}_caller", database.name()), &restored)).await?;
     assert_eq!(
         api.claim("anna", "PROMO").await?.shown(),

@@ -1,4 +1,4 @@
-//! `/health`: what whoever starts, stops and routes to the service is told.
+//! `/health`: liveness and readiness, for supervisors and load balancers.
 
 use std::{
     process::Stdio,
@@ -20,7 +20,7 @@ use crate::fixtures::{
 async fn service_is_ready_within_a_second() -> Result<()> {
     let database = crate::database().await?;
     let mut best = Duration::MAX;
-    // The machine may be busy with other tests: one undisturbed start in five will do.
+    // Other tests may load the machine: one undisturbed start in five is enough.
     for _ in 0..5 {
         let begun = Instant::now();
         let api = Api::start(database.caller_url()).await?;
@@ -123,10 +123,10 @@ async fn readiness_names_each_misconfiguration() -> Result<()> {
         assert_eq!(api.health("live").await?.status, 200, "{detail}");
         client.batch_execute(&repair).await?;
         soon(detail, api.until_ready()).await?;
-        // The reason is for the log.
+        // The log has the reason.
         api.service.logged(detail).await?;
     }
-    // An update of the extension mends none of these.
+    // None of these is repaired by an update of the extension.
     let log = api.service.log();
     assert!(!log.contains("alter extension honcho update"), "{log}");
     Ok(())
@@ -141,7 +141,7 @@ async fn temp_file_limit_does_not_make_the_service_unready() -> Result<()> {
     admin
         .batch_execute(&format!("alter role {role} set temp_file_limit = '64kB'"))
         .await?;
-    // The limit is one that the watcher's write exceeds.
+    // The health check's write exceeds this limit.
     let write = "set work_mem = '64kB';
                  select count(*) from generate_series(1, 50000)";
     let limited = database.connect_as_caller().await?;
@@ -151,12 +151,12 @@ async fn temp_file_limit_does_not_make_the_service_unready() -> Result<()> {
 
     let api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
-    // The session that wrote can still be asked.
+    // The session that wrote remains usable.
     let last = "select pid, query_start::text from pg_stat_activity
                  where datname = current_database() and application_name = 'honcho-service health'";
     let row = admin.query_one(last, &[]).await?;
     let (session, asked): (i32, String) = (row.get(0), row.get(1));
-    eventually("the next question", async || {
+    eventually("the next health check", async || {
         let row = admin.query_one(last, &[]).await?;
         assert_eq!(row.get::<_, i32>(0), session);
         Ok((row.get::<_, String>(1) != asked).then_some(()))
@@ -175,7 +175,7 @@ async fn pool_without_connections_makes_the_service_unready() -> Result<()> {
     database.create_coupon("PROMO", 10).await?;
     let api = Api::start(database.caller_url()).await?;
     api.until_ready().await?;
-    // The connection that asks has the only place.
+    // The health check's connection takes the only slot.
     let admin = database.connect().await?;
     let limit = format!("alter role {}_caller connection limit", database.name());
     admin.batch_execute(&format!("{limit} 1")).await?;
@@ -226,7 +226,7 @@ async fn database_that_does_not_answer_makes_the_service_unready() -> Result<()>
     let session = Pid::from_raw(session).unwrap();
     kill_process(session, Signal::STOP)?;
     api.until_not_ready("the database does not answer").await?;
-    // It asks on a new connection.
+    // The health check opens a new connection.
     soon("readiness", api.until_ready()).await?;
     kill_process(session, Signal::CONT)?;
     Ok(())
@@ -241,14 +241,14 @@ async fn service_is_unready_before_it_stops_listening() -> Result<()> {
     api.until_ready().await?;
     api.service.terminate()?;
     api.until_not_ready("the service is stopping").await?;
-    // Whoever has not heard of it yet is served.
+    // Clients that do not know of it yet are still served.
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
     assert_eq!(api.health("live").await?.status, 200);
-    // The database has nothing to say to that.
+    // The state of the database has no influence on it.
     let before = "select count(*) from pg_stat_activity
                    where datname = current_database() and application_name = 'honcho-service health'";
     let client = database.connect().await?;
-    eventually("the watch to end", async || {
+    eventually("the health checks to end", async || {
         let left: i64 = client.query_one(before, &[]).await?.get(0);
         Ok((left == 0).then_some(()))
     })

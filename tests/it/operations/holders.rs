@@ -1,4 +1,4 @@
-//! Who holds a coupon: the query of the README, which an operator runs when the alert says so.
+//! Holders of coupons: the documented query that an operator runs on an alert.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::fixtures::{
     held_coupon::{LONG_TIMEOUTS, claim, hold},
 };
 
-/// The one SQL block in README.md and docs/ that names holders: it asks for prepared transactions too.
+/// Finds the only SQL block in README.md and docs/ that lists holders; it mentions prepared transactions.
 fn query() -> Result<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut pages = vec![root.join("README.md")];
@@ -32,8 +32,8 @@ fn query() -> Result<String> {
     Ok(queries.remove(0))
 }
 
-/// Each holder: the coupon, and the prepared transaction's name or the session's state, and for whom it waits
-/// itself.
+/// The holders: the coupon, the prepared transaction's name or the session's state, and the number of
+/// sessions for which it waits.
 async fn holders(database: &Database) -> Result<Vec<String>> {
     let sql = format!(
         "select format('%s: %s waits for %s, since %s', coupon, coalesce(prepared, state),
@@ -77,7 +77,7 @@ async fn documented_query_names_the_holders_of_coupons() -> Result<()> {
     let expected = [
         "IDLE: idle in transaction waits for 0, since t",
         "LOST: lost waits for 0, since t",
-        // A claim has its turn, and waits for the row that somebody edits.
+        // The claim has its turn, and waits for the row that the editor has locked.
         "ROW: active waits for 1, since t",
     ];
     eventually("the holders", async || {
@@ -87,7 +87,7 @@ async fn documented_query_names_the_holders_of_coupons() -> Result<()> {
     editor.batch_execute("rollback").await?;
     assert_eq!(waiting.await??, "200");
 
-    // A prepared transaction outlives its server.
+    // Prepared transactions survive a crash.
     cluster.stop(Stop::Immediate)?;
     cluster.start()?;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! The log: a line a request, what is in it, what never is, and that nobody waits for it.
+//! The log: one line for each request, nothing secret, and no request waits for it.
 
 use std::{
     env,
@@ -64,7 +64,7 @@ async fn request_is_logged_in_one_line() -> Result<()> {
         ]
     );
 
-    // Whatever cannot be a trace is none, and an id that could disturb the log is replaced.
+    // An invalid trace is ignored, and an id that could corrupt the log is replaced.
     for (id, parent) in [
         ("zero", format!("00-{}-b7ad6b7169203331-01", "0".repeat(32))),
         ("version", format!("ff-{TRACE}-b7ad6b7169203331-01")),
@@ -83,7 +83,7 @@ async fn request_is_logged_in_one_line() -> Result<()> {
     let line = line_of(&api.service, given.to_str()?).await?;
     assert!(line.contains("status=200"), "{line}");
 
-    // Machines ask for these all the time.
+    // Scrapes are frequent and are not logged.
     api.request(reqwest::Method::GET, "/metrics")
         .header("x-request-id", "scrape")
         .send()
@@ -147,7 +147,7 @@ async fn log_lines_can_be_json() -> Result<()> {
     Ok(())
 }
 
-/// A trigger that repeats what the user is called writes into the log what anybody likes.
+/// A trigger whose message contains the user's id writes arbitrary text to the log.
 #[tokio::test]
 async fn database_messages_in_the_log_are_quoted_and_throttled() -> Result<()> {
     let database = crate::database().await?;
@@ -174,7 +174,7 @@ async fn database_messages_in_the_log_are_quoted_and_throttled() -> Result<()> {
         .lines()
         .filter(|line| line.contains(" ERROR "))
         .collect();
-    // The rest is left out for ten seconds.
+    // Further lines are suppressed for ten seconds.
     assert_eq!(errors.len(), 5, "{log}");
     let (before, quoted) = errors[0].split_once(" error=\"").context("not quoted")?;
     assert!(before.ends_with(" ERROR refused"), "{before}");
@@ -209,17 +209,17 @@ async fn log_throttles_repeated_refusals_of_a_value() -> Result<()> {
         .await?;
     let mut api = Api::start(database.caller_url()).await?;
     for _ in 0..50 {
-        let told = api.claim("user", "PROMO").await?.shown();
+        let answered = api.claim("user", "PROMO").await?.shown();
         assert!(
-            ["400 invalid_request", "500 internal"].contains(&told.as_str()),
-            "{told}"
+            ["400 invalid_request", "500 internal"].contains(&answered.as_str()),
+            "{answered}"
         );
     }
     api.service.terminate()?;
     api.service.exit().await?;
     let log = api.service.log();
-    let told = log.lines().filter(|line| line.contains(" error=")).count();
-    assert_eq!(told, 5, "{log}");
+    let answered = log.lines().filter(|line| line.contains(" error=")).count();
+    assert_eq!(answered, 5, "{log}");
     database.books().await
 }
 
@@ -237,13 +237,13 @@ async fn log_throttle_of_a_held_coupon_does_not_hide_an_outage() -> Result<()> {
     let mut api = Api::start_with(database.caller_url(), &environment).await?;
     api.until_ready().await?;
     for name in names {
-        let told = api.claim("user", name).await?.shown();
-        assert_eq!(told, "503 unavailable", "{name}");
+        let answered = api.claim("user", name).await?.shown();
+        assert_eq!(answered, "503 unavailable", "{name}");
     }
     cluster.stop(Stop::Immediate)?;
     for name in names {
-        let told = api.claim("user", name).await?.shown();
-        assert_eq!(told, "503 unavailable", "{name}");
+        let answered = api.claim("user", name).await?.shown();
+        assert_eq!(answered, "503 unavailable", "{name}");
     }
     api.service.terminate()?;
     api.service.exit().await?;
@@ -292,12 +292,12 @@ async fn start_logs_the_address_of_the_documentation() -> Result<()> {
 async fn log_level_filters_lines() -> Result<()> {
     let database = crate::database().await?;
     for (level, shown) in [("info", true), ("info,http=off", false), ("error", false)] {
-        // What "listening" looks like is at info, so the start is watched for by other means.
+        // The line "listening" is at info, and the start waits for it.
         let level_with_start = format!("{level},honcho_service=info");
         let api =
             Api::start_with(database.caller_url(), &[("LOG_LEVEL", &level_with_start)]).await?;
         api.create(level, 1).await?;
-        // All that is left is written before the end.
+        // Remaining lines are written before the exit.
         let mut service = api.service;
         service.terminate()?;
         assert!(service.exit().await?.success());
@@ -331,7 +331,7 @@ async fn log_is_written_to_its_end_at_shutdown() -> Result<()> {
     Ok(())
 }
 
-/// A terminal that was stopped with Ctrl+S, a full pipe, a log shipper that hangs.
+/// Such as a terminal stopped with Ctrl+S, a full pipe, or a log shipper that hangs.
 #[tokio::test]
 async fn blocked_log_delays_no_request() -> Result<()> {
     let database = crate::database().await?;
@@ -352,7 +352,8 @@ async fn blocked_log_delays_no_request() -> Result<()> {
             break url.split_whitespace().next().context("no URL")?.to_owned();
         }
     };
-    // From here on nobody reads. The pipe takes some hundred lines, and room is for 2 MiB more.
+    // From here on, the log is not read. The pipe takes some hundred lines, and the service buffers 2 MiB
+    // more.
     let http = reqwest::Client::new();
     let dropped = eventually("lines to be dropped", async || {
         for _ in 0..1_000 {

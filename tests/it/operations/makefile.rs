@@ -4,7 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::Result;
 
-/// `make` alone lists what there is.
+/// `make` alone prints this help.
 #[test]
 fn make_help_lists_all_targets() -> Result<()> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");

@@ -1,4 +1,4 @@
-//! `/metrics`: what is counted, by what, and what never becomes a label.
+//! `/metrics`: counters, gauges and their labels.
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
@@ -29,7 +29,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
     api.create("PROMO", 2).await?;
-    for (user, coupon, told) in [
+    for (user, coupon, answered) in [
         ("user 1", "PROMO", "200"),
         ("user 1", "PROMO", "409 already_claimed"),
         ("user 2", "PROMO", "200"),
@@ -37,7 +37,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
         ("user 4", "NOTHING", "404 coupon_not_found"),
         ("", "PROMO", "400 invalid_request"),
     ] {
-        assert_eq!(api.claim(user, coupon).await?.shown(), told);
+        assert_eq!(api.claim(user, coupon).await?.shown(), answered);
     }
     assert_eq!(api.show("PROMO").await?.status, 200);
     assert_eq!(api.show("NOTHING").await?.status, 404);
@@ -60,7 +60,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
         ("honcho_lane_batch_claims_sum".to_owned(), 5.0),
         ("honcho_lane_batch_duration_seconds_count".to_owned(), 5.0),
         ("honcho_lane_wait_seconds_count".to_owned(), 5.0),
-        // Those five, the new coupon and the two lists.
+        // Those five, the creation and the two reads.
         ("honcho_pool_wait_seconds_count".to_owned(), 8.0),
         ("honcho_database_retries_total".to_owned(), 0.0),
         ("honcho_log_lines_dropped_total".to_owned(), 0.0),
@@ -90,7 +90,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
     ] {
         assert!(scrape.value(positive) > 0.0, "{positive}\n{}", scrape.0);
     }
-    // The last answer may have left before its connection was given back.
+    // The last answer may be sent before its connection returns to the pool.
     eventually("an idle connection", async || {
         let scrape = Scrape::of(&api.service).await?;
         let idle = scrape.value("honcho_pool_idle_connections{pool=\"brisk\"}");
@@ -100,7 +100,7 @@ async fn requests_and_claims_are_counted() -> Result<()> {
     database.books().await
 }
 
-/// A rate does not see a series begin at one, and an alert must not need traffic.
+/// `rate` misses the first increment of a new series, and alerts must work without traffic.
 #[tokio::test]
 async fn counters_of_failures_start_at_zero() -> Result<()> {
     let database = crate::database().await?;
@@ -171,7 +171,7 @@ async fn ready_metric_names_the_reason_before_the_first_request() -> Result<()> 
         client.batch_execute(change).await?;
         eventually(series, async || {
             let found = ready(&Scrape::of(&api.service).await?);
-            // One at a time.
+            // One reason at a time.
             ensure!(found.len() == 1, "{found:?}");
             Ok((found[0] == series).then_some(()))
         })
@@ -186,7 +186,7 @@ async fn ready_metric_names_the_reason_before_the_first_request() -> Result<()> 
 async fn client_input_never_becomes_a_label() -> Result<()> {
     let database = crate::database().await?;
     let api = Api::start(database.caller_url()).await?;
-    // Its reason is a label, which no client sends.
+    // The reason for being unready is a label, and must not change during the test.
     api.until_ready().await?;
     let round = async |tag: &str| -> Result<()> {
         api.create(&format!("SECRET{tag}"), 1).await?;
@@ -206,7 +206,7 @@ async fn client_input_never_becomes_a_label() -> Result<()> {
         Ok(())
     };
     round("ONE").await?;
-    // The first scrape counts itself only afterwards.
+    // The first scrape counts itself only after it.
     Scrape::of(&api.service).await?;
     let before = Scrape::of(&api.service).await?;
     for n in 0..20 {
@@ -228,7 +228,7 @@ async fn gauges_show_lanes_and_requests_in_flight() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let mut lane = BusyLane::new(&database, 20, &[]).await?;
-    // This one is answered while the others wait, and changes nothing.
+    // The scrape is answered while claims wait, and changes nothing.
     let scrape = Scrape::of(&lane.api.service).await?;
     for (series, value) in [
         ("honcho_lanes", 1.0),
@@ -244,7 +244,7 @@ async fn gauges_show_lanes_and_requests_in_flight() -> Result<()> {
     for claim in lane.crowd.drain(..) {
         assert_eq!(claim.await??, "200");
     }
-    // The lane closes right after its last answers.
+    // The lane closes shortly after its last answers.
     let scrape = eventually("the lane to close", async || {
         let scrape = Scrape::of(&lane.api.service).await?;
         Ok((scrape.value("honcho_lanes") == 0.0).then_some(scrape))
@@ -252,7 +252,7 @@ async fn gauges_show_lanes_and_requests_in_flight() -> Result<()> {
     .await?;
     assert_eq!(scrape.value("honcho_lane_waiting_claims"), 0.0);
     assert_eq!(scrape.value("honcho_http_requests_in_flight"), 1.0);
-    // One batch was of twenty: the crowd. Besides the first there may be claims of nobody.
+    // One batch has the crowd's twenty claims. Besides the first claim, there may be claims of the probe.
     let up_to = |claims: &str| {
         scrape.value(&format!(
             "honcho_lane_batch_claims_bucket{{le=\"{claims}\"}}"
@@ -276,7 +276,7 @@ async fn abandoned_requests_are_counted() -> Result<()> {
     let leaver = tokio::spawn(leaver.claim("leaver", "PROMO"));
     until_queued(&client, 1).await?;
     leaver.abort();
-    eventually("the service to notice", async || {
+    eventually("the abandoned request to be counted", async || {
         let scrape = Scrape::of(&api.service).await?;
         let left = scrape.value("honcho_http_requests_abandoned_total") == 1.0
             && scrape.value("honcho_http_requests_in_flight") == 1.0;
@@ -299,7 +299,7 @@ async fn database_errors_and_retries_are_counted() -> Result<()> {
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
     holder.batch_execute("rollback").await?;
     let scrape = Scrape::of(&api.service).await?;
-    // First by a session that waits but a moment, then by a patient one.
+    // First by a fast session, then by a waiting one.
     assert_eq!(scrape.value(&errors("55")), 2.0, "{}", scrape.0);
     assert_eq!(scrape.value("honcho_database_retries_total"), 1.0);
     assert_eq!(scrape.value(&claims("error")), 1.0, "{}", scrape.0);
@@ -333,7 +333,7 @@ async fn metrics_listen_serves_only_metrics() -> Result<()> {
     Ok(())
 }
 
-/// A dashboard or a rule over a metric that is not there would be silent for ever.
+/// A dashboard or an alert on a missing metric would stay silent.
 #[tokio::test]
 async fn dashboard_and_alerts_use_only_existing_metrics() -> Result<()> {
     let database = crate::database().await?;

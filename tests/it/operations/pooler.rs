@@ -1,5 +1,5 @@
-//! PgBouncer between the service and PostgreSQL: ready where all that the service relies on comes through, and
-//! else not ready, with the cause.
+//! PgBouncer between the service and PostgreSQL: the service is ready only if all that it relies on passes
+//! through, and otherwise names the cause.
 
 use std::sync::Arc;
 
@@ -11,12 +11,11 @@ use crate::{
     fixtures::held_coupon::{claim, hold},
 };
 
-/// Lets connections with startup parameters through that PgBouncer does not pass on: what everybody sets who
-/// reads its error message.
+/// Makes PgBouncer accept startup parameters that it does not pass on, as its error message suggests.
 const IGNORING: &str = "ignore_startup_parameters = options, statement_timeout, lock_timeout, \
                         idle_in_transaction_session_timeout, jit";
 
-/// Gives the role what the service asks its sessions to have.
+/// Sets on the role the settings that the service asks for.
 async fn settings_on_the_role(database: &Database) -> Result<()> {
     let role = format!("alter role {}_caller set", database.name());
     let settings = format!(
@@ -26,7 +25,7 @@ async fn settings_on_the_role(database: &Database) -> Result<()> {
     Ok(database.connect().await?.batch_execute(&settings).await?)
 }
 
-/// Waits until the service says why it is not ready.
+/// Waits for the reason for which the service is not ready.
 async fn reason(api: &Api) -> Result<String> {
     eventually("a reason", async || {
         let answer = api.health("ready").await?;
@@ -54,7 +53,7 @@ async fn pooler_that_drops_session_settings_makes_the_service_unready() -> Resul
         ] {
             assert!(reason.contains(part), "{mode}: {reason}");
         }
-        // Nor does a request go there, where nothing would bound its wait.
+        // No request uses such a connection, on which its wait would be unbounded.
         assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
         api.service.logged("drops the session's settings").await?;
     }
@@ -90,7 +89,7 @@ async fn session_pooler_works_with_settings_on_the_role() -> Result<()> {
     let pooler = Pooler::start(crate::cluster(), &database, &settings).await?;
     let api = Arc::new(Api::start_with(pooler.url(), &[("LOCK_TIMEOUT", "250ms")]).await?);
     api.until_ready().await?;
-    // A held coupon is refused in time, and the others are served meanwhile.
+    // Claims on a held coupon time out, and other claims are served meanwhile.
     let holder = hold(&database, "HELD").await?;
     let waiting: Vec<_> = (0..30)
         .map(|n| claim(&api, &format!("user {n}"), "HELD"))
@@ -113,7 +112,7 @@ async fn session_pooler_works_with_settings_on_the_role() -> Result<()> {
     }
     assert_eq!(api.show("PROMO").await?.body["remaining_amount"], 20);
 
-    // A role has one value, so sessions cannot wait for 250 ms and for 2 s.
+    // A role has one value, so that fast and waiting sessions cannot have different timeouts.
     let api = Api::start(pooler.url()).await?;
     let reason = reason(&api).await?;
     assert!(

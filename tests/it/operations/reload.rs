@@ -1,4 +1,4 @@
-//! SIGHUP: what is read anew, and what stays when it cannot be.
+//! SIGHUP: tokens, keys and certificates are read again, and the old ones stay if that fails.
 
 use std::{fs, path::Path, process::Command};
 
@@ -58,10 +58,10 @@ async fn reload_reads_tokens_again() -> Result<()> {
         .await?;
     assert_eq!(api.status_for(OLD).await?, 401);
     assert_eq!(api.status_for(NEW).await?, 403);
-    // A caller is the same as before, wherever its token stands in the file now.
+    // A caller keeps its quota, wherever its token now stands in the file.
     assert_eq!(left().await?.parse::<u32>()?, before - 1);
 
-    // What is wrong changes nothing.
+    // An invalid file changes nothing.
     for (wrong, said) in [
         ("", "holds no token"),
         (NEW, "must be a token, a colon"),
@@ -78,7 +78,7 @@ async fn reload_reads_tokens_again() -> Result<()> {
     database.books().await
 }
 
-/// A FIFO that nobody writes to keeps its reader for good.
+/// A FIFO without a writer blocks its reader for ever.
 #[tokio::test]
 async fn unreadable_token_file_delays_neither_reload_nor_shutdown() -> Result<()> {
     const OLD: &str = "old-0123456789abcdef";
@@ -100,7 +100,7 @@ async fn unreadable_token_file_delays_neither_reload_nor_shutdown() -> Result<()
     api.reload("the old tokens, keys and certificates stay: the files took more than")
         .await?;
     assert_eq!(api.status_for(OLD).await?, 200);
-    // What comes too late is not taken: the reader gets its end now.
+    // Content that comes too late is not used: the reader reaches its end now.
     let late = format!("{NEW}:admin");
     let written = spawn_blocking({
         let file = file.clone();
@@ -186,7 +186,7 @@ async fn reload_keeps_a_service_without_tokens_open() -> Result<()> {
         .await?;
     assert_eq!(api.show("PROMO").await?.status, 200);
     fs::write(&file, "database_url = \"postgresql://elsewhere/db\"")?;
-    // The environment is stronger.
+    // The environment overrides the file.
     api.reload("new connections to the database use").await?;
     assert_eq!(api.claim("user", "PROMO").await?.shown(), "200");
     database.books().await

@@ -1,4 +1,4 @@
-//! Settings: flags, environment and file, and what is said of wrong ones.
+//! Settings: flags, environment and file, and the refusal of wrong values.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use honcho_tests::Service;
 
 use crate::fixtures::program::{DATABASE_URL, PASSWORD, program, refusal, refused, run};
 
-/// A claim waits for LOCK_TIMEOUT once in line and once at its head, in one statement.
+/// One claim, one statement, can wait for LOCK_TIMEOUT twice: in line and at its head.
 #[test]
 fn lock_timeout_beyond_the_statement_timeout_is_refused() -> Result<()> {
     for (statement, lock) in [("1s", "10s"), ("1s", "501ms"), ("5s", "3s")] {
@@ -29,7 +29,7 @@ fn lock_timeout_beyond_the_statement_timeout_is_refused() -> Result<()> {
             ("STATEMENT_TIMEOUT", "1s"),
             ("LOCK_TIMEOUT", "500ms"),
         ],
-        // What is not said gives way.
+        // The default is lowered if only the other setting is given.
         vec![DATABASE_URL, ("STATEMENT_TIMEOUT", "1s")],
     ] {
         let output = run(&["--check"], &environment)?;
@@ -38,7 +38,7 @@ fn lock_timeout_beyond_the_statement_timeout_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// A setting that is not passed on has no effect in a container, without a word.
+/// A setting that is not passed on would silently have no effect in the container.
 #[test]
 fn compose_file_passes_all_settings_on() -> Result<()> {
     let help = String::from_utf8(run(&["--help"], &[])?.stdout)?;
@@ -54,7 +54,7 @@ fn compose_file_passes_all_settings_on() -> Result<()> {
         .filter_map(|line| line.split(' ').next())
     {
         let name = flag.replace('-', "_").to_uppercase();
-        // The image listens on 8080 of all addresses, and has no file of settings.
+        // The image listens on port 8080 of all addresses, without a configuration file.
         if ["CONFIG", "HOST", "PORT"].contains(&name.as_str()) {
             continue;
         }
@@ -254,7 +254,7 @@ fn wrong_settings_are_refused_without_showing_secrets() -> Result<()> {
     let same = file("same", "hushhushhushhush:claim\n")?;
     let short = file("short", "hushhush\n")?;
     let jwks = file("jwks", r#"{"keys":[{"kty":"oct","k":"aHVzaGh1c2g"}]}"#)?;
-    for (environment, told) in [
+    for (environment, answered) in [
         (
             vec![("API_TOKENS", "hushhushhushhush")],
             vec!["API_TOKENS: entry 1 on line 1"],
@@ -352,8 +352,8 @@ fn wrong_settings_are_refused_without_showing_secrets() -> Result<()> {
     ] {
         let environment = [vec![DATABASE_URL], environment].concat();
         let said = refusal(&["--check"], &environment)?;
-        for told in told {
-            assert!(said.contains(told), "{environment:?}: {said}");
+        for answered in answered {
+            assert!(said.contains(answered), "{environment:?}: {said}");
         }
         assert!(!said.contains("hush"), "{environment:?}: {said}");
     }

@@ -1,4 +1,4 @@
-//! SIGTERM: whoever is being served is served to the end.
+//! Shutdown: requests in flight are finished first.
 
 use std::sync::{
     Arc,
@@ -25,7 +25,7 @@ async fn shutdown_finishes_requests_in_flight() -> Result<()> {
     database.create_coupon("PROMO", 100).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
     api.until_ready().await?;
-    // The coupon is held, so that the claims wait when the signal comes.
+    // The coupon is held, so that claims wait when the signal comes.
     let mut holder = database.connect().await?;
     let held = holder.transaction().await?;
     held.execute("select honcho_claim('holder', 'PROMO')", &[])
@@ -43,10 +43,10 @@ async fn shutdown_finishes_requests_in_flight() -> Result<()> {
         Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) > 0).then_some(()))
     })
     .await?;
-    // Wherever the others wait, the service has them in hand.
-    eventually("all requests to be taken in", async || {
+    // Wherever the other claims wait, the service must have their connections.
+    eventually("all connections to be accepted", async || {
         let sockets = api.service.open_sockets()?;
-        // A listener, at least two to the database (one for a claim, one for the health), twenty to
+        // The listener, at least two to the database (one for a claim, one for health), and twenty to
         // clients.
         Ok((sockets >= 23).then_some(()))
     })
@@ -84,12 +84,12 @@ async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", i32::MAX).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
-    let told = Arc::new(AtomicU32::new(0));
+    let answered = Arc::new(AtomicU32::new(0));
     let mut clients = JoinSet::new();
     for client in 0..16 {
-        let (api, told) = (Arc::clone(&api), Arc::clone(&told));
+        let (api, answered) = (Arc::clone(&api), Arc::clone(&answered));
         clients.spawn(async move {
-            // Until the service is gone, which a client sees as a refused or closed connection.
+            // Until the service has exited, which a client sees as a refused or closed connection.
             for n in 0.. {
                 match api
                     .claim_request(&format!("{client}_{n}"), "PROMO")
@@ -98,7 +98,7 @@ async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
                 {
                     Ok(answer) => {
                         ensure!(answer.status() == 200, "{}", answer.text().await?);
-                        told.fetch_add(1, Ordering::Relaxed);
+                        answered.fetch_add(1, Ordering::Relaxed);
                     }
                     Err(_) => break,
                 }
@@ -107,7 +107,7 @@ async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
         });
     }
     eventually("some claims", async || {
-        Ok((told.load(Ordering::Relaxed) > 200).then_some(()))
+        Ok((answered.load(Ordering::Relaxed) > 200).then_some(()))
     })
     .await?;
     api.service.terminate()?;
@@ -126,7 +126,7 @@ async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
         .query_one("select count(*) from claims", &[])
         .await?
         .get(0);
-    assert_eq!(claims, i64::from(told.load(Ordering::Relaxed)));
+    assert_eq!(claims, i64::from(answered.load(Ordering::Relaxed)));
     database.books().await
 }
 
@@ -134,7 +134,7 @@ async fn shutdown_under_load_answers_every_claim_it_made() -> Result<()> {
 async fn idle_connections_do_not_delay_shutdown() -> Result<()> {
     let database = crate::database().await?;
     let mut api = Api::start(database.caller_url()).await?;
-    // One that has been used and is kept alive, one that never sent a byte.
+    // One connection that was used and is kept alive, and one that never sent a byte.
     let mut used = TcpStream::connect(api.service.address()).await?;
     used.write_all(b"GET /api/coupons/none HTTP/1.1\r\nhost: here\r\n\r\n")
         .await?;
@@ -169,11 +169,11 @@ async fn shutdown_finishes_claims_whose_clients_left() -> Result<()> {
         Ok(connected.is_err().then_some(()))
     })
     .await?;
-    // Far longer than it would take to leave.
+    // Much longer than an exit would take.
     let waits = "select count(*) = 1 from pg_stat_activity
                   where datname = current_database() and application_name = 'honcho-service'
                     and wait_event_type = 'Lock' and now() - query_start > interval '500 ms'";
-    eventually("the claim to wait on", async || {
+    eventually("the claim to keep waiting", async || {
         let row = client.query_one(waits, &[]).await?;
         Ok(row.get::<_, bool>(0).then_some(()))
     })

@@ -1,4 +1,4 @@
-//! TLS to the database: every `sslmode`, with servers that deserve it and such that do not.
+//! TLS to the database: every `sslmode`, with servers that satisfy it and servers that do not.
 
 use std::{
     fs,
@@ -14,11 +14,11 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 
 use crate::fixtures::{api::Api, program::refused};
 
-/// A server with TLS, whose certificate is made out to `localhost`.
+/// A server with TLS, whose certificate is for `localhost`.
 struct Server {
     cluster: Cluster,
     database: Database,
-    /// Files for clients.
+    /// Directory of the clients' files.
     directory: tempfile::TempDir,
 }
 
@@ -34,18 +34,18 @@ fn authority(name: &str) -> Result<Authority> {
     )?)
 }
 
-/// What is between the lines of the first certificate in a text.
+/// The base64 body of the first certificate in a text.
 fn fingerprint(text: &str) -> Result<String> {
     let (_, rest) = text
         .split_once("-----BEGIN CERTIFICATE-----")
-        .context("none")?;
+        .context("no certificate")?;
     let (body, _) = rest
         .split_once("-----END CERTIFICATE-----")
-        .context("no end")?;
+        .context("the certificate has no end")?;
     Ok(body.split_whitespace().collect())
 }
 
-/// A certificate and its key, for a host or a user.
+/// Issues a certificate and its key, for a host or a user.
 fn certify(
     authority: &Authority,
     host: Option<&str>,
@@ -89,7 +89,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    /// Writes a file of the server's.
+    /// Writes a file in the server's data directory.
     fn give(&self, name: &str, text: &str) -> Result<()> {
         let data = self.cluster.directory().join("data");
         let owner = fs::metadata(&data)?;
@@ -99,7 +99,7 @@ impl Server {
         Ok(chown(&path, Some(owner.uid()), Some(owner.gid()))?)
     }
 
-    /// Switches TLS on or off, and says who may come over TCP.
+    /// Switches TLS on or off, and sets the access rule for TCP.
     async fn configure(&self, ssl: &str, access: &str) -> Result<()> {
         self.give("pg_hba.conf", &format!("local all all trust\n{access}\n"))?;
         let admin = self.database.connect().await?;
@@ -111,7 +111,7 @@ impl Server {
             .await?;
         admin.batch_execute("select pg_reload_conf()").await?;
         eventually("the server to have its settings", async || {
-            // A new session has what the server has by then.
+            // A new session shows the server's current settings.
             let client = self.database.connect().await?;
             let now: String = client.query_one("show ssl", &[]).await?.get(0);
             Ok((now == ssl).then_some(()))
@@ -119,7 +119,7 @@ impl Server {
         .await
     }
 
-    /// Has the server present another certificate.
+    /// Makes the server present another certificate.
     async fn present(&self, name: &str) -> Result<()> {
         let certificate = fs::read_to_string(self.file(&format!("{name}.crt")))?;
         self.give("server.crt", &certificate)?;
@@ -130,7 +130,7 @@ impl Server {
         let admin = self.database.connect().await?;
         admin.batch_execute("select pg_reload_conf()").await?;
         let expected = fingerprint(&certificate)?;
-        eventually("the server to present it", async || {
+        eventually("the server to present the certificate", async || {
             let output = Command::new("openssl")
                 .args(["s_client", "-starttls", "postgres", "-connect"])
                 .arg(format!("127.0.0.1:{}", self.cluster.port()))
@@ -155,11 +155,11 @@ impl Server {
         format!("postgresql://{name}_caller@{host}:{port}/{name}?{parameters}")
     }
 
-    /// What becomes of a service with these parameters: `tls`, `plain`, or why it is not ready; and
+    /// Starts a service with these parameters. Returns `tls`, `plain` or the reason why it is not ready, and
     /// its log.
     async fn outcome(&self, host: &str, parameters: &str) -> Result<(String, String)> {
         let mut api = Api::start(&self.url(host, parameters)).await?;
-        let found = eventually("the service to know", async || {
+        let found = eventually("readiness or its reason", async || {
             let answer = api.health("ready").await?;
             let detail = answer.body["detail"].as_str().unwrap_or_default();
             Ok((detail != "the service is starting").then(|| detail.to_owned()))
@@ -172,8 +172,13 @@ impl Server {
         }
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let user = format!("user {}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let told = api.claim(&user, "PROMO").await?;
-        assert_eq!(told.shown(), "200", "{parameters}: {}", api.service.log());
+        let answered = api.claim(&user, "PROMO").await?;
+        assert_eq!(
+            answered.shown(),
+            "200",
+            "{parameters}: {}",
+            api.service.log()
+        );
         let sql = "select ssl from pg_stat_ssl join pg_stat_activity using (pid)
                     where datname = current_database() and application_name = 'honcho-service'";
         let client = connect(self.database.superuser_url()).await?;
@@ -212,7 +217,7 @@ async fn sslmodes_mean_what_they_mean_to_libpq() -> Result<()> {
             ("127.0.0.1", "", "tls"),
             ("127.0.0.1", "sslmode=prefer", "tls"),
             ("127.0.0.1", "sslmode=require", "tls"),
-            // Who names a root means to check it.
+            // With a root certificate, `require` verifies it.
             ("127.0.0.1", "sslmode=require&sslrootcert=OURS", "tls"),
             (
                 "127.0.0.1",
@@ -231,13 +236,13 @@ async fn sslmodes_mean_what_they_mean_to_libpq() -> Result<()> {
                 "sslmode=verify-full&sslrootcert=ANOTHER",
                 UNREACHABLE,
             ),
-            // The certificate is not made out to this name.
+            // The certificate is not for this name.
             (
                 "127.0.0.1",
                 "sslmode=verify-full&sslrootcert=OURS",
                 UNREACHABLE,
             ),
-            // None of the system's authorities has signed it.
+            // No authority of the system has signed it.
             ("localhost", "sslrootcert=system", UNREACHABLE),
         ])
         .await?;
@@ -272,7 +277,7 @@ async fn server_without_tls_satisfies_only_disable_and_prefer() -> Result<()> {
         .await?;
     let (_, log) = server.outcome("127.0.0.1", "sslmode=require").await?;
     assert!(log.contains("server does not support TLS"), "{log}");
-    // Within the machine there is none, whatever is asked for.
+    // Unix sockets have no TLS, whatever is asked for.
     let socket = server.cluster.directory().display().to_string();
     let url = |mode: &str| {
         format!(
@@ -344,7 +349,7 @@ async fn invalid_certificate_files_are_refused_at_start() -> Result<()> {
     Ok(())
 }
 
-/// Runs OpenSSL in the directory of the files for clients.
+/// Runs OpenSSL in the directory of the clients' files.
 fn openssl(directory: &Path, arguments: &str) -> Result<()> {
     let output = Command::new("openssl")
         .args(arguments.split(' '))
@@ -359,7 +364,7 @@ fn openssl(directory: &Path, arguments: &str) -> Result<()> {
     Ok(())
 }
 
-/// Certificates as people make them with OpenSSL and the manual of PostgreSQL: libpq takes them.
+/// Certificates made with OpenSSL as PostgreSQL's manual shows: libpq accepts them.
 #[tokio::test]
 async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
     let server = Server::start().await?;
@@ -398,7 +403,7 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
     itself("self", "localhost")?;
     itself("stranger", "localhost")?;
     itself("elsewhere", "elsewhere.example")?;
-    // OpenSSL makes none that has expired.
+    // OpenSSL cannot make an expired certificate.
     let mut expired = CertificateParams::new(vec!["localhost".to_owned()])?;
     expired.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -419,7 +424,7 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
         .configure("on", "host all all 127.0.0.1/32 trust")
         .await?;
     for (certificate, root, host, mode, expected) in [
-        // Its own authority, as `openssl req -x509` makes it.
+        // A self-signed certificate, as `openssl req -x509` makes it.
         ("self", "self", "localhost", "verify-full", "tls"),
         ("self", "self", "127.0.0.1", "verify-ca", "tls"),
         ("self", "self", "127.0.0.1", "verify-full", UNREACHABLE),
@@ -431,16 +436,16 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
             UNREACHABLE,
         ),
         ("elsewhere", "elsewhere", "localhost", "verify-ca", "tls"),
-        // The same name, and not the certificate that is trusted.
+        // Another certificate with the same name as the trusted one.
         ("stranger", "self", "localhost", "verify-ca", UNREACHABLE),
         ("expired", "expired", "localhost", "verify-ca", UNREACHABLE),
-        // The host in the common name alone.
+        // The host is in the common name only.
         ("named", "root", "localhost", "verify-full", "tls"),
         ("named", "root", "127.0.0.1", "verify-full", UNREACHABLE),
         ("named", "self", "localhost", "verify-full", UNREACHABLE),
         ("numbered", "root", "127.0.0.1", "verify-full", "tls"),
         ("numbered", "root", "localhost", "verify-full", UNREACHABLE),
-        // An alternative name of the host's kind counts instead.
+        // A subject alternative name of the host's kind replaces the common name.
         (
             "another-san",
             "root",
@@ -450,7 +455,7 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
         ),
         ("address-san", "root", "localhost", "verify-full", "tls"),
         ("address-san", "root", "127.0.0.1", "verify-full", "tls"),
-        // The authority may vouch for example.org alone.
+        // The authority is constrained to example.org.
         (
             "constrained",
             "root",
@@ -467,7 +472,7 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
         let (found, log) = server.outcome(host, &parameters).await?;
         assert_eq!(found, expected, "{case}\n{log}");
     }
-    // Where OpenSSL still makes certificates of version 1, as the manual has it.
+    // Some versions of OpenSSL make X.509 version 1 certificates with the manual's commands.
     let old = Command::new("openssl")
         .args(["x509", "-in", "old.crt", "-noout", "-text"])
         .current_dir(files)
@@ -486,7 +491,7 @@ async fn openssl_certificates_are_verified_as_libpq_does() -> Result<()> {
     server.database.books().await
 }
 
-/// Certificates that are replaced while the service runs.
+/// Certificates are replaced while the service runs.
 #[tokio::test]
 async fn reload_reads_certificates_again() -> Result<()> {
     let server = Server::start().await?;
@@ -511,7 +516,7 @@ async fn reload_reads_certificates_again() -> Result<()> {
     api.until_not_ready(UNREACHABLE).await?;
     keep("trusted.crt", "ours.crt")?;
     api.reload("new connections to the database use").await?;
-    // Now the server's certificate is trusted, and ours is not.
+    // The server's certificate is trusted now, and the client's is not.
     api.until_not_ready(UNREACHABLE).await?;
     fs::write(server.file("mine.crt"), "nothing")?;
     api.reload("the old tokens, keys and certificates stay: DATABASE_URL: sslcert")

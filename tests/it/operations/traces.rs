@@ -1,5 +1,4 @@
-//! Spans for an OpenTelemetry collector: requests as children of their callers' spans, and the
-//! batches that carried their claims.
+//! Traces: requests are spans under their callers' spans, and batches are spans with links to their claims.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,12 +22,12 @@ use crate::fixtures::{
     scrape::Scrape,
 };
 
-/// A collector that keeps what it gets.
+/// An OpenTelemetry collector that keeps the exported spans.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 impl Collector {
-    /// Takes spans at the URL that this gives.
+    /// Listens for spans, and returns the URL.
     async fn listen(&self) -> Result<String> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
@@ -76,7 +75,7 @@ fn number(attributes: &[KeyValue], key: &str) -> Option<i64> {
     }
 }
 
-/// A trace and a span of a caller.
+/// The trace and span ids of a caller.
 fn caller(n: usize) -> (String, String) {
     (
         format!("{:032x}", 0xabc0_u128 + n as u128),
@@ -105,7 +104,7 @@ async fn requests_and_their_batches_are_spans() -> Result<()> {
     let client = database.connect().await?;
     let holder = hold(&database, "PROMO").await?;
 
-    // The first has the lane to itself and waits for the holder, the others gather behind it.
+    // The first claim is alone in its batch and waits for the holder; the others gather behind it.
     let mut claims = JoinSet::new();
     let mut begin = |n: usize| {
         let (trace, span) = caller(n);
@@ -196,8 +195,11 @@ async fn requests_and_their_batches_are_spans() -> Result<()> {
             (&parent.trace_id, &parent.span_id)
         );
     }
-    let told = format!("{spans:?}");
-    assert!(!told.contains("PROMO") && !told.contains("user "), "{told}");
+    let answered = format!("{spans:?}");
+    assert!(
+        !answered.contains("PROMO") && !answered.contains("user "),
+        "{answered}"
+    );
     database.books().await
 }
 
@@ -218,7 +220,7 @@ async fn unsampled_traces_are_not_exported() -> Result<()> {
             200
         );
     }
-    // What is left is sent before the end.
+    // Remaining spans are sent before the exit.
     let mut service = api.service;
     service.terminate()?;
     assert!(service.exit().await?.success());
@@ -229,7 +231,7 @@ async fn unsampled_traces_are_not_exported() -> Result<()> {
         .map(|span| hex(&span.trace_id))
         .collect();
     assert_eq!(traces, [sampled.clone(), sampled]);
-    // The line in the log has the trace either way.
+    // The log has the trace id in both cases.
     let log = service.log();
     assert!(log.contains(&format!("trace_id={}", caller(0).0)), "{log}");
     Ok(())
@@ -239,10 +241,10 @@ async fn unsampled_traces_are_not_exported() -> Result<()> {
 async fn unreachable_collector_delays_no_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
-    // Taken, so that nobody else gets it, and never listened on.
-    let nobody = TcpSocket::new_v4()?;
-    nobody.bind(([127, 0, 0, 1], 0).into())?;
-    let endpoint = format!("http://{}", nobody.local_addr()?);
+    // Bound, so that no other process gets the port, and never listened on.
+    let unused = TcpSocket::new_v4()?;
+    unused.bind(([127, 0, 0, 1], 0).into())?;
+    let endpoint = format!("http://{}", unused.local_addr()?);
     let environment = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
@@ -254,7 +256,7 @@ async fn unreachable_collector_delays_no_claim() -> Result<()> {
             "200"
         );
     }
-    eventually("the log to say so", async || {
+    eventually("an error in the log", async || {
         Ok(api.service.log().contains("ERROR").then_some(()))
     })
     .await?;

@@ -1,5 +1,4 @@
-//! `alter extension honcho update` from every release: nothing is lost, and what comes of it is what
-//! `create extension` makes.
+//! Upgrades from every release: no data is lost, and the schema is the one that `create extension` makes.
 
 use std::collections::HashSet;
 
@@ -16,7 +15,7 @@ async fn text(client: &Client, query: &str) -> Result<String> {
     Ok(client.query_one(query, &[]).await?.get(0))
 }
 
-/// What every release has, used through the library that is built now.
+/// Uses all functions that every release has, with the current library.
 async fn sell(client: &Client, coupon: &str) -> Result<()> {
     let created: bool = client
         .query_one("select honcho_create_coupon($1, 5)", &[&coupon])
@@ -74,14 +73,14 @@ async fn sell(client: &Client, coupon: &str) -> Result<()> {
     Ok(())
 }
 
-/// All rows. An upgrade may add columns, so what comes after it contains what was before.
+/// All rows. An upgrade may add columns, so the rows after it contain the rows before.
 const ROWS: &str = "select jsonb_build_object(
     'coupons', (select jsonb_agg(c order by id) from coupons c),
     'claims', (select jsonb_agg(c order by id) from claims c),
     'coupon_count', (select count(*) from coupons),
     'claim_count', (select count(*) from claims))";
 
-/// What the caller may execute.
+/// The functions that the caller may execute.
 const RIGHTS: &str = "select p.oid::regprocedure::text
     from pg_depend d join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid
     where d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
@@ -102,8 +101,8 @@ async fn upgrade_keeps_data_and_rights() -> Result<()> {
         let caller = database.connect_as_caller().await?;
         let version = "select extversion from pg_extension where extname = 'honcho'";
         assert_eq!(text(&superuser, version).await?, release);
-        // The SQL of the release works with the library of today, as it must between the installation of
-        // a new package and the upgrade of each database.
+        // The release's SQL works with the current library, as it must between the installation of a new
+        // package and the upgrade of each database.
         sell(&caller, "BEFORE").await?;
         database.books().await?;
         let rows = text(&superuser, &format!("select ({ROWS})::text")).await?;
@@ -131,7 +130,7 @@ async fn upgrade_keeps_data_and_rights() -> Result<()> {
         for function in &may {
             assert!(still.contains(function), "{function} lost its grants");
         }
-        // Sessions that used the release go on, new ones begin, and so does the service.
+        // Sessions from before the upgrade, new sessions and the service all continue.
         sell(&caller, "AFTER").await?;
         sell(&database.connect_as_caller().await?, "LATER").await?;
         assert_eq!(api.claim("dora", "BEFORE").await?.shown(), "200");
@@ -150,7 +149,8 @@ async fn keys(client: &Client) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// What may rest on the key of 0.1.0 that later versions replace, and how its owner lets go of that key.
+/// Objects that may depend on the key of 0.1.0, and statements with which their owner removes the dependency
+/// and the key.
 const NEEDS: [(&str, &str); 3] = [
     (
         "create table orders (user_id varchar, coupon_name varchar,
@@ -209,9 +209,8 @@ async fn upgrade_keeps_the_old_unique_key_if_something_depends_on_it() -> Result
     Ok(())
 }
 
-/// Makes a database with the extension, and puts into words what that is made of: its members and how it
-/// registers them, and their definitions as `pg_dump` writes them. Since that leaves the members of
-/// extensions out, they are set free before.
+/// Creates a database with the extension and describes the extension: its registration, its members, and
+/// their definitions by `pg_dump`. As `pg_dump` leaves out members of extensions, they are detached first.
 async fn schema(database: &str, create_extension: &str) -> Result<String> {
     cluster().run("createdb", ["--template=template0", database])?;
     let client = connect(&cluster().url("postgres", database)).await?;
@@ -236,7 +235,7 @@ async fn schema(database: &str, create_extension: &str) -> Result<String> {
     let dump = cluster().run("pg_dump", ["--schema-only", database])?;
     let dump: Vec<&str> = str::from_utf8(&dump.stdout)?
         .lines()
-        // A key that differs from dump to dump.
+        // These lines contain a random key.
         .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
         .collect();
     let dump = dump.join("\n");

@@ -1,4 +1,4 @@
-//! `honcho_claim_batch` among other claims on the same coupon: nobody is told what is not so.
+//! `honcho_claim_batch` concurrent with other claims on the same coupon: all outcomes are true.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,12 +10,12 @@ use tokio_postgres::{Client, GenericClient};
 
 use crate::fixtures::sql::claim;
 
-/// A user and what was said about his claim.
-type Told = (String, String);
+/// A user and the outcome of the claim.
+type Answered = (String, String);
 
 #[tokio::test]
 async fn batches_and_single_claims_together_never_oversell() -> Result<()> {
-    // Users, stock: less than all want, as much as all want, more.
+    // Users and stock: less than demand, equal to it, and more.
     for (users, stock) in [(300, 200), (150, 150), (150, 1_000), (40, 3)] {
         let seed = fastrand::u64(..);
         sale(seed, users, stock)
@@ -25,7 +25,7 @@ async fn batches_and_single_claims_together_never_oversell() -> Result<()> {
     Ok(())
 }
 
-/// Claims in batches and singly, all by users out of one crowd, some of them undone.
+/// Claims in batches and singly, by the same set of users, with some transactions rolled back.
 async fn sale(seed: u64, users: usize, stock: i32) -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", stock).await?;
@@ -35,25 +35,25 @@ async fn sale(seed: u64, users: usize, stock: i32) -> Result<()> {
         let rng = Rng::with_seed(seed.wrapping_add(n));
         sessions.spawn(session(client, rng, n % 2 == 0, users));
     }
-    let mut told = Vec::new();
+    let mut answered = Vec::new();
     while let Some(session) = sessions.join_next().await {
-        told.extend(session??);
+        answered.extend(session??);
     }
-    // Those who were not reached, or whose claim was undone.
+    // Users without a claim so far, or with one that was undone.
     let client = database.connect_as_caller().await?;
     let all: Vec<String> = (0..users).map(user).collect();
-    told.extend(batch(&client, &all).await?);
-    check(&database, &told, users.min(stock as usize)).await
+    answered.extend(batch(&client, &all).await?);
+    check(&database, &answered, users.min(stock as usize)).await
 }
 
-/// What one session was told, without what it undid.
+/// Returns the outcomes of one session's committed transactions.
 async fn session(
     mut client: Client,
     mut rng: Rng,
     batches: bool,
     users: usize,
-) -> Result<Vec<Told>> {
-    let mut told = Vec::new();
+) -> Result<Vec<Answered>> {
+    let mut answered = Vec::new();
     for _ in 0..if batches { 12 } else { 60 } {
         let size = if batches { rng.usize(1..40) } else { 1 };
         let user_ids: Vec<String> = (0..size).map(|_| user(rng.usize(..users))).collect();
@@ -70,30 +70,31 @@ async fn session(
             transaction.rollback().await?;
         } else {
             transaction.commit().await?;
-            told.extend(outcomes);
+            answered.extend(outcomes);
         }
     }
-    Ok(told)
+    Ok(answered)
 }
 
 fn user(n: usize) -> String {
     format!("user {n}")
 }
 
-async fn batch(client: &impl GenericClient, user_ids: &[String]) -> Result<Vec<Told>> {
+async fn batch(client: &impl GenericClient, user_ids: &[String]) -> Result<Vec<Answered>> {
     let sql = "select ordinal, outcome::text from honcho_claim_batch('PROMO', $1)";
     let rows = client.query(sql, &[&user_ids]).await?;
     ensure!(rows.len() == user_ids.len());
-    let told = user_ids.iter().zip(&rows).zip(1..);
-    told.map(|((user_id, row), ordinal)| {
-        ensure!(row.get::<_, i32>(0) == ordinal, "out of order");
-        Ok((user_id.clone(), row.get(1)))
-    })
-    .collect()
+    let answered = user_ids.iter().zip(&rows).zip(1..);
+    answered
+        .map(|((user_id, row), ordinal)| {
+            ensure!(row.get::<_, i32>(0) == ordinal, "out of order");
+            Ok((user_id.clone(), row.get(1)))
+        })
+        .collect()
 }
 
-/// Everybody was told what the table says, and as many have one as can.
-async fn check(database: &Database, told: &[Told], expected: usize) -> Result<()> {
+/// Fails unless all outcomes agree with the table and as many users have claimed as possible.
+async fn check(database: &Database, answered: &[Answered], expected: usize) -> Result<()> {
     let client = database.connect().await?;
     let rows = client
         .query("select user_id::text from claims", &[])
@@ -105,13 +106,13 @@ async fn check(database: &Database, told: &[Told], expected: usize) -> Result<()
         .get(0);
     ensure!(claimants.len() == expected, "{} claimed", claimants.len());
     let mut successes: BTreeMap<&str, u32> = BTreeMap::new();
-    for (user_id, outcome) in told {
+    for (user_id, outcome) in answered {
         match outcome.as_str() {
             "claimed" => *successes.entry(user_id).or_default() += 1,
-            "already_claimed" => ensure!(claimants.contains(user_id), "{user_id} has none"),
+            "already_claimed" => ensure!(claimants.contains(user_id), "{user_id} has no claim"),
             "sold_out" => ensure!(
                 left == 0 && !claimants.contains(user_id),
-                "{user_id} was told sold_out, {left} are left"
+                "{user_id} got sold_out, {left} are left"
             ),
             other => anyhow::bail!("{user_id}: {other}"),
         }
@@ -119,7 +120,7 @@ async fn check(database: &Database, told: &[Told], expected: usize) -> Result<()
     let once = claimants.iter().map(|user_id| (user_id.as_str(), 1));
     ensure!(
         successes == once.collect(),
-        "not everybody who has one was told so, and once"
+        "not every user with a claim got one success"
     );
     database.books().await
 }

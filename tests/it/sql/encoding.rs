@@ -1,5 +1,5 @@
-//! Databases that are not UTF8: the extension refuses them, for it counts characters and its strings are
-//! UTF-8.
+//! Databases with another encoding than UTF8: the extension refuses them, because it counts characters and
+//! its strings are UTF-8.
 
 use anyhow::Result;
 use honcho_tests::connect;
@@ -32,18 +32,18 @@ async fn other_encodings_than_utf8_are_refused() -> Result<()> {
         let client = connect(&cluster().url("postgres", &name)).await?;
         refused(&client, "create extension honcho").await;
 
-        // Releases before refused nothing, and stored what they could not read again.
+        // The SQL of earlier releases can be created there, but no function works.
         for release in &releases {
             let create = format!("create extension honcho version '{release}'");
             client.batch_execute(&create).await?;
-            // 0.1.0 has no honcho_list_coupons.
+            // 0.1.0 has no `honcho_list_coupons`.
             let calls = CALLS
                 .iter()
                 .filter(|call| release != "0.1.0" || !call.contains("list_coupons"));
             for call in calls {
                 refused(&client, call).await;
             }
-            // Elements of an array come as they are: this one would be of no valid characters.
+            // Elements of an array are not checked by the caller: this one has no valid characters.
             let bytes = "convert_from(decode('a1a1', 'hex'), current_setting('server_encoding'))";
             let claim = format!("select honcho_claim_batch('PROMO', array[repeat({bytes}, 300)])");
             refused(&client, &claim).await;

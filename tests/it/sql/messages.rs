@@ -1,4 +1,4 @@
-//! What callers and operators read: details of errors, the server's log, settings.
+//! Messages for callers and operators: details of errors, the server's log, settings.
 
 use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database};
@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::fixtures::held_coupon::hold;
 
-/// The environment of a server is often that of a developer, and details of errors go to clients.
+/// A server may run with a developer's environment, and details of errors go to clients.
 #[tokio::test]
 async fn error_detail_has_no_backtrace() -> Result<()> {
     let cluster = ClusterOptions::default()
@@ -16,7 +16,7 @@ async fn error_detail_has_no_backtrace() -> Result<()> {
     let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 1).await?;
     let client = database.connect().await?;
-    // One error of our own, and one of PostgreSQL's that passes through us.
+    // Errors of the extension, and one of PostgreSQL that passes through it.
     for (sql, detail) in [
         ("select honcho_claim('', 'PROMO')", None),
         (
@@ -34,7 +34,7 @@ async fn error_detail_has_no_backtrace() -> Result<()> {
     database.books().await
 }
 
-/// A number in `pg_locks` says nothing to the one who looks for the cause of a wait.
+/// Numbers in `pg_locks` do not tell an operator which coupon is waited for.
 #[tokio::test]
 async fn lock_wait_names_its_coupon_in_log_and_error() -> Result<()> {
     let cluster = ClusterOptions::default()
@@ -91,7 +91,7 @@ async fn preloaded_library_makes_its_settings_known() -> Result<()> {
         .batch_execute("set honcho.early_lock_release = off")
         .await?;
 
-    // Without it, the first call of a function loads the library and warns of what it does not know.
+    // Without preloading, the first call of a function loads the library, which warns of unknown settings.
     owner
         .batch_execute(&format!(
             "alter database {name} reset session_preload_libraries"

@@ -1,5 +1,5 @@
-//! Objects that others may create, planted so that a function that runs with its owner's rights would
-//! run them: the extension must resolve no name to any of them.
+//! Name resolution: functions run with their owner's rights and must never resolve a name to an object that
+//! another role planted.
 
 use anyhow::{Result, ensure};
 use honcho_tests::{Database, connect, eventually};
@@ -10,8 +10,8 @@ use crate::{
     fixtures::sql::{CALLS, releases},
 };
 
-/// Operators of pg_catalog, and types that honcho's SQL could apply them to. For the types of our
-/// columns an exact match beats what pg_catalog has.
+/// Operators of pg_catalog, and types to which the extension's SQL could apply them. For the types of our
+/// columns, an exact match wins over pg_catalog's.
 const OPERATORS: [&str; 10] = ["=", "<>", "<", ">", "<=", ">=", "+", "-", "||", "~~"];
 const TYPES: [(&str, &str); 9] = [
     ("varchar", "text"),
@@ -25,7 +25,7 @@ const TYPES: [(&str, &str); 9] = [
     ("timestamptz", "timestamptz"),
 ];
 
-/// Functions of pg_catalog, with arguments that fit ours better.
+/// Functions of pg_catalog, with arguments that match ours better.
 const FUNCTIONS: [&str; 11] = [
     "format(text, int, int, int8)",
     "format(text, int, int)",
@@ -40,8 +40,8 @@ const FUNCTIONS: [&str; 11] = [
     "varchar(varchar, int, boolean)",
 ];
 
-/// Plants, in `schema`, everything that its caller may create there. Each of them leaves a row in
-/// `loot.trapped` when it runs.
+/// Plants in `schema` everything that `client` can create there. Each object adds a row to `loot.trapped`
+/// when it runs.
 async fn plant(client: &Client, schema: &str) -> Result<()> {
     let returned = |arguments: &str| {
         format!(
@@ -97,7 +97,7 @@ async fn plant(client: &Client, schema: &str) -> Result<()> {
             ))
             .await?;
     }
-    // Types, a cast between them, and a collation, under the names of built-in ones.
+    // Types, a cast between them and a collation, with the names of built-in ones.
     client
         .batch_execute(&format!(
             "create domain {schema}.text as pg_catalog.text;
@@ -118,7 +118,7 @@ async fn plant(client: &Client, schema: &str) -> Result<()> {
     Ok(())
 }
 
-/// What a role without rights to the tables leaves in its temporary schema.
+/// Plants in the temporary schema what a role without rights to the tables can create.
 async fn plant_temporary(client: &Client) -> Result<()> {
     client
         .batch_execute(
@@ -140,8 +140,8 @@ async fn plant_temporary(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// A database that everybody may create schemas in, and its `public` schema objects, as in databases
-/// that came from PostgreSQL 14, with the role `mallory` and the table of what was trapped.
+/// A database in which `mallory` may create schemas, and every role objects in `public`, as in databases that
+/// were upgraded from PostgreSQL 14. The table `loot.trapped` records objects that ran.
 struct Field {
     database: Database,
     owner: Client,
@@ -176,7 +176,7 @@ impl Field {
         connect(&cluster().url(&self.mallory, self.database.name())).await
     }
 
-    /// Lets mallory call the extension's functions in `schema`.
+    /// Grants `mallory` the extension's functions in `schema`.
     async fn grant(&self, schema: &str) -> Result<()> {
         let grant = format!(
             "grant usage on schema {schema} to {0};
@@ -191,7 +191,7 @@ impl Field {
         Ok(self.owner.batch_execute(&grant).await?)
     }
 
-    /// Fails if anything that was planted has run.
+    /// Fails if a planted object has run.
     async fn nothing_trapped(&self) -> Result<()> {
         let trapped = self
             .owner
@@ -204,7 +204,7 @@ impl Field {
     }
 }
 
-/// Calls every function of the extension in `schema` as `client`.
+/// Calls each function of the extension in `schema` as `client`.
 async fn call_all(client: &Client, schema: &str) -> Result<()> {
     for call in CALLS {
         client
@@ -212,7 +212,7 @@ async fn call_all(client: &Client, schema: &str) -> Result<()> {
             .await
             .map_err(|error| anyhow::anyhow!("{call}: {error:?}"))?;
     }
-    // What each of them finds when it looks again: refusals, and a name that is taken.
+    // The same calls again: refusals, and a name that is taken.
     for call in CALLS.iter().filter(|call| !call.contains("_or_raise")) {
         client
             .batch_execute(&call.replace("honcho_", &format!("{schema}.honcho_")))
@@ -226,7 +226,7 @@ async fn planted_objects_do_run_under_an_open_search_path() -> Result<()> {
     let field = Field::new().await?;
     let mallory = field.connect_as_mallory().await?;
     plant(&mallory, "public").await?;
-    // As the reading functions did in 0.2.0: their path was pg_catalog, then the extension's schema.
+    // The search path of the reading functions in 0.2.0: pg_catalog, then the extension's schema.
     field
         .owner
         .batch_execute(
@@ -287,7 +287,7 @@ async fn planted_objects_never_run_in_functions_or_scripts() -> Result<()> {
     Ok(())
 }
 
-/// Under the SQL of a release that knows the key by its old name alone, the new name is free.
+/// The SQL of 0.1.0 has another name for the key, so the new name is free for other roles.
 #[tokio::test]
 async fn planted_index_is_not_mistaken_for_the_unique_key() -> Result<()> {
     let field = Field::new().await?;
@@ -310,13 +310,13 @@ async fn planted_index_is_not_mistaken_for_the_unique_key() -> Result<()> {
         .await?;
     for (user, outcome) in [("ann", "already_claimed"), ("bob", "claimed")] {
         let claim = "select public.honcho_claim($1, 'PROMO')::text";
-        let told: String = mallory.query_one(claim, &[&user]).await?.get(0);
-        assert_eq!(told, outcome, "{user}");
+        let answered: String = mallory.query_one(claim, &[&user]).await?.get(0);
+        assert_eq!(answered, outcome, "{user}");
     }
     field.database.books().await
 }
 
-/// The name of a schema is free for others once it is renamed.
+/// Another role can create a schema with the old name of a renamed one.
 #[tokio::test]
 async fn functions_work_in_a_renamed_schema_and_ignore_its_old_name() -> Result<()> {
     let field = Field::new().await?;
@@ -329,7 +329,7 @@ async fn functions_work_in_a_renamed_schema_and_ignore_its_old_name() -> Result<
         .owner
         .batch_execute("select shop.honcho_create_coupon('PROMO', 10)")
         .await?;
-    // Plans of this session that name the schema as it was.
+    // This session has plans with the schema's old name.
     let session = field.database.connect().await?;
     for call in &CALLS[4..] {
         session
@@ -370,8 +370,8 @@ async fn functions_work_in_a_renamed_schema_and_ignore_its_old_name() -> Result<
     field.nothing_trapped().await
 }
 
-/// Whoever owns the database may rename the extension's schema, and put another in its place, while a function
-/// of the extension waits for a table that they have locked: PostgreSQL resolves names again after the wait.
+/// The database's owner can rename the extension's schema and create another in its place, while a function
+/// waits for a table that the owner has locked. PostgreSQL resolves names again after the wait.
 #[tokio::test]
 async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
     for (table, call) in [
@@ -409,9 +409,9 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
             let vacuum = format!("vacuum full {table}");
             let vacuum = tokio::spawn(async move { second.batch_execute(&vacuum).await });
             until_waiting_for_tables(&field.owner, 1).await?;
-            let told = tokio::spawn(async move {
-                let told = victim.batch_execute(call).await;
-                (victim, told)
+            let answered = tokio::spawn(async move {
+                let answered = victim.batch_execute(call).await;
+                (victim, answered)
             });
             until_waiting_for_tables(&field.owner, 2).await?;
             let third = field.connect_as_mallory().await?;
@@ -435,11 +435,11 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
                 .await?;
             first.batch_execute("commit").await?;
             vacuum.await??;
-            let (victim, told) = told.await?;
-            // Refused, or right: never the other schema's.
-            if let Err(error) = told {
+            let (victim, answered) = answered.await?;
+            // The call fails or is right; it never uses the other schema.
+            if let Err(error) = answered {
                 let code = error.code().cloned();
-                // What has no counterpart in the other schema is just not there.
+                // Objects without a counterpart in the other schema are not found.
                 let expected = [
                     SqlState::T_R_SERIALIZATION_FAILURE,
                     SqlState::UNDEFINED_TABLE,
@@ -455,7 +455,7 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
     Ok(())
 }
 
-/// Waits until so many sessions of this database wait for a table.
+/// Waits until this many sessions of the database wait for a table.
 async fn until_waiting_for_tables(client: &Client, count: i64) -> Result<()> {
     eventually("the sessions to wait for the table", async || {
         let sql = "select count(*) from pg_locks

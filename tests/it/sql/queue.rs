@@ -1,4 +1,4 @@
-//! Whose turn it is to claim a coupon that many want.
+//! The queue: order and turns of claims on one coupon.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::fixtures::{
     sql::claim,
 };
 
-/// A claim under way; the session comes back with the outcome.
+/// A claim in progress. It returns the session and the outcome.
 type Claim = JoinHandle<Result<(Client, String)>>;
 
 fn start_claim(client: Client, user_id: &'static str) -> Claim {

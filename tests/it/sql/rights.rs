@@ -1,11 +1,11 @@
-//! Execute on the functions is all that a caller needs, and all that it gets.
+//! Rights: execute on the functions is all that a caller needs and all that it gets.
 
 use anyhow::Result;
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::fixtures::sql::CALLS;
 
-/// What touches a table or a sequence of the extension, or the extension itself.
+/// Statements that use a table or sequence of the extension, or change the extension itself.
 const TOUCHES: [&str; 17] = [
     "select from coupons",
     "select from claims",
@@ -91,8 +91,7 @@ async fn role_without_grants_can_do_nothing() -> Result<()> {
     database.books().await
 }
 
-/// The functions run with their owner's rights: what the caller puts in their way must not be
-/// found.
+/// The functions run with their owner's rights and must not find the caller's objects.
 #[tokio::test]
 async fn callers_temporary_objects_do_not_shadow_the_tables() -> Result<()> {
     let database = crate::database().await?;

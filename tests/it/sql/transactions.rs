@@ -1,4 +1,4 @@
-//! A claim is part of its caller's transaction.
+//! Claims in transactions: a claim commits and rolls back with its caller's transaction.
 
 use anyhow::Result;
 use honcho_tests::Database;
@@ -6,7 +6,7 @@ use tokio_postgres::{Client, GenericClient, error::SqlState};
 
 use crate::fixtures::sql::claim;
 
-/// A coupon with two in stock, and a table of the caller's own.
+/// A coupon with a stock of two, and a table of orders.
 async fn shop() -> Result<(Database, Client)> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 2).await?;
@@ -27,7 +27,7 @@ async fn order(client: &impl GenericClient, user: &str) -> Result<u64> {
         .await?)
 }
 
-/// Stock left, who claimed, who ordered: as everybody else sees it.
+/// The stock, the users with claims and the users with orders, as other sessions see them.
 async fn state(database: &Database) -> Result<(i32, Vec<String>, Vec<String>)> {
     let state = "select (select remaining_amount from coupons),
                         array(select user_id::text from claims order by id),

@@ -1,9 +1,9 @@
-//! The books, and that `honcho_verify` sees through cooked ones.
+//! `honcho_verify` reports every broken invariant.
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
-/// The invariants that do not hold: coupon, invariant, detail.
+/// The broken invariants, each with its coupon.
 async fn broken(client: &Client) -> Result<Vec<(String, String)>> {
     let broken = "select coupon_name, invariant from honcho_verify() where not holds";
     let rows = client.query(broken, &[]).await?;
@@ -64,7 +64,7 @@ async fn verify_reports_each_broken_invariant() -> Result<()> {
         ),
         ("update coupons set id = 1000 where name = 'cooked'", "ids"),
     ] {
-        // Undone afterwards: a cook at a time.
+        // Each change is rolled back before the next.
         let transaction = client.transaction().await?;
         transaction.batch_execute(cook).await?;
         assert_eq!(
