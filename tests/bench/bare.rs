@@ -1,5 +1,5 @@
-//! The service's routes with nothing around them, served in the same way, so that the
-//! benchmark can tell what the surroundings cost. Configured like the service, by its environment.
+//! The service's routes without their layers, served in the same way, so that the benchmark can measure the
+//! cost of the layers. Configured like the service, by its environment.
 #![forbid(unsafe_code)]
 
 use std::{env, future::pending};
@@ -15,7 +15,7 @@ use honcho_service::{
 use mimalloc::MiMalloc;
 use tokio::net::TcpListener;
 
-// As the service has it.
+// The same allocator as in the service.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,4 +1,4 @@
-//! What is measured: the cases, in the order in which a round takes them, and how one is run.
+//! The cases, in the order of a round, and how each is run.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -11,16 +11,16 @@ use crate::{
     redis::{self, Redis},
 };
 
-/// How long a flush of the WAL takes.
+/// Duration of a flush of the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flush {
-    /// As long as the disk takes.
+    /// The disk's own time.
     Disk,
     /// One millisecond longer.
     Slow,
 }
 
-/// Whose claims.
+/// Subjects of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// The extension, and for HTTP the service.
@@ -43,7 +43,7 @@ pub enum Subject {
     RedisEverysec,
 }
 
-/// What the clients do.
+/// Workloads of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scene {
     /// Single claims on one coupon through pgbench, or redis-benchmark.
@@ -56,7 +56,7 @@ pub enum Scene {
     Http,
     /// Claims on a coupon that is sold out.
     HttpSoldOut,
-    /// Claims by users who have one already.
+    /// Claims by users who have claimed already.
     HttpAlready,
     /// Claims on 1,000 coupons at random.
     HttpCoupons,
@@ -81,10 +81,10 @@ pub struct Case {
     pub subject: Subject,
 }
 
-/// What one measurement gives.
+/// The result of one measurement.
 #[derive(Clone, Copy, Debug)]
 pub enum Figures {
-    /// Answers of the right kind per second, and how long one (for batches: one batch) took.
+    /// Expected answers per second, and the latency of one answer (for batches: of one batch).
     Rate {
         per_second: f64,
         p50: Duration,
@@ -106,7 +106,7 @@ pub const BATCHES: [u32; 3] = [16, 128, 1000];
 pub const GROWN: [u64; 3] = [10_000, 1_000_000, 10_000_000];
 /// Enough clients for the growth cases to queue on the coupon.
 pub const GROWN_CLIENTS: u32 = 8;
-/// How many users the already-claimed case takes its claims from.
+/// Number of users in the already-claimed case.
 const REGULARS: u32 = 10_000;
 const COUPONS: u32 = 1_000;
 
@@ -185,7 +185,7 @@ impl Case {
     }
 }
 
-/// All that the cases run on; each part starts when the first case needs it.
+/// The clusters, services and servers of the cases; each part starts when a case first needs it.
 pub struct Stage {
     pub directory: PathBuf,
     seconds: u32,
@@ -285,7 +285,7 @@ impl Stage {
         };
         let names = match coupons {
             0 => vec![(coupon.clone(), Stock::Endless)],
-            // The names that the wrk script makes up.
+            // The names that the wrk script generates.
             _ => (0..coupons)
                 .map(|number| (format!("{coupon}_{}", 1000 + number), Stock::Endless))
                 .collect(),
@@ -399,7 +399,7 @@ impl Stage {
         books
             .start_over(&[(coupon.clone(), Stock::Endless)])
             .await?;
-        // A service of its own, so that nothing from earlier cases is counted.
+        // A separate service, so that earlier cases do not count.
         let service = honcho_tests::Service::start(&ground.url(case.subject)?).await?;
         service.leave_log_unread();
         let url = service.url("/api/coupons/claim");
@@ -447,7 +447,7 @@ impl Stage {
     }
 
     async fn ground(&mut self, flush: Flush) -> Result<&mut Ground> {
-        // The first commit on the slow disk is compared with one on the other.
+        // The first commit on the slow disk, compared with one on the other.
         if self.disk.is_none() {
             self.disk = Some(Ground::start(&self.directory, None).await?);
         }
@@ -471,7 +471,7 @@ impl Stage {
         self.grown.as_mut().context("no cluster")
     }
 
-    /// The settings of the clusters, name and value, that matter here.
+    /// Names and values of the clusters' relevant settings.
     pub async fn settings(&self) -> Result<Vec<(String, String)>> {
         match &self.disk {
             Some(ground) => ground.settings().await,
@@ -479,7 +479,7 @@ impl Stage {
         }
     }
 
-    /// How long a commit takes on the disk, and with the delay.
+    /// Duration of a commit on the disk, and with the delay.
     pub fn flush_times(&self) -> Vec<(Flush, Duration, Duration)> {
         let times = |flush, ground: &Ground| (flush, ground.flush_time(), ground.commit_time());
         let disk = self.disk.iter().map(|ground| times(Flush::Disk, ground));
@@ -489,8 +489,8 @@ impl Stage {
 }
 
 impl Books {
-    /// Fails unless the claims on the books are those that the clients were told of, give or
-    /// take those whose answers were under way when the load generator left.
+    /// Fails unless the claims in the database equal the successful answers, except for answers in flight
+    /// when the load generator stopped.
     async fn ensure(&self, tally: &Tally) -> Result<()> {
         self.settle().await?;
         self.check(None).await?;

@@ -18,18 +18,18 @@ use crate::{
     machine::{self, median},
 };
 
-/// What is added to each flush on slow ground.
+/// Delay of each flush on slow ground.
 const DELAY: Duration = Duration::from_millis(1);
 
-/// More than any case can give away.
+/// More than any case can sell.
 pub const ENDLESS: i32 = 2_000_000_000;
 
-/// How many coupons there are of one kind.
+/// Numbers of coupons of each kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Stock {
-    /// More than any case can give away.
+    /// More than any case can sell.
     Endless,
-    /// One, which is gone after [`Books::claim_beforehand`].
+    /// One, which is sold out after [`Books::claim_beforehand`].
     One,
 }
 
@@ -115,24 +115,23 @@ impl Ground {
         &self.cluster
     }
 
-    /// How long a flush of 8 KiB takes outside of PostgreSQL.
+    /// Duration of a flush of 8 KiB outside of PostgreSQL.
     pub fn flush_time(&self) -> Duration {
         self.flush_time
     }
 
-    /// How long a single insert takes, with its commit.
+    /// Duration of a single insert with its commit.
     pub fn commit_time(&self) -> Duration {
         self.commit_time
     }
 
-    /// A name that no coupon here had before; all have one length.
+    /// A name that no coupon had before; all names have one length.
     pub fn next_name(&mut self) -> String {
         self.serial += 1;
         format!("SALE_{:06}", self.serial)
     }
 
-    /// Where the subject's clients connect: to Honcho as a role that may only execute its
-    /// functions.
+    /// The URL for the subject's clients: for Honcho, with a role that may only execute its functions.
     pub fn url(&self, subject: Subject) -> Result<String> {
         match subject {
             Subject::Honcho | Subject::Bare => Ok(self.honcho()?.caller_url().to_owned()),
@@ -140,7 +139,7 @@ impl Ground {
         }
     }
 
-    /// The subject's tables, seen by the superuser.
+    /// The subject's tables, through the superuser.
     pub async fn books(&self, subject: Subject) -> Result<Books> {
         match subject {
             Subject::Honcho | Subject::Bare => Ok(Books::honcho(self.honcho()?.connect().await?)),
@@ -219,8 +218,8 @@ impl Books {
         }
     }
 
-    /// Empties the tables and makes these coupons, so that nobody's tables grow with the cases,
-    /// and everybody starts right after a checkpoint.
+    /// Empties the tables and creates these coupons, so that no table grows from case to case, and every case
+    /// starts right after a checkpoint.
     pub async fn start_over(&self, coupons: &[(String, Stock)]) -> Result<()> {
         self.client
             .batch_execute("truncate claims, coupons cascade")
@@ -230,7 +229,7 @@ impl Books {
         Ok(())
     }
 
-    /// Makes coupons.
+    /// Creates coupons.
     pub async fn create(&self, coupons: &[(String, Stock)]) -> Result<()> {
         let names: Vec<&str> = coupons.iter().map(|(name, _)| name.as_str()).collect();
         let amounts: Vec<i32> = coupons.iter().map(|(_, stock)| stock.amount()).collect();
@@ -257,7 +256,7 @@ impl Books {
         Ok(())
     }
 
-    /// Gives coupons to the users whom the wrk script draws from.
+    /// Makes claims for the users that the wrk script uses.
     pub async fn claim_beforehand(&self, coupon: &str, users: u32) -> Result<()> {
         let claim = if self.honcho {
             "select count(*) filter (
@@ -281,7 +280,7 @@ impl Books {
         Ok(())
     }
 
-    /// Waits until nobody is at work in this database: load generators leave requests behind.
+    /// Waits until this database is idle: load generators leave requests behind.
     pub async fn settle(&self) -> Result<()> {
         eventually("the clients to leave", async || {
             let busy: i64 = self
@@ -323,14 +322,14 @@ impl Books {
         Ok(())
     }
 
-    /// How many claims there are on this coupon.
+    /// Counts the claims on this coupon.
     pub async fn claims_on(&self, coupon: &str) -> Result<u64> {
         let count = "select count(*) from claims where coupon_name = $1";
         let claims: i64 = self.client.query_one(count, &[&coupon]).await?.get(0);
         Ok(claims.try_into()?)
     }
 
-    /// How many claims there are.
+    /// Counts all claims.
     pub async fn claims(&self) -> Result<u64> {
         let claims: i64 = self
             .client
@@ -346,7 +345,7 @@ impl Books {
     }
 }
 
-/// Makes a database with the prior system's tables.
+/// Creates a database with the prior system's tables.
 pub async fn create_prior(cluster: &Cluster, name: &str) -> Result<String> {
     let admin = connect(&cluster.url("postgres", "postgres")).await?;
     admin
@@ -360,7 +359,7 @@ pub async fn create_prior(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(url)
 }
 
-/// Starts this program as a peer's service, on a pool of so many connections to this database.
+/// Starts this program as a peer's service, on a pool of this size.
 async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("peer-service");
@@ -370,7 +369,7 @@ async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
     Service::spawn(command).await
 }
 
-/// Starts the service's routes with nothing around them, which were built beside this program.
+/// Starts the service's routes without their layers; the program was built beside this one.
 async fn bare(url: &str) -> Result<Service> {
     let mut command = Command::new(std::env::current_exe()?.with_file_name("examples/bare"));
     command.env("DATABASE_URL", url);
@@ -408,7 +407,7 @@ fn build_shim(directory: &Path) -> Result<std::path::PathBuf> {
     Ok(library)
 }
 
-/// Measures a flush in a process of its own, so that the library can be preloaded.
+/// Measures a flush in a separate process, so that the library can be preloaded.
 fn probe_flush(directory: &Path, preload: Option<&Path>) -> Result<Duration> {
     let file = tempfile::Builder::new()
         .prefix("flush-")

@@ -1,4 +1,4 @@
-//! Tables that hold many claims already.
+//! Tables with many claims.
 
 use std::path::Path;
 
@@ -12,15 +12,15 @@ use crate::{
     load,
 };
 
-/// The coupon of the small GETs, and how many claims it has.
+/// The coupon of the small GETs, and the number of its claims.
 const SMALL: &str = "SMALL";
 const SMALL_CLAIMS: u64 = 1_000;
 /// Coupons with the rest of the claims are called this and a number; each has a million at most.
 const OLD: &str = "OLD";
 const OLD_CLAIMS: u64 = 1_000_000;
 
-/// Users are numbers of 19 digits, as in the pgbench scripts, and spread over the same range, so
-/// that later claims fall between the ones that are there.
+/// Users are numbers of 19 digits over the same range as in the pgbench scripts, so that later claims fall
+/// between the existing ones.
 const USERS: (i64, i64) = (1_000_000_000_000_000_000, 9_000_000_000_000_000_000);
 
 /// One size of both systems' tables.
@@ -152,8 +152,7 @@ impl Grown {
         Ok(tally.figures)
     }
 
-    /// One GET of a coupon with a million claims, by a service that has done nothing before but
-    /// one small GET.
+    /// One GET of a coupon with a million claims, by a service that has served only one small GET before.
     pub async fn get_million(&mut self) -> Result<Figures> {
         let database = self.size(GROWN[GROWN.len() - 1])?.honcho()?;
         let service = Service::start(database.caller_url()).await?;
@@ -190,7 +189,7 @@ impl Size {
     }
 }
 
-/// GETs a coupon and reads all of the answer, whose claims and stock must agree.
+/// GETs a coupon and reads the whole answer, whose claims and stock must agree.
 async fn get_coupon(service: &Service, path: &str) -> Result<(load::Answer, Coupon)> {
     let answer = load::get(service.address(), path).await?;
     ensure!(answer.status == 200, "GET {path}: {}", answer.status);
@@ -205,7 +204,7 @@ async fn get_coupon(service: &Service, path: &str) -> Result<(load::Answer, Coup
     Ok((answer, coupon))
 }
 
-/// Fills empty tables with so many claims and settles them as a day without sales would.
+/// Fills empty tables with this many claims, and vacuums and analyzes them as a day without sales would.
 async fn fill(books: &Books, rows: u64) -> Result<()> {
     let client = books.client();
     client

@@ -20,25 +20,25 @@ use crate::{
     machine::percentile,
 };
 
-/// What the clients were told.
+/// Totals of the clients' answers.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally {
     /// Answers of any kind.
     pub answers: u64,
-    /// Claims that were told to have gone through.
+    /// Claims that succeeded.
     pub claims: u64,
-    /// The most requests that can have been under way when the load generator left.
+    /// The largest possible number of requests in flight when the load generator stopped.
     pub in_flight: u64,
     /// Answers with a status of 400 or more.
     pub refused: u64,
-    /// Answers with the status that was looked for, and with others, where they were counted.
+    /// Answers with the expected status and with others, if they were counted.
     pub wanted: u64,
     pub unwanted: u64,
     pub figures: Figures,
 }
 
 impl Tally {
-    /// All claimed, none left under way.
+    /// All claims succeeded, and none is in flight.
     fn claimed(claims: u64, figures: Figures) -> Self {
         Self {
             answers: claims,
@@ -62,7 +62,7 @@ pub fn script(subject: Subject) -> Result<&'static str> {
     }
 }
 
-/// Single claims with prepared statements, each client as fast as it is answered.
+/// Single claims with prepared statements, without pauses.
 pub async fn pgbench(
     cluster: &Cluster,
     url: &str,
@@ -137,8 +137,8 @@ pub async fn pgbench(
     Ok(Tally::claimed(claims, figures))
 }
 
-/// When each transaction in pgbench's logs, one log a thread, ended by the system's clock, and how long
-/// it took.
+/// The end of each transaction in pgbench's logs (one for each thread) by the system's clock, and its
+/// duration.
 fn pgbench_logs(directory: &Path) -> Result<Vec<(Duration, Duration)>> {
     let mut transactions = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -147,8 +147,8 @@ fn pgbench_logs(directory: &Path) -> Result<Vec<(Duration, Duration)>> {
             continue;
         }
         for line in fs::read_to_string(entry.path())?.lines() {
-            // Client, its transactions so far, microseconds taken, script, and when it ended: seconds
-            // and microseconds.
+            // Fields: client, its transactions so far, duration in microseconds, script, and the end in
+            // seconds and microseconds.
             let columns: Vec<&str> = line.split(' ').collect();
             let &[_, _, took, _, seconds, microseconds, ..] = columns.as_slice() else {
                 bail!("an unknown line in a pgbench log: {line}");
@@ -161,7 +161,7 @@ fn pgbench_logs(directory: &Path) -> Result<Vec<(Duration, Duration)>> {
     Ok(transactions)
 }
 
-/// Who claims through tokio-postgres.
+/// Statements through tokio-postgres.
 #[derive(Clone, Copy, Debug)]
 pub enum Claimant {
     /// `honcho_claim`.
@@ -172,7 +172,7 @@ pub enum Claimant {
     Batch(u32),
 }
 
-/// Claims from `clients` connections in this process, each as fast as it is answered.
+/// Claims from `clients` connections in this process, without pauses.
 pub async fn drive(
     url: &str,
     claimant: Claimant,
@@ -328,16 +328,16 @@ impl Session {
     }
 }
 
-/// Which claims wrk sends.
+/// The claims that wrk sends.
 pub struct Http<'a> {
     pub coupon: &'a str,
-    /// Makes the users of this run its own.
+    /// Part of the users' names that is unique to this run.
     pub tag: &'a str,
-    /// How many users there are; 0 for a new one in every request.
+    /// Number of users; 0 for a new one in every request.
     pub users: u32,
-    /// How many coupons there are whose names begin with `coupon`; 0 for just that one.
+    /// Number of coupons whose names begin with `coupon`; 0 for just that one.
     pub coupons: u32,
-    /// Count the answers with this status, which slows wrk down.
+    /// Counts the answers with this status, which slows wrk down.
     pub audit: Option<u16>,
 }
 
@@ -439,14 +439,13 @@ fn threads(clients: u32) -> Result<usize> {
         .min(clients.try_into()?))
 }
 
-/// How many seconds clients go on before they are counted: one for each hundred, rounded. Each has a
-/// session of its own, which takes about 10 ms of a processor to load libraries and fill its caches;
-/// for 200, that is as long as a measurement.
+/// Seconds of warm-up: one for each hundred clients, rounded. Each client has a session that takes about 10
+/// ms of a processor to load libraries and fill caches; for 200 clients, that is as long as a measurement.
 fn warm_up(clients: u32) -> u32 {
     (clients + 50) / 100
 }
 
-/// The rate and the latencies of answers that came within this time, each to so many claims.
+/// The rate and the latencies of the answers within this time, each for this many claims.
 fn rate(within: Duration, claims: u64, latencies: &mut [Duration]) -> Result<Figures> {
     Ok(Figures::Rate {
         per_second: (latencies.len() as u64 * claims) as f64 / within.as_secs_f64(),

@@ -1,4 +1,4 @@
-//! The machine: the tools it needs, what it is, and how long its disk takes to flush.
+//! The machine: its tools, its properties, and the duration of a flush of its disk.
 
 use std::{
     env,
@@ -11,17 +11,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// How many flushes or commits a probe measures.
+/// Number of flushes or commits in a probe.
 pub const PROBES: usize = 200;
 
-/// Fails unless it is known which PostgreSQL to measure.
+/// Fails unless the environment names the PostgreSQL to measure.
 pub fn ensure_postgresql() -> Result<()> {
     let program = env::var_os("PG_CONFIG").context("PG_CONFIG is not set: use make bench")?;
     output(Command::new(program).arg("--version"))?;
     Ok(())
 }
 
-/// Installs the load generators and Redis where they are missing.
+/// Installs the load generators and Redis if they are missing.
 pub fn install_tools() -> Result<()> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bench/install-tools");
     let installed = Command::new(script)
@@ -34,7 +34,7 @@ pub fn install_tools() -> Result<()> {
     Ok(())
 }
 
-/// Fails where files are kept in memory, whose flushes cost nothing.
+/// Fails if files are kept in memory, where flushes cost nothing.
 pub fn ensure_disk(directory: &Path) -> Result<()> {
     let kind = file_system(directory)?;
     ensure!(
@@ -53,7 +53,7 @@ fn file_system(directory: &Path) -> Result<String> {
         .context("df says nothing")
 }
 
-/// Name and value of what matters to the figures.
+/// Names and values of the properties that matter to the figures.
 pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
     let processor =
         field("/proc/cpuinfo", "model name").unwrap_or_else(|_| env::consts::ARCH.into());
@@ -88,12 +88,12 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// The date of today (UTC).
+/// Today's date (UTC).
 pub fn today() -> Result<String> {
     output(Command::new("date").args(["--utc", "+%F"]))
 }
 
-/// What PostgreSQL, left to itself, takes for its shared memory where there is enough of it.
+/// The huge pages that PostgreSQL uses for shared memory by default, if there are enough.
 fn huge_pages() -> Result<String> {
     let count = field("/proc/meminfo", "HugePages_Total")?;
     let size = field("/proc/meminfo", "Hugepagesize")?;
@@ -123,7 +123,7 @@ fn field_of(file: &str, name: &str, separator: char) -> Result<String> {
         .with_context(|| format!("no {name} in {file}"))
 }
 
-/// What a program prints, which must succeed.
+/// Returns a program's output, and fails unless it succeeds.
 pub fn output(command: &mut Command) -> Result<String> {
     let output = command
         .output()
@@ -150,12 +150,12 @@ pub fn probe_flush(file: &Path) -> Result<u128> {
     Ok(median(&mut times).context("no flushes")?.as_micros())
 }
 
-/// The one in the middle.
+/// The median.
 pub fn median(times: &mut [Duration]) -> Option<Duration> {
     percentile(times, 0.5)
 }
 
-/// The time that this share of all does not exceed.
+/// The quantile: the time that this share of all times does not exceed.
 pub fn percentile(times: &mut [Duration], share: f64) -> Option<Duration> {
     let last = times.len().checked_sub(1)?;
     times.sort_unstable();

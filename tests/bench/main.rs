@@ -45,10 +45,10 @@ struct Arguments {
 
 #[derive(Args)]
 struct Options {
-    /// How often each case is measured; the report gives medians
+    /// Measurements of each case; the report gives medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// How long each measurement takes, in seconds
+    /// Duration of each measurement, in seconds
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Only the cases whose names contain this; may be given several times
@@ -57,15 +57,15 @@ struct Options {
     /// List the cases and stop
     #[arg(long)]
     list: bool,
-    /// Where the report and the plot go [default: docs/, but only from a whole run]
+    /// Directory of the report and the plot [default: docs/, but only from a whole run]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Where clusters and Redis servers keep their data, on the disk to be measured
+    /// Directory of the data of clusters and Redis servers, on the disk to be measured
     #[arg(long, default_value_os_t = state())]
     state: PathBuf,
 }
 
-/// What else this binary is, for its own use.
+/// Other modes of this binary, for its own use.
 #[derive(Subcommand)]
 enum Role {
     /// The prior system's claim over HTTP, or with no pool a route that only parses the claim
@@ -76,7 +76,7 @@ enum Role {
         #[arg(long)]
         database_url: Option<String>,
     },
-    /// Prints how many microseconds a flush of 8 KiB appended to this file takes
+    /// Prints the microseconds of a flush of 8 KiB appended to this file
     #[command(hide = true)]
     FlushProbe { file: PathBuf },
 }
@@ -110,7 +110,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Runs the benchmark; Ctrl+C or SIGTERM drops it, and with it every server that it started.
+/// Runs the benchmark; Ctrl+C or SIGTERM drops it, and every server that it started.
 async fn until_stopped(options: Options) -> Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -120,7 +120,7 @@ async fn until_stopped(options: Options) -> Result<bool> {
     }
 }
 
-/// Whether every case could be measured and its books were right.
+/// Runs all cases, and tells if each was measured with correct books.
 async fn run(options: Options) -> Result<bool> {
     let cases: Vec<Case> = Case::all()
         .into_iter()
@@ -143,7 +143,7 @@ async fn run(options: Options) -> Result<bool> {
     machine::install_tools()?;
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot make {}", options.state.display()))?;
-    // Socket and data directories are named to other programs, so no symlinks in their paths.
+    // Other programs get the paths of socket and data directories, so they contain no symlinks.
     let state = options.state.canonicalize()?;
     machine::ensure_disk(&state)?;
 
@@ -151,7 +151,7 @@ async fn run(options: Options) -> Result<bool> {
     let mut stage = Stage::new(state, options.seconds);
     let mut results = Results::new();
     for round in 0..options.rounds {
-        // Every other round runs backwards, so that nobody always comes after the same neighbour.
+        // Every other round runs backwards, so that no case always follows the same neighbour.
         let turns: Vec<Case> = if round % 2 == 0 {
             cases.clone()
         } else {

@@ -40,10 +40,10 @@ struct Refused {
     error: &'static str,
 }
 
-/// Serves claims until it is killed: on a pool of so many connections to a database, or with
-/// neither, answering 200 to every claim that it can parse.
+/// Serves claims until it is killed: on a pool of this size, or without a pool, with 200 for every claim that
+/// can be parsed.
 pub async fn serve(pool: Option<(usize, String)>) -> Result<()> {
-    // Also when the benchmark is killed and can end nobody.
+    // Ends even if the benchmark is killed and cannot end it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let app = match pool {
         Some((size, url)) => {

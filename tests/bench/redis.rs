@@ -15,8 +15,7 @@ use tokio::process::Command;
 
 use crate::{case::Figures, ground::ENDLESS, machine};
 
-/// Ends the server when its standard input ends, which comes with the end of the benchmark,
-/// whatever ended it.
+/// Ends the server at the end of its standard input, which comes when the benchmark ends in any way.
 const GUARD: &str = r#"
 redis-server "$@" &
 server=$!
@@ -25,7 +24,7 @@ kill "$server"
 wait "$server"
 "#;
 
-/// When Redis flushes its log of changes.
+/// Policies by which Redis flushes its append-only file.
 #[derive(Clone, Copy, Debug)]
 pub enum Append {
     Always,
@@ -46,12 +45,12 @@ pub struct Redis {
     guard: Child,
     home: TempDir,
     script: String,
-    /// Claims per second by number of clients, as last measured: redis-benchmark is told a number
-    /// of requests, not a time.
+    /// Claims per second by number of clients, as last measured: redis-benchmark takes a number of requests,
+    /// not a time.
     expected: BTreeMap<u32, f64>,
 }
 
-/// What the script gets as keys.
+/// Keys of the script.
 const KEYS: [&str; 3] = ["stock", "users", "claims"];
 
 impl Redis {
@@ -65,14 +64,14 @@ impl Redis {
             .args(["--port", "0", "--unixsocket"])
             .arg(home.path().join("socket"));
         guard.arg("--dir").arg(home.path());
-        // No snapshots and no rewriting of the log in the middle of a case.
+        // No snapshots and no rewriting of the log during a case.
         guard.args(["--save", "", "--auto-aof-rewrite-percentage", "0"]);
         guard.args(["--appendonly", "yes", "--appendfsync", &append.to_string()]);
         guard
             .args(["--logfile", "log"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null());
-        // A Ctrl+C at the terminal is for the benchmark, which then ends the guard.
+        // Its own process group: Ctrl+C at the terminal ends the benchmark, which then ends the guard.
         std::os::unix::process::CommandExt::process_group(&mut guard, 0);
         let guard = guard.spawn().context("redis-server does not run")?;
         let mut redis = Self {
@@ -88,7 +87,7 @@ impl Redis {
         Ok(redis)
     }
 
-    /// Single claims on one coupon, each client as fast as it is answered.
+    /// Single claims on one coupon, without pauses.
     pub async fn claims(&mut self, clients: u32, seconds: u32) -> Result<Figures> {
         if !self.expected.contains_key(&clients) {
             self.run(clients, 2_000).await?;
@@ -111,7 +110,7 @@ impl Redis {
                 &claims.to_string(),
                 "--csv",
             ])
-            // Two random numbers of 12 digits make users who do not meet.
+            // Two random numbers of 12 digits make the users unique.
             .args([
                 "-r",
                 "1000000000",
@@ -172,12 +171,12 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         drop(self.guard.stdin.take());
-        // It ends by itself now; nobody is left to tell if not.
+        // It ends by itself now.
         let _ = self.guard.wait();
     }
 }
 
-/// Reads the line after the header, from its end: the command before it may hold anything.
+/// Reads the line after the header from its end, because the command before it may contain any text.
 fn parse(csv: &str) -> Result<Figures> {
     let line = csv.lines().last().context("nothing")?;
     let mut fields = line

@@ -1,4 +1,4 @@
-//! The images, and what compose makes of its settings.
+//! The images, and how compose passes settings to them.
 
 use anyhow::{Context, Result};
 use tokio::process::Command;
@@ -49,7 +49,7 @@ async fn health_is_told() -> Result<()> {
         })
         .await?;
     }
-    // Where nobody listens, the health checks fail.
+    // Without a listener, the health checks fail.
     for (name, check) in [
         ("postgres", ["pg_isready", "--host=127.0.0.1"]),
         ("service", ["honcho-service", "--health-check"]),

@@ -1,5 +1,5 @@
-//! What docker-compose.yml brings up, from outside: `make test-docker` builds the images and says
-//! where the engine is. The tests take turns, for they stop and restart what they share.
+//! The stack of docker-compose.yml, tested from outside. `make test-docker` builds the images and sets the
+//! engine's address. The tests run one at a time, because they stop and restart shared containers.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod images;

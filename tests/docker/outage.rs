@@ -1,4 +1,4 @@
-//! Containers go and come back: what was told stays true.
+//! Containers that stop and come back: no told claim is lost.
 
 use std::{
     collections::BTreeSet,
@@ -15,10 +15,10 @@ use tokio::task::JoinSet;
 
 use crate::stack::{Claimant, Stack, compose, container, docker};
 
-/// Claims under way at any time.
+/// Concurrent claims.
 const CLAIMANTS: usize = 16;
 
-/// As many claims tell that the stack works.
+/// This many successful claims show that the stack works.
 const ENOUGH: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,16 +32,16 @@ async fn what_was_told_survives_the_database_container() -> Result<()> {
     compose(&["kill", "postgres"]).await?;
     compose(&["up", "--detach", "--no-build"]).await?;
     load.goes_on().await?;
-    let (told, refused) = load.stop().await?;
-    ensure!(refused > 0, "nobody noticed that the database was away");
+    let (answered, refused) = load.stop().await?;
+    ensure!(refused > 0, "no claim was refused during the outage");
 
     let (_, shown) = stack.show("OUTAGE").await?;
     let claimed: BTreeSet<&str> = claimants(&shown).collect();
-    let lost: Vec<_> = told
+    let lost: Vec<_> = answered
         .iter()
         .filter(|user| !claimed.contains(user.as_str()))
         .collect();
-    assert!(lost.is_empty(), "told and lost: {lost:?}");
+    assert!(lost.is_empty(), "answered and lost: {lost:?}");
     assert_eq!(shown["remaining_amount"], 1_000_000 - claimed.len());
     stack.books().await
 }
@@ -60,7 +60,7 @@ async fn data_outlives_down_and_up() -> Result<()> {
     for service in ["service", "postgres"] {
         let container = container(service).await?;
         let status = docker(&["inspect", "--format", "{{.State.ExitCode}}", &container]).await?;
-        assert_eq!(status, "0", "{service} did not end as it was told to");
+        assert_eq!(status, "0", "{service} did not exit as asked");
     }
     compose(&["down"]).await?;
     assert_eq!(container("postgres").await?, "");
@@ -81,10 +81,10 @@ fn claimants(shown: &Value) -> impl Iterator<Item = &str> {
         .filter_map(Value::as_str)
 }
 
-/// Claims without end, by ever new users.
+/// Claims by new users without end.
 struct Load {
     stop: Arc<AtomicBool>,
-    told: Arc<Mutex<Vec<String>>>,
+    answered: Arc<Mutex<Vec<String>>>,
     refused: Arc<AtomicUsize>,
     claimants: JoinSet<Result<()>>,
 }
@@ -93,7 +93,7 @@ impl Load {
     fn start(claimant: &Claimant, coupon: &'static str) -> Self {
         let mut load = Self {
             stop: Arc::default(),
-            told: Arc::default(),
+            answered: Arc::default(),
             refused: Arc::default(),
             claimants: JoinSet::new(),
         };
@@ -102,16 +102,16 @@ impl Load {
             let claimant = claimant.clone();
             let users = Arc::clone(&users);
             let stop = Arc::clone(&load.stop);
-            let told = Arc::clone(&load.told);
+            let answered = Arc::clone(&load.answered);
             let refused = Arc::clone(&load.refused);
             load.claimants.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let user = format!("user_{}", users.fetch_add(1, Ordering::Relaxed));
                     let outcome = claimant.claim(&user, coupon).await?;
                     match outcome.split(' ').next() {
-                        Some("200") => told.lock().unwrap().push(user),
+                        Some("200") => answered.lock().unwrap().push(user),
                         Some("503") => _ = refused.fetch_add(1, Ordering::Relaxed),
-                        _ => anyhow::bail!("{user} was told {outcome}"),
+                        _ => anyhow::bail!("{user} got {outcome}"),
                     }
                 }
                 Ok(())
@@ -120,23 +120,26 @@ impl Load {
         load
     }
 
-    fn told(&self) -> usize {
-        self.told.lock().unwrap().len()
+    fn answered(&self) -> usize {
+        self.answered.lock().unwrap().len()
     }
 
-    /// Waits until claims have been made from now on.
+    /// Waits until new claims have succeeded.
     async fn goes_on(&self) -> Result<()> {
-        let enough = self.told() + ENOUGH;
-        eventually("claims", async || Ok((self.told() >= enough).then_some(()))).await
+        let enough = self.answered() + ENOUGH;
+        eventually("claims", async || {
+            Ok((self.answered() >= enough).then_some(()))
+        })
+        .await
     }
 
-    /// Who was told that they have the coupon, and how many were told to come back later.
+    /// Returns the users whose claims succeeded, and the number of claims that were refused with 503.
     async fn stop(mut self) -> Result<(Vec<String>, usize)> {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(claimant) = self.claimants.join_next().await {
             claimant??;
         }
-        let told = std::mem::take(&mut *self.told.lock().unwrap());
-        Ok((told, self.refused.load(Ordering::Relaxed)))
+        let answered = std::mem::take(&mut *self.answered.lock().unwrap());
+        Ok((answered, self.refused.load(Ordering::Relaxed)))
     }
 }

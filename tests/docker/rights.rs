@@ -1,4 +1,4 @@
-//! Who may do what: the processes in the containers, the service in the database, the network.
+//! Rights: of the processes in the containers, of the service in the database, of the network.
 
 use anyhow::{Context, Result};
 use honcho_tests::eventually;
@@ -53,7 +53,7 @@ async fn tokens_reach_the_service() -> Result<()> {
         })
     })
     .await?;
-    // The next test wants none.
+    // The next test needs a stack without it.
     stack.bring_up().await
 }
 
@@ -116,7 +116,7 @@ async fn the_service_role_can_touch_no_table() -> Result<()> {
     stack.books().await
 }
 
-/// What the kernel says about the first process in a service's container.
+/// The kernel's status of the first process in a service's container.
 async fn status(service: &str) -> Result<String> {
     let container = container(service).await?;
     docker(&["exec", &container, "cat", "/proc/1/status"]).await

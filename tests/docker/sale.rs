@@ -1,4 +1,4 @@
-//! The sale, over the published port.
+//! A sale through the published port.
 
 use anyhow::Result;
 use honcho_tests::{at_once, counts};

@@ -1,4 +1,4 @@
-//! The stack as a user has it: compose's commands, and the ports that it publishes.
+//! The stack as a user starts it: compose's commands, and the ports that it publishes.
 
 use std::{env, net::SocketAddr, process::Output};
 
@@ -11,14 +11,14 @@ use tokio::{
 };
 use tokio_postgres::Client;
 
-/// The running stack, to one test at a time.
+/// The running stack, for one test at a time.
 pub struct Stack {
     http: reqwest::Client,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Stack {
-    /// Waits for its turn, and brings up what is not up.
+    /// Waits for other tests, and starts missing containers.
     pub async fn up() -> Result<Self> {
         static TURN: Mutex<()> = Mutex::const_new(());
         let stack = Self {
@@ -49,7 +49,7 @@ impl Stack {
             .with_context(|| format!("{service} is published at {published:?}"))
     }
 
-    /// Makes a coupon.
+    /// Creates a coupon.
     pub async fn create(&self, name: &str, amount: i32) -> Result<()> {
         let url = self.url("/api/coupons").await?;
         let coupon = json!({ "name": name, "amount": amount });
@@ -58,14 +58,14 @@ impl Stack {
         Ok(())
     }
 
-    /// A coupon, as status and body.
+    /// Requests a coupon, and returns status and body.
     pub async fn show(&self, name: &str) -> Result<(u16, Value)> {
         let url = self.url(&format!("/api/coupons/{name}")).await?;
         let answer = self.http.get(url).send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
     }
 
-    /// Somebody who claims. Knows the published port as it is now.
+    /// A client that claims through the currently published port.
     pub async fn claimant(&self) -> Result<Claimant> {
         Ok(Claimant {
             http: self.http.clone(),
@@ -78,7 +78,7 @@ impl Stack {
         self.connect_as("postgres", "POSTGRES_PASSWORD").await
     }
 
-    /// Connects as `user`, with the password that the environment has.
+    /// Connects as `user`, with the password from the environment.
     pub async fn connect_as(&self, user: &str, password: &str) -> Result<Client> {
         let address = self.published("postgres", "5432").await?;
         let password = variable(password)?;
@@ -96,7 +96,7 @@ impl Stack {
     }
 }
 
-/// Somebody who claims coupons.
+/// A client that claims coupons.
 #[derive(Clone)]
 pub struct Claimant {
     http: reqwest::Client,
@@ -104,7 +104,7 @@ pub struct Claimant {
 }
 
 impl Claimant {
-    /// What came of a claim: the status and, of a problem, its code: `409 sold_out`.
+    /// Claims, and returns the status, with the code if it is a problem: `409 sold_out`.
     pub async fn claim(&self, user_id: &str, coupon_name: &str) -> Result<String> {
         let claim = json!({ "user_id": user_id, "coupon_name": coupon_name });
         let answer = self.http.post(&self.url).json(&claim).send().await?;
@@ -153,7 +153,7 @@ pub async fn succeed(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
 
-/// Runs a command to its end, whatever that is.
+/// Runs a command to its end, and returns its output even if it fails.
 pub async fn run(command: &mut Command) -> Result<Output> {
     let output = command.kill_on_drop(true).output().await;
     output.with_context(|| format!("{command:?} does not run"))

@@ -52,7 +52,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -62,13 +62,13 @@ async fn browser(driver: &Driver, profile: &Path) -> Result<WebDriver> {
     let mut capabilities = DesiredCapabilities::chrome();
     for argument in [
         "--headless",
-        // Root, as which containers run tests, has no sandbox.
+        // Chromium has no sandbox for root, which runs tests in containers.
         "--no-sandbox",
         "--disable-dev-shm-usage",
         "--disable-gpu",
         "--disable-quic",
         "--no-first-run",
-        // The browser's own business with its maker is not what is looked at here.
+        // Requests of the browser to its vendor are not part of the test.
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
@@ -82,7 +82,7 @@ async fn browser(driver: &Driver, profile: &Path) -> Result<WebDriver> {
     Ok(WebDriver::new(&driver.url, capabilities).await?)
 }
 
-/// Waits for what the selector finds, and clicks it.
+/// Waits for an element and clicks it.
 async fn click(browser: &WebDriver, selector: &str) -> Result<()> {
     let element = element(browser, selector).await?;
     element.scroll_into_view().await?;
@@ -101,7 +101,7 @@ async fn element(browser: &WebDriver, selector: &str) -> Result<WebElement> {
     found.with_context(|| format!("{selector} is not there"))
 }
 
-/// Opens an operation, clicks "Try it out" and "Execute", and returns the status that is shown then.
+/// Opens an operation, clicks "Try it out" and "Execute", and returns the displayed status.
 async fn execute(browser: &WebDriver, operation: &str) -> Result<String> {
     click(browser, &format!("{operation} .opblock-summary-control")).await?;
     click(browser, &format!("{operation} .try-out__btn")).await?;
@@ -120,7 +120,7 @@ async fn execute(browser: &WebDriver, operation: &str) -> Result<String> {
     .await
 }
 
-/// The addresses of all requests that were sent, and whatever was written to the console as an error.
+/// The addresses of all requests, and all errors on the console.
 async fn logged(browser: &WebDriver) -> Result<(Vec<String>, Vec<String>)> {
     let mut requests = Vec::new();
     for entry in browser.get_log("performance").await? {
@@ -151,7 +151,7 @@ async fn use_docs(browser: &WebDriver, service: &Service) -> Result<()> {
     click(browser, ".auth-btn-wrapper .authorize").await?;
     click(browser, ".auth-btn-wrapper .btn-done").await?;
 
-    // What is sent is the example that the description gives.
+    // The request is the description's example.
     let created = execute(browser, "#operations-coupons-create_coupon").await?;
     ensure!(created.starts_with("201"), "creating shows {created}");
     let claimed = execute(browser, "#operations-claims-claim").await?;
@@ -167,7 +167,7 @@ async fn a_coupon_is_claimed_by_clicking() -> Result<()> {
     let profile = tempfile::tempdir()?;
     let browser = browser(&driver, profile.path()).await?;
     let used = use_docs(&browser, &service).await;
-    // For people to look at, above all when it failed.
+    // A screenshot for people, above all after a failure.
     let screenshot = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docs.png");
     browser.screenshot(&screenshot).await?;
     let logged = logged(&browser).await;
@@ -189,7 +189,7 @@ async fn a_coupon_is_claimed_by_clicking() -> Result<()> {
     }
     let elsewhere: Vec<_> = requests
         .iter()
-        // The rest are the browser's own pages, and images within ours.
+        // Other addresses are pages of the browser and inline images.
         .filter(|url| url.starts_with("http") || url.starts_with("ws"))
         .filter(|url| !url.starts_with(&own))
         .collect();

@@ -1,4 +1,4 @@
-//! The API's description: whether it is true, and whether it can be used.
+//! The API's description is true, and its documentation works in a browser.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod browser;
@@ -9,16 +9,16 @@ use anyhow::{Context, Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, Service};
 use tokio::{process::Command, time::timeout};
 
-/// What may do everything.
+/// A token with all scopes.
 const TOKEN: &str = "all-0123456789abcdef";
 
-/// The fewest cases that say something.
+/// A run with fewer cases proves too little.
 const CASES: u32 = 3_000;
 
-/// How long they may take.
+/// Time limit of a run.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A database, and the service on it.
+/// A database and a service that uses it.
 async fn service(cluster: &Cluster) -> Result<(Database, Service)> {
     let database = Database::create(cluster).await?;
     let tokens = format!("{TOKEN}:claim,read,admin");
@@ -30,13 +30,13 @@ fn cluster() -> Result<Cluster> {
     ClusterOptions::default().setting("fsync", "off").start()
 }
 
-/// Requests of all kinds, valid and not, one by one and in sequences: no 5xx, and no answer that is not
-/// described, in its status, its headers and its body.
+/// Valid and invalid requests, single and in sequences: no 5xx, and no answer whose status, headers or body
+/// is not described.
 #[tokio::test]
 async fn the_description_is_true() -> Result<()> {
     let cluster = cluster()?;
     let (database, service) = service(&cluster).await?;
-    // Something that the paths and examples of the description lead to.
+    // Coupons to which the description's paths and examples lead.
     for name in ["claim", "PROMO_SUPER"] {
         database.create_coupon(name, 1_000_000).await?;
     }
@@ -44,7 +44,7 @@ async fn the_description_is_true() -> Result<()> {
         .context("SCHEMATHESIS must name the program (make test-openapi does)")?;
     let run = async {
         let (mut cases, mut runs) = (0, 0);
-        // Each with another seed, which a failure tells.
+        // Each run has another seed, which a failure reports.
         while cases < CASES {
             cases += generate(&schemathesis, &service).await?;
             runs += 1;
@@ -57,9 +57,9 @@ async fn the_description_is_true() -> Result<()> {
     database.books().await
 }
 
-/// One run of schemathesis; how many cases that was.
+/// Runs schemathesis once, and returns the number of cases.
 async fn generate(schemathesis: &OsStr, service: &Service) -> Result<u32> {
-    // It leaves a cache of what it has found.
+    // It writes a cache into the current directory.
     let directory = tempfile::tempdir()?;
     let output = Command::new(schemathesis)
         .args(["run", &service.url("/openapi.json"), "--header"])

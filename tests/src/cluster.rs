@@ -18,9 +18,9 @@ use rustix::{
 
 use crate::PATIENCE;
 
-/// Waits for the end of its standard input, which comes when the process that owns the cluster
-/// drops it or dies in whatever way, and then takes the cluster down and away. A static is never
-/// dropped, so the shared cluster of a test binary depends on it.
+/// Stops the cluster and removes it at the end of its standard input, which comes when the owning process
+/// drops the cluster or dies in any way. Statics are never dropped, so the shared cluster of a test binary
+/// depends on it.
 const GUARD: &str = r#"
 cat >/dev/null
 # A server that was killed leaves its lock file behind.
@@ -37,18 +37,18 @@ rm -rf "$1"
 /// The port of a cluster that is reachable only through its unix socket.
 const DEFAULT_PORT: u16 = 5432;
 
-/// How to stop a cluster.
+/// Ways to stop a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Disconnects everybody and shuts down cleanly.
+    /// Disconnects all clients and shuts down cleanly.
     Fast,
-    /// Drops everything at once, as a crash does: the next start goes through recovery.
+    /// Drops everything immediately, as a crash does: the next start goes through recovery.
     Immediate,
-    /// Kills every process, as the end of the machine does: none of them can do anything more.
+    /// Kills every process, as the end of the machine does: no process runs any further.
     Kill,
 }
 
-/// What a cluster is made and started with.
+/// Options of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
     parent: PathBuf,
@@ -94,7 +94,7 @@ impl ClusterOptions {
         self
     }
 
-    /// Makes the cluster and starts it.
+    /// Creates the cluster and starts it.
     pub fn start(self) -> Result<Cluster> {
         let mut cluster = Cluster::prepare(self)?;
         let data = cluster.data();
@@ -114,7 +114,7 @@ impl ClusterOptions {
         Ok(cluster)
     }
 
-    /// Makes a hot standby of `primary`, which must be running, and starts it.
+    /// Creates a hot standby of `primary`, which must be running, and starts it.
     pub fn start_standby_of(self, primary: &Cluster) -> Result<Cluster> {
         let mut cluster = Cluster::prepare(self)?;
         let data = cluster.data();
@@ -135,10 +135,11 @@ impl ClusterOptions {
     }
 }
 
-/// A private PostgreSQL cluster: a fresh data directory, reachable only through a unix socket in
-/// a directory of its own unless TCP is asked for, stopped and removed when it is dropped or when this process ends.
+/// A private PostgreSQL cluster with a fresh data directory. It is reachable only through a unix socket in
+/// its own directory unless TCP is asked for, and is stopped and removed when it is dropped or this process
+/// ends.
 ///
-/// PostgreSQL refuses to run as root, so when we are root it runs as the user `postgres`.
+/// PostgreSQL refuses to run as root, so root runs it as the user `postgres`.
 #[derive(Debug)]
 pub struct Cluster {
     directory: PathBuf,
@@ -151,7 +152,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster with default options and starts it.
+    /// Creates a cluster with default options and starts it.
     pub fn start_new() -> Result<Self> {
         ClusterOptions::default().start()
     }
@@ -174,7 +175,7 @@ impl Cluster {
             .args(["-c", GUARD, "honcho-guard"])
             .arg(&directory)
             .stdin(Stdio::piped())
-            // Outlives a Ctrl+C at the terminal, which would otherwise end it with its owner.
+            // Its own process group: a Ctrl+C at the terminal must not end it with its owner.
             .process_group(0)
             .spawn()
             .context("the guard did not start")?;
@@ -266,7 +267,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Makes a standby a primary, and waits until it is. Not by a query, which replay may break off.
+    /// Makes a standby a primary, and waits for it. Not with a query, which replay may cancel.
     pub fn promote(&self) -> Result<()> {
         let data = self.data();
         self.run(
@@ -276,8 +277,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs one of PostgreSQL's programs as the cluster's owner, connected to the cluster as its
-    /// superuser, and fails with what it said unless it succeeds.
+    /// Runs one of PostgreSQL's programs as the cluster's owner, connected to the cluster as its superuser.
+    /// Fails with the program's output unless it succeeds.
     pub fn run<A: AsRef<OsStr>>(
         &self,
         program: &str,
@@ -301,7 +302,7 @@ impl Cluster {
     /// `PG…` variables set so that it reaches this cluster.
     pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new(self.bindir.join(program));
-        // The owner may not be able to enter the directory in which we were started.
+        // The owner may lack access to the current directory.
         command.current_dir(&self.directory);
         command
             .env("PGHOST", &self.directory)
@@ -330,12 +331,12 @@ impl Cluster {
         self.port
     }
 
-    /// Stops every process of the running server from doing anything until the returned value is
-    /// dropped. To others it looks like a machine that hangs: connections stay, nothing answers.
+    /// Stops every process of the running server until the returned value is dropped. To clients it looks
+    /// like a machine that hangs: connections stay open, and nothing answers.
     pub fn freeze(&self) -> Result<Frozen> {
         let postmaster = self.pid().context("the server does not run")?;
         let mut frozen = Frozen(Vec::new());
-        // The postmaster first: it starts nothing new meanwhile.
+        // The postmaster first, so that it starts no process meanwhile.
         for pid in std::iter::once(postmaster).chain(children(postmaster)?) {
             signal(pid, Signal::STOP)?;
             frozen.0.push(pid);
@@ -343,7 +344,7 @@ impl Cluster {
         Ok(frozen)
     }
 
-    /// Where PostgreSQL's programs are.
+    /// The directory of PostgreSQL's programs.
     pub fn bindir(&self) -> &Path {
         &self.bindir
     }
@@ -359,7 +360,7 @@ impl Cluster {
         self.postmaster.as_ref().map(Child::id)
     }
 
-    /// All that the server has logged.
+    /// The server's whole log.
     pub fn log(&self) -> String {
         fs::read(self.log_path())
             .map(|log| String::from_utf8_lossy(&log).into_owned())
@@ -377,7 +378,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The guard does the rest, whatever came of the stop; nobody is left to tell.
+        // The guard does the rest, even if the stop failed.
         let _ = self.stop(Stop::Immediate);
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
@@ -386,7 +387,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A server of which no process does anything.
+/// A server whose processes are stopped.
 #[derive(Debug)]
 pub struct Frozen(Vec<u32>);
 
@@ -403,7 +404,7 @@ fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
-        .context("a strange process id")?;
+        .context("an invalid process id")?;
     match kill_process(pid, signal) {
         Err(Errno::SRCH) => Ok(()),
         result => Ok(result?),
@@ -418,14 +419,14 @@ fn children(pid: u32) -> Result<Vec<u32>> {
         .collect::<Result<_, _>>()?)
 }
 
-/// A port that nobody listens on at present.
+/// A port on which no process listens at present.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
         .port())
 }
 
-/// Kills a server: it is stopped first, so that it starts nothing new while its children go.
+/// Kills a server. It is stopped first, so that it starts no process while its children are killed.
 fn kill_with_children(server: u32) -> Result<()> {
     signal(server, Signal::STOP)?;
     let children = children(server)?;
@@ -433,7 +434,7 @@ fn kill_with_children(server: u32) -> Result<()> {
         signal(child, Signal::KILL)?;
     }
     signal(server, Signal::KILL)?;
-    // The next server does not start while one of them still has the shared memory.
+    // The next server does not start while one of them is attached to the shared memory.
     let deadline = Instant::now() + PATIENCE;
     while children.iter().any(|&child| is_alive(child)) {
         ensure!(Instant::now() < deadline, "killed processes go on");
@@ -442,7 +443,7 @@ fn kill_with_children(server: u32) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process is there and more than an entry that nobody has collected.
+/// Tells if a process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
@@ -468,7 +469,7 @@ fn bindir() -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim_end()))
 }
 
-/// User and group to run PostgreSQL as, when it cannot be ours.
+/// User and group that run PostgreSQL if this process cannot.
 fn owner() -> Result<Option<(u32, u32)>> {
     if !geteuid().is_root() {
         return Ok(None);
@@ -484,14 +485,14 @@ fn owner() -> Result<Option<(u32, u32)>> {
     Ok(Some((id("-u")?, id("-g")?)))
 }
 
-/// Whether the server with this process id takes connections: the eighth line of its lock file
-/// says so, which is what `pg_ctl start` waits for.
+/// Tells if the server with this process id accepts connections. `pg_ctl start` waits for the same line of
+/// the lock file, the eighth.
 fn is_ready(data: &Path, pid: u32) -> bool {
     let Ok(lock) = fs::read_to_string(data.join("postmaster.pid")) else {
         return false;
     };
     let mut lines = lock.lines();
-    // The lock file of a server that crashed stays until the next one takes it over.
+    // After a crash, the lock file stays until the next server replaces it.
     lines.next() == Some(pid.to_string().as_str())
         && lines.nth(6).is_some_and(|status| status.trim() == "ready")
 }

@@ -3,8 +3,7 @@ use std::{collections::BTreeMap, future::Future, sync::Arc};
 use anyhow::Result;
 use tokio::{sync::Barrier, task::JoinSet};
 
-/// Prepares a claim for every user, lets them all go when the last is ready, and counts what came
-/// of them.
+/// Prepares a claim for every user, starts all of them when the last is ready, and counts the outcomes.
 pub async fn at_once<P, C>(
     users: Vec<String>,
     prepare: impl Fn(String) -> P,
@@ -31,7 +30,7 @@ where
     Ok(outcomes)
 }
 
-/// What [`at_once`] is expected to have counted.
+/// The counts that [`at_once`] is expected to return.
 pub fn counts(outcomes: &[(&str, usize)]) -> BTreeMap<String, usize> {
     outcomes
         .iter()

@@ -5,8 +5,8 @@ use tokio_postgres::{Client, NoTls};
 
 use crate::Cluster;
 
-/// A database of its own with the extension in it, and two roles of its own: a caller that may
-/// execute the extension's functions and nothing else, and a stranger that may do nothing.
+/// A separate database with the extension, and two roles for it: a caller that may execute the extension's
+/// functions and nothing else, and a stranger without any rights.
 #[derive(Debug)]
 pub struct Database {
     name: String,
@@ -16,12 +16,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// Makes the database, the extension and the roles.
+    /// Creates the database, the extension and the roles.
     pub async fn create(cluster: &Cluster) -> Result<Self> {
         Self::create_with(cluster, "create extension honcho").await
     }
 
-    /// The same with the extension as it was in a release, of which there must be the SQL.
+    /// The same with the SQL of a release.
     pub async fn create_released(cluster: &Cluster, version: &str) -> Result<Self> {
         Self::create_with(
             cluster,
@@ -30,7 +30,7 @@ impl Database {
         .await
     }
 
-    /// The same without the extension, which the test creates in its own way.
+    /// The same without the extension, which the test creates itself.
     pub async fn create_empty(cluster: &Cluster) -> Result<Self> {
         Self::create_with(cluster, "").await
     }
@@ -77,7 +77,7 @@ impl Database {
         connect(&self.caller_url).await
     }
 
-    /// Connects as the role to which nothing was granted.
+    /// Connects as the role without grants.
     pub async fn connect_as_stranger(&self) -> Result<Client> {
         connect(&self.stranger_url).await
     }
@@ -92,7 +92,7 @@ impl Database {
         &self.caller_url
     }
 
-    /// Makes a coupon.
+    /// Creates a coupon.
     pub async fn create_coupon(&self, name: &str, amount: i32) -> Result<()> {
         let created: bool = self
             .connect()
@@ -110,18 +110,18 @@ impl Database {
     }
 }
 
-/// Connects and drives the connection in a task of its own until the client is dropped.
+/// Connects, and drives the connection in a task until the client is dropped.
 pub async fn connect(url: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     tokio::spawn(async move {
-        // The client's next query reports a broken connection; here is nobody to tell.
+        // The client's next query reports a broken connection.
         let _ = connection.await;
     });
     Ok(client)
 }
 
-/// Fails unless `honcho_verify()` looked at every coupon and found every invariant to hold.
-/// Needs a client that may read the tables.
+/// Fails unless `honcho_verify()` covers every coupon and finds every invariant to hold. The client must be
+/// allowed to read the tables.
 pub async fn books(client: &Client) -> Result<()> {
     let broken = client
         .query(

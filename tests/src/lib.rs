@@ -20,8 +20,7 @@ pub use pooler::Pooler;
 pub use proxy::Proxy;
 pub use service::Service;
 
-/// How long a fixture waits for anything before it gives up. Generous, because it is only
-/// reached when something is broken.
+/// Time after which a fixture gives up waiting. It is generous, because only a fault exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls `condition` until it yields a value, or fails after [`PATIENCE`] naming `what`.
@@ -35,7 +34,10 @@ where
             return Ok(value);
         }
         if Instant::now() > deadline {
-            bail!("waited {} s in vain for {what}", PATIENCE.as_secs());
+            bail!(
+                "timed out after {} s waiting for {what}",
+                PATIENCE.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use crate::{Cluster, Database, cluster::free_port, eventually};
 
-/// A PgBouncer in front of a cluster, on a free port of the loopback address, killed when dropped. It lets in
+/// A PgBouncer in front of a cluster, on a free port of the loopback address, killed when dropped. It accepts
 /// the caller of one database.
 #[derive(Debug)]
 pub struct Pooler {
@@ -28,7 +28,7 @@ impl Pooler {
     pub async fn start(cluster: &Cluster, database: &Database, settings: &str) -> Result<Self> {
         let port = free_port()?;
         let caller = format!("{}_caller", database.name());
-        // As the cluster's owner, for it refuses to run as root.
+        // It runs as the cluster's owner, because it refuses to run as root.
         let file = |name: &str| cluster.directory().join(format!("pooler-{port}.{name}"));
         fs::write(file("users"), format!("\"{caller}\" \"\"\n"))?;
         let configuration = format!(
@@ -69,7 +69,7 @@ impl Pooler {
         &self.url
     }
 
-    /// All that it has logged.
+    /// Its whole log.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -85,14 +85,14 @@ impl Pooler {
         let mut numbers = version.split('.').map(str::parse);
         match (numbers.next(), numbers.next()) {
             (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-            _ => bail!("a strange version: {version}"),
+            _ => bail!("an unknown version: {version}"),
         }
     }
 }
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

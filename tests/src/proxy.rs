@@ -39,22 +39,22 @@ impl Proxy {
         self.address
     }
 
-    /// Leads new connections to another socket; those that are open stay where they are.
+    /// Leads new connections to another socket; open connections stay.
     pub fn lead_to(&self, socket: impl AsRef<Path>) {
         *locked(&self.socket) = socket.as_ref().to_owned();
     }
 
-    /// Cuts every connection, in the midst of whatever is said on it, and leaves the port.
+    /// Cuts every connection, even during a transfer, and stops listening.
     pub async fn cut(&mut self) {
         if let Some(accepting) = self.accepting.take() {
             accepting.abort();
-            // It was told to end: how it did says nothing.
+            // The task was aborted, so its result is no error.
             let _ = accepting.await;
         }
         locked(&self.open).abort_all();
     }
 
-    /// Listens again where it did.
+    /// Listens again on the same address.
     pub async fn mend(&mut self) -> Result<()> {
         let listener = TcpListener::bind(self.address).await?;
         self.accept(listener);
@@ -86,7 +86,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 async fn pass(mut stream: TcpStream, socket: PathBuf) {
-    // Each side learns of the other's end by its own.
+    // Each side detects the other's end by itself.
     if let Ok(mut server) = UnixStream::connect(socket).await {
         let _ = copy_bidirectional(&mut stream, &mut server).await;
     }

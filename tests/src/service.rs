@@ -1,6 +1,7 @@
 use std::{
     env,
     ffi::OsString,
+    fs,
     io::{self, BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
@@ -43,7 +44,7 @@ impl Service {
         Self::spawn(command).await
     }
 
-    /// The binary named by `$HONCHO_SERVICE`, for whoever has flags for it.
+    /// The binary named by `$HONCHO_SERVICE`, for tests that pass flags.
     pub fn command() -> Result<Command> {
         Ok(Command::new(binary()?))
     }
@@ -59,7 +60,7 @@ impl Service {
         let stderr = child.stderr.take().context("no standard error")?;
         let log = Arc::new(Mutex::new(String::new()));
         let unread = Arc::new(AtomicBool::new(false));
-        // A thread, not a task: a test that blocks its runtime must not stop up the pipe.
+        // A thread, not a task: a test that blocks its runtime must not block the pipe.
         let reader = thread::spawn({
             let log = Arc::clone(&log);
             let unread = Arc::clone(&unread);
@@ -73,7 +74,7 @@ impl Service {
                     log.push_str(&line);
                     line.clear();
                 }
-                // Until its end, which may also come as an error.
+                // Reads until the end, which may also be an error.
                 let _ = io::copy(&mut stderr, &mut io::sink());
             }
         });
@@ -114,7 +115,7 @@ impl Service {
         self.child.id()
     }
 
-    /// All that it has logged so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.log
             .lock()
@@ -122,13 +123,12 @@ impl Service {
             .clone()
     }
 
-    /// Throws away what it logs after the next line: a service under load logs more than anybody
-    /// wants to keep.
+    /// Discards its log after the next line, because a service under load logs very much.
     pub fn leave_log_unread(&self) {
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until it has logged this: it writes its log after it has answered.
+    /// Waits until its log contains `text`: the service writes its log after it has answered.
     pub async fn logged(&self, text: &str) -> Result<()> {
         let logged = eventually("a line in the log", async || {
             Ok(self.log().contains(text).then_some(()))
@@ -138,18 +138,26 @@ impl Service {
             .with_context(|| format!("no {text:?} in\n{}", self.log()))
     }
 
-    /// Memory in use now, in bytes: the resident set of `/proc/<pid>/status`.
+    /// The memory in use, in bytes: the resident set of `/proc/<pid>/status`.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.status_bytes("VmRSS:")
     }
 
-    /// The most memory it ever had in use, in bytes.
+    /// The peak of the memory in use, in bytes.
     pub fn peak_resident_bytes(&self) -> Result<u64> {
         self.status_bytes("VmHWM:")
     }
 
+    /// Counts its open sockets, including the listener and those to the database.
+    pub fn open_sockets(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.pid()))?
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with("socket:"))
+            .count())
+    }
+
     fn status_bytes(&self, field: &str) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let kilobytes: u64 = status
             .lines()
             .find_map(|line| line.strip_prefix(field))
@@ -159,12 +167,12 @@ impl Service {
         Ok(kilobytes * 1024)
     }
 
-    /// Sends SIGTERM: finish what is under way and end.
+    /// Sends SIGTERM: finish requests in flight and exit.
     pub fn terminate(&self) -> Result<()> {
         self.signal(Signal::TERM)
     }
 
-    /// Sends SIGHUP: read the files that can change anew.
+    /// Sends SIGHUP: read the reloadable files again.
     pub fn hang_up(&self) -> Result<()> {
         self.signal(Signal::HUP)
     }
@@ -174,7 +182,7 @@ impl Service {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// Waits for its end, and for the end of its log.
+    /// Waits for its exit, and for the end of its log.
     pub async fn exit(&mut self) -> Result<ExitStatus> {
         let child = &mut self.child;
         let status = eventually("the service to end", async || Ok(child.try_wait()?)).await?;
@@ -188,7 +196,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // It may have exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,0 +1,165 @@
+//! Failover: the service follows the primary.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use honcho_tests::{Cluster, ClusterOptions, Database, Proxy, Stop, connect, eventually};
+
+use crate::fixtures::{
+    api::Api,
+    held_coupon::{claim, hold, until_queued},
+    readiness::soon,
+    recovery::{until_claims_succeed, until_well, url_through},
+};
+
+/// A primary, its standby, and a service that is configured with both.
+struct Pair {
+    primary: Cluster,
+    standby: Cluster,
+    database: Database,
+    api: Arc<Api>,
+}
+
+impl Pair {
+    async fn start() -> Result<Self> {
+        let options = ClusterOptions::default().setting("fsync", "off");
+        let primary = options.clone().start()?;
+        let standby = options.start_standby_of(&primary)?;
+        let database = Database::create(&primary).await?;
+        database.create_coupon("PROMO", 1000).await?;
+        let pair = Self {
+            api: Arc::new(Api::start(&url_of_both(&database, &primary, &standby)).await?),
+            primary,
+            standby,
+            database,
+        };
+        until_well(&pair.api, "before").await?;
+        pair.until_standby_has(1).await?;
+        Ok(pair)
+    }
+
+    async fn until_standby_has(&self, count: usize) -> Result<()> {
+        eventually("the standby to have all claims", async || {
+            let url = self.standby.url("postgres", self.database.name());
+            let Ok(client) = connect(&url).await else {
+                return Ok(None);
+            };
+            let claims = client.query("select from claims", &[]).await;
+            Ok(claims
+                .is_ok_and(|claims| claims.len() == count)
+                .then_some(()))
+        })
+        .await
+    }
+
+    async fn books_of_standby(&self) -> Result<()> {
+        let url = self.standby.url("postgres", self.database.name());
+        honcho_tests::books(&connect(&url).await?).await
+    }
+}
+
+fn url_of_both(database: &Database, primary: &Cluster, standby: &Cluster) -> String {
+    format!(
+        "host={},{} user={name}_caller dbname={name}",
+        primary.directory().display(),
+        standby.directory().display(),
+        name = database.name()
+    )
+}
+
+#[tokio::test]
+async fn service_follows_from_a_killed_primary_to_its_standby() -> Result<()> {
+    let mut pair = Pair::start().await?;
+    pair.primary.stop(Stop::Kill)?;
+    // The standby runs, but takes no claims.
+    pair.api
+        .until_not_ready("the database cannot be reached")
+        .await?;
+    let answered = pair.api.claim("user", "PROMO").await?;
+    assert_eq!(answered.shown(), "503 unavailable");
+    pair.standby.promote()?;
+    soon("failover", until_well(&pair.api, "after")).await?;
+    pair.books_of_standby().await
+}
+
+#[tokio::test]
+async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
+    let pair = Pair::start().await?;
+    for coupon in OTHERS {
+        pair.database.create_coupon(coupon, 10).await?;
+    }
+    // Concurrent claims open several connections to the primary.
+    let mut holders = Vec::new();
+    for coupon in OTHERS {
+        holders.push(hold(&pair.database, coupon).await?);
+    }
+    let claims = OTHERS.map(|coupon| claim(&pair.api, "user", coupon));
+    until_queued(&pair.database.connect().await?, OTHERS.len() as i64).await?;
+    drop(holders);
+    for claim in claims {
+        assert_eq!(claim.await??, "200");
+    }
+    pair.until_standby_has(1 + OTHERS.len()).await?;
+    let _frozen = pair.primary.freeze()?;
+    let under_way = claim(&pair.api, "lost", "PROMO");
+    pair.standby.promote()?;
+    soon("failover", async {
+        // The service may have been unready for too short a time to observe.
+        eventually("the service to be ready again", async || {
+            Ok(pair
+                .api
+                .service
+                .log()
+                .contains(" ready after ")
+                .then_some(()))
+        })
+        .await?;
+        // No connection of the pool leads to the old primary any more.
+        for claim in OTHERS.map(|coupon| claim(&pair.api, "another", coupon)) {
+            assert_eq!(claim.await??, "200");
+        }
+        // The lane whose claim went to the old primary does not wait for it either.
+        until_claims_succeed(&pair.api, "after").await
+    })
+    .await?;
+    assert_eq!(under_way.await??, "503 outcome_unknown");
+    // A new service tries the frozen server first.
+    let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
+    let another = Api::start(&url).await?;
+    soon("starting", until_well(&another, "another")).await?;
+    pair.books_of_standby().await
+}
+
+const OTHERS: [&str; 4] = ["A", "B", "C", "D"];
+
+#[tokio::test]
+async fn service_on_a_standby_becomes_ready_when_it_is_promoted() -> Result<()> {
+    let pair = Pair::start().await?;
+    let name = pair.database.name();
+    let url = pair.standby.url(&format!("{name}_caller"), name);
+    let api = Api::start(&url).await?;
+    api.until_not_ready("the database is a standby, which takes no claims")
+        .await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    // Reads are served by the standby.
+    assert_eq!(api.show("PROMO").await?.status, 200);
+    pair.standby.promote()?;
+    soon("promotion", until_well(&api, "after")).await?;
+    pair.books_of_standby().await
+}
+
+#[tokio::test]
+async fn service_reconnects_when_its_address_moves_from_standby_to_primary() -> Result<()> {
+    let pair = Pair::start().await?;
+    let socket = |cluster: &Cluster| cluster.directory().join(".s.PGSQL.5432");
+    let proxy = Proxy::start(socket(&pair.standby)).await?;
+    let settings = [("DATABASE_POOL_SIZE", "1")];
+    let api = Api::start_with(&url_through(&proxy, &pair.database), &settings).await?;
+    api.until_not_ready("the database is a standby, which takes no claims")
+        .await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "503 unavailable");
+    // The old connection still works and would lead to the standby for ever.
+    proxy.lead_to(socket(&pair.primary));
+    soon("recovery", until_well(&api, "after")).await?;
+    pair.database.books().await
+}

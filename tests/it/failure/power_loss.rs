@@ -1,0 +1,126 @@
+//! Loss of power during a sale: no answer that a client got is undone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use honcho_tests::{Database, books, eventually};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::fixtures::{machine::Machine, sql::claim};
+
+/// The answers that clients got before the loss of power.
+#[derive(Default)]
+struct Answered {
+    claimed: Vec<String>,
+    sold_out: bool,
+}
+
+/// Parameters of a sale that ends with a loss of power.
+struct Sale {
+    settings: &'static str,
+    stock: i32,
+    claims_per_user: usize,
+    flush: Duration,
+}
+
+/// Runs a sale until the power goes, and returns the number of answers that are lost.
+async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
+    let Sale {
+        settings,
+        stock,
+        claims_per_user,
+        flush,
+    } = sale;
+    let mut machine = Machine::start().await?;
+    let database = Database::create(&machine.cluster).await?;
+    database.create_coupon("PROMO", stock).await?;
+    let answered = Arc::new(Mutex::new(Answered::default()));
+    let mut clients = JoinSet::new();
+    for n in 0..24 {
+        let client = database.connect().await?;
+        client.batch_execute(settings).await?;
+        let answered = Arc::clone(&answered);
+        clients.spawn(async move {
+            // Until the connection breaks.
+            for i in 0.. {
+                let user_id = format!("user {n} {}", i / claims_per_user);
+                let Ok(outcome) = claim(&client, &user_id).await else {
+                    return;
+                };
+                let mut answered = answered.lock().unwrap();
+                match outcome.as_str() {
+                    "claimed" | "already_claimed" => answered.claimed.push(user_id),
+                    "sold_out" => answered.sold_out = true,
+                    other => panic!("{other}"),
+                }
+            }
+        });
+    }
+    machine.delay_flushes(flush)?;
+    let start = Instant::now();
+    eventually("enough answers", async || {
+        let answered = answered.lock().unwrap();
+        let enough = answered.claimed.len() >= 300 || answered.sold_out;
+        Ok((enough && start.elapsed() > Duration::from_millis(300)).then_some(()))
+    })
+    .await?;
+    machine.lose_power()?;
+    clients.join_all().await;
+
+    let client = database.connect().await?;
+    books(&client).await?;
+    let answered = std::mem::take(&mut *answered.lock().unwrap());
+    let kept: HashMap<String, ()> = client
+        .query("select user_id::text from claims", &[])
+        .await?
+        .iter()
+        .map(|row| (row.get(0), ()))
+        .collect();
+    let left: i32 = client
+        .query_one("select remaining_amount from coupons", &[])
+        .await?
+        .get(0);
+    let lost = answered
+        .claimed
+        .iter()
+        .filter(|user_id| !kept.contains_key(*user_id))
+        .count();
+    ensure!(!answered.claimed.is_empty(), "no claim was answered");
+    Ok(lost + usize::from(answered.sold_out && left > 0))
+}
+
+#[tokio::test]
+async fn power_loss_loses_no_told_outcome() -> Result<()> {
+    for stock in [1_000_000, 150, 40] {
+        let lost = lost_after_a_sale(Sale {
+            settings: "set honcho.early_lock_release = on",
+            stock,
+            claims_per_user: 2,
+            flush: Duration::from_millis(5),
+        })
+        .await?;
+        assert_eq!(lost, 0, "of a stock of {stock}");
+    }
+    Ok(())
+}
+
+/// Shows that the test above can fail: answers given before the flush are lost.
+#[tokio::test]
+async fn power_loss_finds_answers_given_before_the_flush() -> Result<()> {
+    let lost = lost_after_a_sale(Sale {
+        settings: "set synchronous_commit = off",
+        stock: 1_000_000,
+        // A second claim of the same user would be a refusal, which waits for the flush.
+        claims_per_user: 1,
+        // No flush completes before the power goes.
+        flush: Duration::from_secs(5),
+    })
+    .await
+    .context("the sale without flushes")?;
+    assert!(lost > 0);
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! Fixtures that several subjects share.
+
+pub mod api;
+pub mod held_coupon;
+pub mod long_list;
+pub mod machine;
+pub mod preloaded;
+pub mod program;
+pub mod raw_client;
+pub mod readiness;
+pub mod recovery;
+pub mod scrape;
+pub mod signer;
+pub mod sql;
+
+/// One mebibyte, in bytes.
+pub const MIB: u64 = 1024 * 1024;

@@ -1,0 +1,357 @@
+//! JSON Web Tokens: validation, and the rights of their subjects.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::fixtures::{
+    api::{Answer, Api, answer},
+    program::{DATABASE_URL, refusal},
+    signer::{Signer, claims, now},
+};
+
+const SECRET: &str = "a secret of at least thirty-two bytes";
+
+async fn claim(api: &Api, user: &str, token: &str) -> Result<Answer> {
+    answer(
+        api.claim_request(user, "PROMO")
+            .header("authorization", format!("Bearer {token}")),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn jwt_claims_only_for_its_subject() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let environment = [
+        ("JWT_SECRET", SECRET),
+        ("API_TOKENS", "0123456789abcdef:claim"),
+    ];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let token = signer.token(None, &claims(&json!({ "aud": null }))?)?;
+    assert_eq!(claim(&api, "anna", &token).await?.status, 200);
+    assert_eq!(
+        claim(&api, "anna", &token).await?.shown(),
+        "409 already_claimed"
+    );
+    for other in ["bert", "Anna", "anna ", "ann"] {
+        let refused = claim(&api, other, &token).await?;
+        assert_eq!(refused.shown(), "403 forbidden", "{other}");
+    }
+    // The refusal does not reveal if the coupon exists.
+    let foreign = api
+        .claim_request("bert", "none")
+        .header("authorization", format!("Bearer {token}"));
+    assert_eq!(answer(foreign).await?.shown(), "403 forbidden");
+    // A configured token may claim for any user.
+    assert_eq!(claim(&api, "bert", "0123456789abcdef").await?.status, 200);
+
+    let show = |token: &str| {
+        answer(
+            api.show_request("PROMO")
+                .header("authorization", format!("Bearer {token}")),
+        )
+    };
+    assert_eq!(show(&token).await?.status, 200);
+    for (change, status) in [
+        (json!({ "scope": "claim" }), 403),
+        (json!({ "scope": null }), 403),
+        (json!({ "scope": "readonly xread read: READ" }), 403),
+        (json!({ "scope": ["claim", "read"] }), 200),
+        (json!({ "scope": null, "scp": "read" }), 200),
+        // Some identity providers send both claims, or one of them as null.
+        (json!({ "scope": "claim", "scp": ["read"] }), 200),
+        (json!({ "scope": "read", "scp": ["claim"] }), 200),
+        (json!({ "scope": "claim", "scp": [] }), 403),
+        (json!({ "scope": "openid read email" }), 200),
+    ] {
+        let token = signer.token(None, &claims(&json!({ "aud": null }))?)?;
+        assert_eq!(show(&token).await?.status, 200);
+        let mut changed = claims(&change)?;
+        changed.as_object_mut().context("no object")?.remove("aud");
+        let token = signer.token(None, &changed)?;
+        assert_eq!(show(&token).await?.status, status, "{change}");
+    }
+    let created = answer(
+        api.request(Method::POST, "/api/coupons")
+            .header("authorization", format!("Bearer {token}"))
+            .body(r#"{"name":"NEW","amount":1}"#),
+    );
+    assert_eq!(created.await?.shown(), "403 forbidden");
+    // A claim that is null counts as absent.
+    let mut nulls = claims(&json!({ "aud": null }))?;
+    nulls["scope"] = Value::Null;
+    nulls["scp"] = json!(["read"]);
+    assert_eq!(show(&signer.token(None, &nulls)?).await?.status, 200);
+    database.books().await
+}
+
+#[tokio::test]
+async fn jwt_with_claim_scope_reads_only_its_own_claim() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let environment = [
+        ("JWT_SECRET", SECRET),
+        ("API_TOKENS", "0123456789abcdef:claim"),
+    ];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let token = |scope: &str| signer.token(None, &claims(&json!({ "aud": null, "scope": scope }))?);
+    let show = async |token: &str, path: &str| {
+        let request = api.show_request(path);
+        answer(request.header("authorization", format!("Bearer {token}"))).await
+    };
+    let mine = token("claim")?;
+    for user in ["anna", "bert"] {
+        assert_eq!(claim(&api, user, "0123456789abcdef").await?.status, 200);
+    }
+    assert_eq!(
+        show(&mine, "PROMO/claims/anna").await?.body["user_id"],
+        "anna"
+    );
+    assert_eq!(
+        show(&mine, "none/claims/anna").await?.shown(),
+        "404 coupon_not_found"
+    );
+    for others in [
+        "PROMO/claims/bert",
+        "PROMO/claims/nobody",
+        "none/claims/bert",
+        "PROMO/claims/%ff",
+        "PROMO/claims/Anna",
+        "PROMO/claims",
+        "PROMO",
+    ] {
+        let refused = show(&mine, others).await?;
+        assert_eq!(refused.shown(), "403 forbidden", "{others}");
+        assert!(
+            refused
+                .header("www-authenticate")
+                .contains("scope=\"read\"")
+        );
+    }
+    // `read` shows all claims. Without `read` and `claim`, or without a subject, not even one's own is shown.
+    assert_eq!(
+        show(&token("read")?, "PROMO/claims/bert").await?.status,
+        200
+    );
+    for token in [token("admin")?, "0123456789abcdef".to_owned()] {
+        let refused = show(&token, "PROMO/claims/anna").await?;
+        assert_eq!(refused.shown(), "403 forbidden");
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn jwt_with_an_audience_is_refused_if_none_is_configured() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let mut token = claims(&json!({ "aud": null }))?;
+    assert_eq!(
+        claim(&api, "anna", &signer.token(None, &token)?)
+            .await?
+            .status,
+        200
+    );
+    for audience in [
+        json!("shop"),
+        json!(5),
+        json!(null),
+        json!({ "shop": 1 }),
+        json!([5, "shop"]),
+        json!([]),
+    ] {
+        token["aud"] = audience.clone();
+        let refused = claim(&api, "anna", &signer.token(None, &token)?).await?;
+        assert_eq!(refused.shown(), "401 unauthorized", "{audience}");
+    }
+    database.books().await
+}
+
+/// RFC 7515, 4.1.11: a token with critical extensions that are not understood is invalid.
+#[tokio::test]
+async fn jwt_with_critical_extensions_is_refused() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let good = claims(&json!({ "aud": null }))?;
+    for header in [
+        json!({ "alg": "HS256", "crit": ["x"], "x": 1 }),
+        json!({ "alg": "HS256", "crit": ["b64"], "b64": false }),
+        json!({ "alg": "HS256", "crit": [] }),
+        json!({ "alg": "HS256", "crit": "exp" }),
+    ] {
+        let token = signer.token_with(&header, &good)?;
+        let refused = claim(&api, "anna", &token).await?;
+        assert_eq!(refused.shown(), "401 unauthorized", "{header}");
+    }
+    database.books().await
+}
+
+/// Parsing a token before its signature is verified costs time, so its length is limited.
+#[tokio::test]
+async fn token_beyond_8_kb_is_refused() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET", SECRET)]).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let good = claims(&json!({ "aud": null }))?;
+    for (filling, reason) in [(3_000, None), (9_000, Some("longer than 8 kB"))] {
+        let header = json!({ "alg": "HS256", "x": "a".repeat(filling) });
+        let answered = claim(&api, "anna", &signer.token_with(&header, &good)?).await?;
+        match reason {
+            None => assert_eq!(answered.status, 200),
+            Some(reason) => {
+                assert_eq!(answered.shown(), "401 unauthorized");
+                let challenge = answered.header("www-authenticate");
+                assert!(challenge.contains(reason), "{challenge}");
+            }
+        }
+    }
+    database.books().await
+}
+
+#[tokio::test]
+async fn jwt_with_a_wrong_signature_or_claim_is_refused() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (rs, es, stranger) = (Signer::rs256(2048)?, Signer::es256()?, Signer::es256()?);
+    let hs = Signer::Hs256(SECRET.into());
+    let jwks = directory.path().join("jwks.json");
+    let mut encryption = Signer::es256()?.jwk("encryption");
+    encryption["use"] = "enc".into();
+    let keys = json!({ "keys": [
+        rs.jwk("first"), es.jwk("second"), encryption,
+        { "kty": "OKP", "crv": "Ed25519", "kid": "other", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo" },
+    ]});
+    fs::write(&jwks, keys.to_string())?;
+    let environment = [
+        ("JWT_JWKS_FILE", jwks.to_str().context("no path")?),
+        ("JWT_SECRET", SECRET),
+        ("JWT_ISSUER", "https://issuer.example"),
+        ("JWT_AUDIENCE", "honcho"),
+    ];
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+
+    let now = now()?;
+    for (signer, id) in [(&rs, "first"), (&es, "second"), (&hs, "any")] {
+        for (change, accepted) in [
+            (json!({}), true),
+            (json!({ "aud": ["other", "honcho"] }), true),
+            (json!({ "nbf": now - 300 }), true),
+            (json!({ "exp": now - 300 }), false),
+            (json!({ "exp": null }), false),
+            (json!({ "exp": "tomorrow" }), false),
+            (json!({ "nbf": now + 300 }), false),
+            (json!({ "iss": "https://other.example" }), false),
+            (json!({ "iss": null }), false),
+            (json!({ "aud": "other" }), false),
+            (json!({ "aud": null }), false),
+            (json!({ "sub": null }), false),
+            (json!({ "sub": 17 }), false),
+        ] {
+            let case = format!("{} {change}", signer.algorithm());
+            let answer = claim(&api, "anna", &signer.token(Some(id), &claims(&change)?)?).await?;
+            if accepted {
+                assert!(matches!(answer.status, 200 | 409), "{case}: {answer:?}");
+            } else {
+                assert_eq!(answer.shown(), "401 unauthorized", "{case}");
+                assert!(
+                    answer.header("www-authenticate").contains("invalid_token"),
+                    "{answer:?}"
+                );
+            }
+        }
+        assert!(
+            claim(&api, "anna", &signer.token(None, &claims(&json!({}))?)?)
+                .await?
+                .status
+                != 401
+        );
+    }
+
+    let good = claims(&json!({}))?;
+    let token = es.token(Some("second"), &good)?;
+    let (message, _) = token.rsplit_once('.').context("no signature")?;
+    let tampered = format!(
+        "{}.{}.{}",
+        token.split('.').next().context("no header")?,
+        BASE64.encode(claims(&json!({ "sub": "bert" }))?.to_string()),
+        token.rsplit('.').next().context("no signature")?
+    );
+    // The public key used as an HMAC secret, which careless verifiers accept.
+    let confused = Signer::Hs256(rs.jwk("first")["n"].as_str().context("no n")?.into());
+    for (case, user, bad) in [
+        (
+            "a stranger's",
+            "anna",
+            stranger.token(Some("second"), &good)?,
+        ),
+        (
+            "a stranger's without kid",
+            "anna",
+            stranger.token(None, &good)?,
+        ),
+        ("an unknown kid", "anna", rs.token(Some("third"), &good)?),
+        (
+            "another key's kid",
+            "anna",
+            rs.token(Some("second"), &good)?,
+        ),
+        ("a changed one", "bert", tampered),
+        ("no signature", "anna", format!("{message}.")),
+        (
+            "none",
+            "anna",
+            es.token_with(&json!({ "alg": "none" }), &good)?,
+        ),
+        (
+            "a confused one",
+            "anna",
+            confused.token(Some("first"), &good)?,
+        ),
+        (
+            "another secret's",
+            "anna",
+            Signer::Hs256(b"another secret of thirty-two bytes..".into()).token(None, &good)?,
+        ),
+        (
+            "HS384",
+            "anna",
+            hs.token_with(&json!({ "alg": "HS384" }), &good)?,
+        ),
+        ("garbage", "anna", "a.b.c".to_owned()),
+        ("half of one", "anna", message.to_owned()),
+    ] {
+        assert_eq!(
+            claim(&api, user, &bad).await?.shown(),
+            "401 unauthorized",
+            "{case}"
+        );
+    }
+    database.books().await
+}
+
+#[test]
+fn jwks_with_short_rsa_keys_is_refused() -> Result<()> {
+    let modulus = BASE64.encode([0xff; 128]);
+    let jwks = tempfile::NamedTempFile::new()?;
+    let keys = json!({ "keys": [{ "kty": "RSA", "kid": "short", "n": modulus, "e": "AQAB" }] });
+    fs::write(jwks.path(), keys.to_string())?;
+    let file = jwks.path().to_str().context("no path")?;
+    let said = refusal(&["--check"], &[DATABASE_URL, ("JWT_JWKS_FILE", file)])?;
+    assert!(
+        said.contains("JWT_JWKS_FILE") && said.contains("2048 bits"),
+        "{said}"
+    );
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! The extension from SQL: claims in transactions, the queue, rights, name resolution, messages.
+
+mod batch;
+mod encoding;
+mod messages;
+mod name_resolution;
+mod queue;
+mod rights;
+mod transactions;
+mod verify;
