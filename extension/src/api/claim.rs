@@ -7,7 +7,7 @@ use crate::api::outcome::{self, SqlOutcome};
 use crate::claiming::decision;
 use crate::claiming::outcome::{Outcome, Refusal};
 use crate::claiming::store::Tables;
-use crate::pg::errors::{self, Key};
+use crate::pg::errors::{self, Constraint};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 
@@ -115,12 +115,12 @@ fn honcho_claim_or_raise(
     let message = format!("coupon \"{coupon_name}\" {phrase}");
     if outcome == Outcome::AlreadyClaimed {
         let tables = Tables::open(schema);
-        let key = Key {
+        let constraint = Constraint {
             schema: &schema.name(),
             table: c"claims",
-            constraint: tables.claims.key(),
+            name: tables.claims.key(),
         };
-        errors::raise(sqlstate, message, outcome.label(), Some(key));
+        errors::raise(sqlstate, message, outcome.label(), Some(constraint));
     }
     errors::raise(sqlstate, message, outcome.label(), None);
 }

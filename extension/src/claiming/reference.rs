@@ -5,7 +5,7 @@
 //! the coupons: a foreign key, which `create extension` has made by then, would refuse them.
 
 use crate::claiming::store;
-use crate::pg::errors::{self, Key};
+use crate::pg::errors::{self, Constraint};
 use crate::pg::schema::Schema;
 
 /// Refuses to change a coupon's name from `old` to `new`, or to delete the coupon if `new` is none, if it
@@ -27,10 +27,10 @@ pub fn keep_claimed(schema: Schema, old: Option<&str>, new: Option<&str>) {
             "Both tables must be truncated at once.",
         ),
     };
-    let key = Key {
+    let constraint = Constraint {
         schema: &schema.name(),
         table: c"claims",
-        constraint: c"claims_coupon_name_fkey",
+        name: c"claims_coupon_name_fkey",
     };
-    errors::raise(b"23503", message, detail, Some(key));
+    errors::raise(b"23503", message, detail, Some(constraint));
 }

@@ -69,10 +69,10 @@ unsafe extern "C-unwind" fn at_analysis(
     }
 }
 
-/// Refuses a statement of the extension that names a relation of another owner.
+/// Refuses a statement of the extension that names a relation which does not belong to it.
 ///
 /// # Errors
-/// `40001`: the schema was renamed while the statement waited, and its old name belongs to another.
+/// `40001`: the schema was renamed while the statement waited, and another schema has its old name.
 #[pg_guard]
 unsafe extern "C-unwind" fn check(state: *mut pg_sys::ParseState, query: *mut pg_sys::Query) {
     let is_foreign = CHECKED.with_borrow(|checked| {

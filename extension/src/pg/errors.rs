@@ -71,9 +71,14 @@ impl Drop for Context {
     }
 }
 
-/// Raises an error with any SQLSTATE, also one that PostgreSQL does not know, and with the names of `key` if
-/// it is about one.
-pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<'_>>) -> ! {
+/// Raises an error with any SQLSTATE, also one that PostgreSQL does not know, and with the names of the
+/// constraint that it is about, if any.
+pub fn raise(
+    sqlstate: &[u8; 5],
+    message: String,
+    detail: &str,
+    constraint: Option<Constraint<'_>>,
+) -> ! {
     let context = Context::push(None);
     // SAFETY: the frame was just made. The copies are of the context that the frame is in.
     unsafe {
@@ -81,10 +86,10 @@ pub fn raise(sqlstate: &[u8; 5], message: String, detail: &str, key: Option<Key<
         (*error).elevel = PgLogLevel::ERROR as c_int;
         (*error).sqlerrcode = encode(sqlstate);
         (*error).message = copy(&message);
-        if let Some(key) = key {
-            (*error).schema_name = pg_sys::pstrdup(key.schema.as_ptr());
-            (*error).table_name = pg_sys::pstrdup(key.table.as_ptr());
-            (*error).constraint_name = pg_sys::pstrdup(key.constraint.as_ptr());
+        if let Some(constraint) = constraint {
+            (*error).schema_name = pg_sys::pstrdup(constraint.schema.as_ptr());
+            (*error).table_name = pg_sys::pstrdup(constraint.table.as_ptr());
+            (*error).constraint_name = pg_sys::pstrdup(constraint.name.as_ptr());
         }
         (*context.0).kept = error;
     }
@@ -109,13 +114,13 @@ pub fn refuse_triggers_change(message: &'static str) -> ! {
 }
 
 /// The constraint that an error is about.
-pub struct Key<'a> {
+pub struct Constraint<'a> {
     /// The schema of the table.
     pub schema: &'a CStr,
     /// The table.
     pub table: &'a CStr,
-    /// The constraint.
-    pub constraint: &'a CStr,
+    /// Its name.
+    pub name: &'a CStr,
 }
 
 /// A SQLSTATE as PostgreSQL keeps it: six bits a character.
@@ -127,7 +132,7 @@ fn encode(sqlstate: &[u8; 5]) -> c_int {
 
 /// A copy of `text` in the current memory context.
 fn copy(text: &str) -> *mut c_char {
-    // SAFETY: `pnstrdup` copies so many bytes and ends them with a zero.
+    // SAFETY: `pnstrdup` copies that many bytes and adds a zero.
     unsafe { pg_sys::pnstrdup(text.as_ptr().cast(), text.len()) }
 }
 

@@ -2,7 +2,7 @@
 
 use pgrx::pg_sys;
 
-/// When the end of a transaction releases a lock, among its others.
+/// The moment at the end of a transaction when a lock is released.
 #[derive(Clone, Copy)]
 pub enum Release {
     /// With the locks on tables.
@@ -59,7 +59,7 @@ impl Lock {
     }
 }
 
-/// Takes in what others have changed in the catalogs during a wait. The definitions of relations that are
+/// Takes in changes of the catalogs by other sessions, after a wait. The definitions of relations that are
 /// open and locked stay as they are.
 pub fn accept_invalidations() {
     // SAFETY: we are in a transaction; what is open is kept by its own locks.

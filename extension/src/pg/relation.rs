@@ -121,8 +121,8 @@ impl Row<'_> {
         }
     }
 
-    /// The transaction that wrote this version, even if the version has been frozen since, for freezing keeps
-    /// the id. The caller must find out if the id is of a transaction long ago.
+    /// The transaction that wrote this version, also if the version has been frozen since, for freezing keeps
+    /// the id. So it may be the id of a transaction long ago.
     pub fn written_by(self) -> pg_sys::TransactionId {
         // SAFETY: the slot holds a heap row (`using heap`), so this copies nothing.
         unsafe {
