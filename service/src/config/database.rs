@@ -27,7 +27,7 @@ pub(super) struct DatabaseSettings {
     #[arg(long, value_name = "NUMBER", default_value_t = default_pool_size(),
           hide_default_value = true, value_parser = whole::<usize>(1..=10_000))]
     database_pool_size: usize,
-    /// Longest statement; then the database cancels it and the answer is 504
+    /// Longest time for a statement; then the database cancels it and the answer is 504
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = limit())]
     statement_timeout: Duration,
     /// Longest wait of a claim for a coupon that another session holds, once in line and once at its

@@ -17,7 +17,7 @@ pub(super) struct TelemetrySettings {
     /// Separate address for /metrics only [default: /metrics is among the other routes]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket)]
     metrics_listen: Option<SocketAddr>,
-    /// Format of log lines
+    /// Format of log lines: text or json
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
     /// Level of log lines: off, error, warn, info, debug or trace, also by target, as in info,http=warn;
