@@ -88,16 +88,16 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// The date of today (UTC).
-pub fn today() -> Result<String> {
-    output(Command::new("date").args(["--utc", "+%F"]))
-}
-
 /// What PostgreSQL, left to itself, takes for its shared memory where there is enough of it.
 fn huge_pages() -> Result<String> {
     let count = field("/proc/meminfo", "HugePages_Total")?;
     let size = field("/proc/meminfo", "Hugepagesize")?;
     Ok(format!("{count} of {size}"))
+}
+
+/// Today's date (UTC), as `2026-11-23`.
+pub fn today() -> Result<String> {
+    output(Command::new("date").args(["--utc", "+%F"]))
 }
 
 fn wrk_version() -> Result<String> {
