@@ -88,16 +88,16 @@ pub fn describe(directory: &Path) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// Today's date (UTC).
-pub fn today() -> Result<String> {
-    output(Command::new("date").args(["--utc", "+%F"]))
-}
-
 /// The huge pages that PostgreSQL uses for shared memory by default, if there are enough.
 fn huge_pages() -> Result<String> {
     let count = field("/proc/meminfo", "HugePages_Total")?;
     let size = field("/proc/meminfo", "Hugepagesize")?;
     Ok(format!("{count} of {size}"))
+}
+
+/// Today's date (UTC), as `2026-11-23`.
+pub fn today() -> Result<String> {
+    output(Command::new("date").args(["--utc", "+%F"]))
 }
 
 fn wrk_version() -> Result<String> {

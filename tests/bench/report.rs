@@ -1,4 +1,4 @@
-//! The report: medians, ratios, and whether they reach what they must.
+//! The report: medians, ratios, and targets met or missed.
 
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
@@ -7,10 +7,10 @@ use crate::case::{
     mebibytes,
 };
 
-/// What each case's rounds gave, or why they gave nothing.
+/// The figures of each case's rounds, or the reason why a round has none.
 pub type Results = BTreeMap<Case, Vec<Result<Figures, String>>>;
 
-/// What the figures were measured with.
+/// The circumstances of a run.
 pub struct Run {
     /// The day on which it was measured (UTC), as `2026-11-23`.
     pub date: String,
@@ -19,11 +19,11 @@ pub struct Run {
     pub took: Duration,
     pub machine: Vec<(&'static str, String)>,
     pub settings: Vec<(String, String)>,
-    /// How long a flush and a commit take.
+    /// Duration of a flush, and of a commit.
     pub flush: Vec<(Flush, Duration, Duration)>,
 }
 
-/// The middle of the rounds of a case, with the least and the most per second.
+/// Medians of the rounds of a case, with the least and the greatest rate.
 #[derive(Clone, Copy, Debug)]
 struct Middle {
     per_second: f64,
@@ -33,7 +33,7 @@ struct Middle {
     p99: f64,
 }
 
-/// One line of what must be reached.
+/// A target and its figure.
 struct Target {
     what: String,
     figure: Option<f64>,
@@ -42,20 +42,19 @@ struct Target {
 
 #[derive(Clone, Copy)]
 enum Need {
-    /// At least so many times the peer.
+    /// At least this multiple of the peer.
     Times(f64),
-    /// Under so many of this unit.
+    /// Less than this number of this unit.
     Under(f64, &'static str),
 }
 
-/// Claims per second in the middle of the rounds.
+/// The median of the rounds' claims per second.
 pub fn per_second(results: &Results, case: Case) -> Option<f64> {
     middle(results, case).map(|middle| middle.per_second)
 }
 
-/// How many times the rate of `theirs` that of `ours` is: in the middle of the rounds, in each of
-/// which both were measured in the same minutes. Between the rounds the machine may become faster or
-/// slower, for both.
+/// The rate of `ours` as a multiple of the rate of `theirs`: the median of the rounds' ratios. A round measures
+/// both within minutes; from round to round the machine may become faster or slower, for both.
 pub fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
     let rates = |case| {
         let rounds = results.get(&case).into_iter().flatten();
@@ -99,7 +98,7 @@ fn middle(results: &Results, case: Case) -> Option<Middle> {
     })
 }
 
-/// The rounds of a case that could be measured.
+/// The rounds of a case that were measured.
 fn sound(results: &Results, case: Case) -> impl Iterator<Item = Figures> {
     results
         .get(&case)
@@ -304,7 +303,7 @@ fn memory() -> Case {
     case(Flush::Disk, Scene::Memory, 256, Subject::Honcho)
 }
 
-/// Bounds are on the worst round.
+/// The greatest value of all rounds: an upper bound holds for the worst round.
 fn most_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
     sound(results, case).filter_map(of).max_by(f64::total_cmp)
 }
@@ -343,7 +342,7 @@ impl Target {
     }
 }
 
-/// A table under construction, in Markdown.
+/// A Markdown table.
 struct Table(String);
 
 impl Table {
@@ -570,7 +569,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
     Ok(())
 }
 
-/// A table of all subjects that were measured in these scenes.
+/// Writes a table of all subjects that were measured in these scenes.
 fn section<const N: usize>(
     report: &mut String,
     results: &Results,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# As much of the official image's contract as Honcho's image relies on: the server runs as postgres; an
-# empty volume gets a cluster with that password, that database, and the init scripts, over a
-# server that only its socket reaches.
+# The part of the official image's contract that Honcho's image relies on: the server runs as postgres; an empty volume
+# gets a cluster with the password and the database of the environment, and the init scripts run on a server that
+# listens on its socket only.
 set -euo pipefail
 
 if [[ $1 == postgres && $(id -u) == 0 ]]; then

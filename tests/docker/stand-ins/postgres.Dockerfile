@@ -1,4 +1,4 @@
-# What the official postgres image promises and docker/postgres.Dockerfile relies on, from Debian's packages.
+# The part of the official postgres image that docker/postgres.Dockerfile relies on, from Debian's packages.
 ARG DEBIAN
 FROM debian:${DEBIAN}-slim
 ARG PG_MAJOR

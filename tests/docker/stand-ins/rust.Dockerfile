@@ -1,5 +1,4 @@
-# What the official rust image has, in its minimal profile: the toolchain of the machine that makes it,
-# and a linker for it.
+# The minimal profile of the official rust image: the toolchain of the machine that builds it, and a linker.
 ARG DEBIAN
 FROM debian:${DEBIAN}-slim
 RUN apt-get update \
