@@ -8,7 +8,7 @@ use crate::stack::{Stack, compose_command, container, docker, run, variable};
 const MB: u64 = 1_000_000;
 
 #[tokio::test]
-async fn the_images_are_small() -> Result<()> {
+async fn images_are_small() -> Result<()> {
     for (name, most) in [("postgres", 10 * MB), ("service", 100 * MB)] {
         let base = variable(&format!("HONCHO_{}_BASE", name.to_uppercase()))?;
         let whole = size(&image(name)?).await?;
@@ -24,7 +24,7 @@ async fn the_images_are_small() -> Result<()> {
 }
 
 #[tokio::test]
-async fn no_secret_is_in_an_image() -> Result<()> {
+async fn images_contain_no_secrets() -> Result<()> {
     for name in ["postgres", "service"] {
         let image = image(name)?;
         let settings = docker(&["image", "inspect", &image]).await?;
@@ -39,7 +39,7 @@ async fn no_secret_is_in_an_image() -> Result<()> {
 }
 
 #[tokio::test]
-async fn health_is_told() -> Result<()> {
+async fn containers_report_health() -> Result<()> {
     let _stack = Stack::up().await?;
     for service in ["postgres", "service"] {
         let container = container(service).await?;

@@ -22,7 +22,7 @@ const CLAIMANTS: usize = 16;
 const ENOUGH: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_told_survives_the_database_container() -> Result<()> {
+async fn database_restart_and_kill_lose_no_told_claim() -> Result<()> {
     let stack = Stack::up().await?;
     stack.create("OUTAGE", 1_000_000).await?;
     let load = Load::start(&stack.claimant().await?, "OUTAGE");
@@ -47,7 +47,7 @@ async fn what_was_told_survives_the_database_container() -> Result<()> {
 }
 
 #[tokio::test]
-async fn data_outlives_down_and_up() -> Result<()> {
+async fn data_survives_compose_down_and_up() -> Result<()> {
     let stack = Stack::up().await?;
     stack.create("KEPT", 3).await?;
     let claimant = stack.claimant().await?;

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use crate::stack::{Stack, compose_with, container, docker};
 
 #[tokio::test]
-async fn nothing_runs_as_root() -> Result<()> {
+async fn no_container_runs_as_root() -> Result<()> {
     let _stack = Stack::up().await?;
     for service in ["service", "postgres"] {
         let status = status(service).await?;
@@ -19,7 +19,7 @@ async fn nothing_runs_as_root() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_service_may_do_nothing_to_its_container() -> Result<()> {
+async fn service_container_is_read_only_and_unprivileged() -> Result<()> {
     let _stack = Stack::up().await?;
     let status = status("service").await?;
     assert_eq!(field(&status, "CapBnd")?, "0000000000000000");
@@ -32,7 +32,7 @@ async fn the_service_may_do_nothing_to_its_container() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nothing_is_published_beyond_the_loopback() -> Result<()> {
+async fn ports_are_published_on_the_loopback_only() -> Result<()> {
     let stack = Stack::up().await?;
     for (service, port) in [("postgres", "5432"), ("service", "8080")] {
         let address = stack.published(service, port).await?;
@@ -42,7 +42,7 @@ async fn nothing_is_published_beyond_the_loopback() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_reach_the_service() -> Result<()> {
+async fn api_tokens_reach_the_service() -> Result<()> {
     let stack = Stack::up().await?;
     let tokens = [("API_TOKENS", "a-token-of-this-test:read")];
     compose_with(&tokens, &["up", "--detach", "--no-build"]).await?;
@@ -58,7 +58,7 @@ async fn tokens_reach_the_service() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_service_role_can_touch_no_table() -> Result<()> {
+async fn service_role_has_no_rights_on_tables() -> Result<()> {
     let stack = Stack::up().await?;
     stack.create("RIGHTS", 1).await?;
     let superuser = stack.connect().await?;

@@ -1,18 +1,18 @@
 //! A sale through the published port.
 
 use anyhow::Result;
-use honcho_tests::{at_once, counts};
+use honcho_tests::{concurrently, counts};
 use serde_json::json;
 
 use crate::stack::Stack;
 
 #[tokio::test]
-async fn exactly_the_stock_is_given_out() -> Result<()> {
+async fn sale_sells_exactly_the_stock() -> Result<()> {
     let stack = Stack::up().await?;
     for (name, users, stock) in [("SALE_SMALL", 50, 5), ("SALE_BIG", 500, 50)] {
         stack.create(name, stock).await?;
         let claimant = stack.claimant().await?;
-        let outcomes = at_once((0..users).map(|n| format!("user_{n}")).collect(), |user| {
+        let outcomes = concurrently((0..users).map(|n| format!("user_{n}")).collect(), |user| {
             let claimant = claimant.clone();
             async move { Ok(async move { claimant.claim(&user, name).await }) }
         })
@@ -31,11 +31,11 @@ async fn exactly_the_stock_is_given_out() -> Result<()> {
 }
 
 #[tokio::test]
-async fn nobody_gets_two() -> Result<()> {
+async fn user_claims_only_once() -> Result<()> {
     let stack = Stack::up().await?;
     stack.create("DOUBLE_DIP", 10).await?;
     let claimant = stack.claimant().await?;
-    let outcomes = at_once(vec!["user".to_owned(); 15], |user| {
+    let outcomes = concurrently(vec!["user".to_owned(); 15], |user| {
         let claimant = claimant.clone();
         async move { Ok(async move { claimant.claim(&user, "DOUBLE_DIP").await }) }
     })

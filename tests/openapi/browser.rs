@@ -160,7 +160,7 @@ async fn use_docs(browser: &WebDriver, service: &Service) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_coupon_is_claimed_by_clicking() -> Result<()> {
+async fn coupon_is_claimed_through_the_documentation_page() -> Result<()> {
     let cluster = cluster()?;
     let (database, service) = service(&cluster).await?;
     let driver = Driver::start()?;

@@ -33,7 +33,7 @@ fn cluster() -> Result<Cluster> {
 /// Valid and invalid requests, single and in sequences: no 5xx, and no answer whose status, headers or body
 /// is not described.
 #[tokio::test]
-async fn the_description_is_true() -> Result<()> {
+async fn answers_match_the_description() -> Result<()> {
     let cluster = cluster()?;
     let (database, service) = service(&cluster).await?;
     // Coupons to which the description's paths and examples lead.

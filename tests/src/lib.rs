@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
-mod crowd;
+mod concurrent;
 mod database;
 mod pooler;
 mod proxy;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 pub use cluster::{Cluster, ClusterOptions, Frozen, Stop};
-pub use crowd::{at_once, counts};
+pub use concurrent::{concurrently, counts};
 pub use database::{Database, books, connect};
 pub use pooler::Pooler;
 pub use proxy::Proxy;

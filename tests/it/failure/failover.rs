@@ -52,7 +52,7 @@ impl Pair {
         .await
     }
 
-    async fn books_of_standby(&self) -> Result<()> {
+    async fn check_standby_books(&self) -> Result<()> {
         let url = self.standby.url("postgres", self.database.name());
         honcho_tests::books(&connect(&url).await?).await
     }
@@ -79,7 +79,7 @@ async fn service_follows_from_a_killed_primary_to_its_standby() -> Result<()> {
     assert_eq!(answered.shown(), "503 unavailable");
     pair.standby.promote()?;
     soon("failover", until_well(&pair.api, "after")).await?;
-    pair.books_of_standby().await
+    pair.check_standby_books().await
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
     let another = Api::start(&url).await?;
     soon("starting", until_well(&another, "another")).await?;
-    pair.books_of_standby().await
+    pair.check_standby_books().await
 }
 
 const OTHERS: [&str; 4] = ["A", "B", "C", "D"];
@@ -145,7 +145,7 @@ async fn service_on_a_standby_becomes_ready_when_it_is_promoted() -> Result<()> 
     assert_eq!(api.show("PROMO").await?.status, 200);
     pair.standby.promote()?;
     soon("promotion", until_well(&api, "after")).await?;
-    pair.books_of_standby().await
+    pair.check_standby_books().await
 }
 
 #[tokio::test]

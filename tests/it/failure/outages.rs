@@ -35,17 +35,17 @@ async fn database_restart_is_503_and_recovers() -> Result<()> {
 
     // The database goes down while the pool has connections, by a crash and by a clean stop.
     for how in [Stop::Immediate, Stop::Fast] {
-        claim_at_once(&api, &format!("before {how:?}"), 20).await?;
+        claim_concurrently(&api, &format!("before {how:?}"), 20).await?;
         cluster.stop(how)?;
         everything_is_unavailable(&api).await?;
         cluster.start()?;
         // No claim may get a connection from before the restart.
-        claim_at_once(&api, &format!("after {how:?}"), 20).await?;
+        claim_concurrently(&api, &format!("after {how:?}"), 20).await?;
     }
     // A restart between two requests.
     cluster.stop(Stop::Immediate)?;
     cluster.start()?;
-    claim_at_once(&api, "restarted", 10).await?;
+    claim_concurrently(&api, "restarted", 10).await?;
 
     let shown = api.show("PROMO").await?;
     assert_eq!(shown.body["remaining_amount"], 9);
@@ -53,7 +53,7 @@ async fn database_restart_is_503_and_recovers() -> Result<()> {
     database.books().await
 }
 
-async fn claim_at_once(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
+async fn claim_concurrently(api: &Arc<Api>, who: &str, users: u32) -> Result<()> {
     let mut claims = JoinSet::new();
     for n in 0..users {
         let (api, user) = (Arc::clone(api), format!("{who} {n}"));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Result;
-use honcho_tests::{Database, at_once, connect, counts};
+use honcho_tests::{Database, concurrently, connect, counts};
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -88,7 +88,7 @@ async fn sale_over_sql(users: usize, stock: i32) -> Result<()> {
 }
 
 async fn claim_over_http(api: &Arc<Api>, users: Vec<String>) -> Result<BTreeMap<String, usize>> {
-    at_once(users, |user| {
+    concurrently(users, |user| {
         let api = Arc::clone(api);
         async { Ok(async move { Ok(api.claim(&user, "PROMO").await?.shown()) }) }
     })
@@ -99,7 +99,7 @@ async fn claim_over_sql(
     database: &Database,
     users: Vec<String>,
 ) -> Result<BTreeMap<String, usize>> {
-    at_once(users, |user| {
+    concurrently(users, |user| {
         let url = database.caller_url().to_owned();
         async move {
             let client = connect(&url).await?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use honcho_tests::{Service, at_once, counts, eventually};
+use honcho_tests::{Service, concurrently, counts, eventually};
 use tokio::task::JoinSet;
 
 use crate::fixtures::{
@@ -24,7 +24,7 @@ async fn sale_on_1000_connections_sells_the_stock_exactly() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let answered = claim_at_once(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
+    let answered = claim_concurrently(&service, (0..1_000).map(|n| format!("user_{n}"))).await?;
     assert_eq!(answered, counts(&[("200", 100), ("409 sold_out", 900)]));
     database.books().await
 }
@@ -34,7 +34,7 @@ async fn one_user_on_1000_connections_claims_once() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;
     let service = Service::start(database.caller_url()).await?;
-    let answered = claim_at_once(&service, (0..1_000).map(|_| "user".to_owned())).await?;
+    let answered = claim_concurrently(&service, (0..1_000).map(|_| "user".to_owned())).await?;
     assert_eq!(
         answered,
         counts(&[("200", 1), ("409 already_claimed", 999)])
@@ -450,12 +450,12 @@ async fn failing_claim_costs_its_batch_few_calls() -> Result<()> {
 
 /// Claims for each user on a separate connection, all open before the first claim is sent, and counts the
 /// answers.
-async fn claim_at_once(
+async fn claim_concurrently(
     service: &Service,
     users: impl Iterator<Item = String>,
 ) -> Result<BTreeMap<String, usize>> {
     let address = service.address();
-    at_once(users.collect(), |user| async move {
+    concurrently(users.collect(), |user| async move {
         let client = RawClient::connect(address).await?;
         Ok(async move { client.claim(&user, "PROMO").await })
     })

@@ -80,7 +80,7 @@ async fn send(service: &Service, count: usize, request: &str) -> Result<Vec<RawC
 const LIST: &str = "GET /api/coupons HTTP/1.1\r\nhost: here\r\n\r\n";
 
 /// Abandoned calls are completed with their permits, so no other request gets their connections.
-async fn abandon(request: &str, places: i64) -> Result<Database> {
+async fn abandon(request: &str, permits: i64) -> Result<Database> {
     let database = crate::database().await?;
     for n in 0..10 {
         database.create_coupon(&format!("PROMO {n}"), 100).await?;
@@ -91,7 +91,7 @@ async fn abandon(request: &str, places: i64) -> Result<Database> {
     for round in 0..3 {
         let clients = send(&api.service, 8, request).await?;
         until_in_flight(&api.service, 8.0).await?;
-        until_at_the_gate(&client, places).await?;
+        until_at_the_gate(&client, permits).await?;
         drop(clients);
         until_in_flight(&api.service, 0.0).await?;
         for n in 0..10 {
@@ -99,7 +99,7 @@ async fn abandon(request: &str, places: i64) -> Result<Database> {
             let answered = api.claim(&user, &coupon).await?.shown();
             assert_eq!(answered, "200", "{round}: {n}");
         }
-        assert_eq!(at_the_gate(&client).await?, places);
+        assert_eq!(at_the_gate(&client).await?, permits);
     }
     open_the_gate(&client).await?;
     until_at_the_gate(&client, 0).await?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use tokio::{sync::Barrier, task::JoinSet};
 
 /// Prepares a claim for every user, starts all of them when the last is ready, and counts the outcomes.
-pub async fn at_once<P, C>(
+pub async fn concurrently<P, C>(
     users: Vec<String>,
     prepare: impl Fn(String) -> P,
 ) -> Result<BTreeMap<String, usize>>
@@ -30,7 +30,7 @@ where
     Ok(outcomes)
 }
 
-/// The counts that [`at_once`] is expected to return.
+/// The counts that [`concurrently`] is expected to return.
 pub fn counts(outcomes: &[(&str, usize)]) -> BTreeMap<String, usize> {
     outcomes
         .iter()
