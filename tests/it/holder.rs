@@ -1,4 +1,4 @@
-//! Who holds a coupon: the query of the README, which an operator runs when the alert says so.
+//! Who holds a coupon: the query of docs/operations.md, which an operator runs when the alert says so.
 
 use std::{fs, sync::Arc};
 
@@ -10,13 +10,14 @@ use crate::{
     held::{PATIENT, claim, hold},
 };
 
-/// The query as the README has it.
+/// The query as the documentation has it.
 fn query() -> Result<String> {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
-    let mut blocks = readme.split("```").skip(1).step_by(2);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let page = fs::read_to_string(path)?;
+    let mut blocks = page.split("```").skip(1).step_by(2);
     let block = blocks
-        .find(|block| block.contains("pg_prepared_xacts"))
-        .context("no query in the README")?;
+        .find(|block| block.contains("pg_prepared_xacts p"))
+        .context("no query in docs/operations.md")?;
     let sql = block.strip_prefix("sql\n").context("not SQL")?;
     Ok(sql.trim().trim_end_matches(';').to_owned())
 }
@@ -41,7 +42,7 @@ fn cluster() -> Result<Cluster> {
 }
 
 #[tokio::test]
-async fn the_query_of_the_readme_names_them() -> Result<()> {
+async fn the_query_of_the_documentation_names_them() -> Result<()> {
     let mut cluster = cluster()?;
     let database = Database::create(&cluster).await?;
     for coupon in ["FREE", "IDLE", "LOST", "ROW"] {
