@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-openapi \
-	test-upgrade test-pg17 test-pg18 package test-package test-docker lint bench psql url up down clean
+	test-upgrade test-pg17 test-pg18 package test-package test-docker lint bench psql url up down docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,10 @@ up: ## build the images and start PostgreSQL and the service in containers; .env
 
 down: ## stop the containers; the data stays
 	@scripts/compose down
+
+docs: ## build the documentation into a site with search: .honcho/docs/book
+	@scripts/setup docs
+	@scripts/docs
 
 clean: ## remove build output and the private cluster with its data
 	@scripts/clean
