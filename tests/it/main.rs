@@ -11,6 +11,7 @@ mod config;
 mod connection;
 mod contract;
 mod disk_full;
+mod docs;
 mod early_release;
 mod encoding;
 mod faults;
