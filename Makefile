@@ -5,7 +5,7 @@
 .NOTPARALLEL:
 .PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-openapi \
 	test-one test-upgrade test-pg17 test-pg18 package test-package test-docker lint advisories bench psql url up down \
-	clean
+	docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ up: ## build the images and start PostgreSQL and the service in containers; see 
 
 down: ## stop the containers; the data stays
 	@scripts/compose down
+
+docs: ## build the documentation into a site with search: .honcho/docs/book
+	@scripts/setup docs
+	@scripts/docs
 
 clean: ## remove all build output, and the private cluster with its data
 	@scripts/clean

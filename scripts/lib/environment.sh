@@ -48,6 +48,8 @@ if [[ ! -x $CARGO_PGRX ]]; then
 fi
 cargo_deny_version=0.20.2
 CARGO_DENY=$state/tools/bin/cargo-deny
+mdbook_version=0.5.4
+MDBOOK=$state/tools/bin/mdbook
 PROMTOOL=$state/tools/bin/promtool
 export PGBOUNCER=$state/tools/bin/pgbouncer
 # pgrx's tests connect as $USER, which is often unset in containers.

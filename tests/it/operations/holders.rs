@@ -1,8 +1,8 @@
 //! Holders of coupons: the documented query that an operator runs on an alert.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, sync::Arc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use honcho_tests::{Cluster, ClusterOptions, Database, Stop, eventually};
 
 use crate::fixtures::{
@@ -10,26 +10,16 @@ use crate::fixtures::{
     held_coupon::{LONG_TIMEOUTS, claim, hold},
 };
 
-/// Finds the only SQL block in README.md and docs/ that lists holders; it mentions prepared transactions.
+/// Reads the query from the documentation.
 fn query() -> Result<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut pages = vec![root.join("README.md")];
-    for entry in fs::read_dir(root.join("docs"))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path);
-        }
-    }
-    let mut queries = Vec::new();
-    for page in pages {
-        let text = fs::read_to_string(page)?;
-        let blocks = text.split("```").skip(1).step_by(2);
-        let sql = blocks.filter_map(|block| block.strip_prefix("sql\n"));
-        let holders = sql.filter(|sql| sql.contains("pg_prepared_xacts"));
-        queries.extend(holders.map(|sql| sql.trim().trim_end_matches(';').to_owned()));
-    }
-    ensure!(queries.len() == 1, "not one query: {queries:?}");
-    Ok(queries.remove(0))
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
+    let page = fs::read_to_string(path)?;
+    let mut blocks = page.split("```").skip(1).step_by(2);
+    let block = blocks
+        .find(|block| block.contains("pg_prepared_xacts p"))
+        .context("no query in docs/operations.md")?;
+    let sql = block.strip_prefix("sql\n").context("not SQL")?;
+    Ok(sql.trim().trim_end_matches(';').to_owned())
 }
 
 /// The holders: the coupon, the prepared transaction's name or the session's state, and the number of
