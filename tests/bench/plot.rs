@@ -330,7 +330,9 @@ fn draw_panel(
     results: &Results,
 ) -> Drawn<()> {
     let clients: LogCoord<f64> = (0.8..300.0).log_scale().into();
-    let rate: LogCoord<f64> = (200.0..500_000.0).log_scale().into();
+    let (lowest, highest) = rate_range(results);
+    let rate: LogCoord<f64> = (lowest..highest).log_scale().into();
+    let decades = (lowest.log10() as i32..=highest.log10() as i32).map(|power| 10_f64.powi(power));
     let mut chart = ChartBuilder::on(area)
         .margin_top(38)
         .margin_right(LABELS)
@@ -339,7 +341,7 @@ fn draw_panel(
         .y_label_area_size(72)
         .build_cartesian_2d(
             clients.with_key_points(panel.clients().iter().copied().map(f64::from).collect()),
-            rate.with_key_points(vec![1_000.0, 10_000.0, 100_000.0]),
+            rate.with_key_points(decades.collect()),
         )?;
     chart
         .configure_mesh()
@@ -375,8 +377,7 @@ fn draw_panel(
 
     // Everything from here on is placed by pixels of the whole picture.
     let pixel = |point| chart.backend_coord(&point);
-    let (left, _) = pixel((0.8, 1_000.0));
-    let (_, top) = pixel((1.0, 500_000.0));
+    let (left, top) = pixel((0.8, highest));
     let caption = (FONT, 17).into_font().style(FontStyle::Bold);
     root.draw(&Text::new(panel.caption(run), (left, top - 20), caption))?;
     let (x, y) = pixel((1.2, 110_000.0));
@@ -396,6 +397,19 @@ fn draw_panel(
         }
     }
     Ok(())
+}
+
+/// The range of the rates in all panels: from a power of ten to a little above the highest.
+fn rate_range(results: &Results) -> (f64, f64) {
+    let lines = PANELS.iter().flat_map(|panel| panel.lines(results));
+    let rates = lines.flat_map(|line| line.points).map(|(_, rate)| rate);
+    let batches = PANELS.iter().filter_map(|panel| panel.batch(results));
+    let (lowest, highest) = rates
+        .chain(batches)
+        .fold((1_000.0_f64, 100_000.0_f64), |(lowest, highest), rate| {
+            (lowest.min(rate.max(1.0)), highest.max(rate))
+        });
+    (10_f64.powf(lowest.log10().floor()), highest * 1.5)
 }
 
 /// Names each line at its right end.
@@ -526,6 +540,17 @@ mod tests {
         assert!(svg.contains(&format!("<title id=\"title\">{title}</title>")));
         assert!(svg.contains("In SQL, a flush to disk takes 0.2 ms, at 200 clients: honcho_claim 9,000, usual transaction 2,000."));
         Ok(())
+    }
+
+    #[test]
+    fn axis_holds_all_rates() {
+        let [sql, ..] = PANELS;
+        assert_eq!(rate_range(&Results::new()), (1_000.0, 150_000.0));
+        let measured = results(&[
+            (sql.case(1, Subject::Honcho), 400_000.0),
+            (sql.case(200, Subject::Prior), 37.0),
+        ]);
+        assert_eq!(rate_range(&measured), (10.0, 600_000.0));
     }
 
     #[test]
