@@ -626,7 +626,7 @@ fn settings_are_documented_as_the_service_prints_them() -> Result<()> {
 
 #[tokio::test]
 async fn every_metric_is_documented_with_its_type() -> Result<()> {
-    let database = crate::fixtures::database().await?;
+    let database = crate::database().await?;
     let service = Service::start(database.caller_url()).await?;
     let metrics = reqwest::get(service.url("/metrics")).await?.text().await?;
     let shown: BTreeSet<(String, String)> = metrics
@@ -657,7 +657,7 @@ async fn every_metric_is_documented_with_its_type() -> Result<()> {
 
 #[tokio::test]
 async fn every_function_has_a_section() -> Result<()> {
-    let database = crate::fixtures::database().await?;
+    let database = crate::database().await?;
     let functions = database
         .connect()
         .await?
@@ -683,7 +683,7 @@ async fn every_function_has_a_section() -> Result<()> {
 
 #[tokio::test]
 async fn every_problem_code_is_documented() -> Result<()> {
-    let database = crate::fixtures::database().await?;
+    let database = crate::database().await?;
     let service = Service::start(database.caller_url()).await?;
     let document: serde_json::Value = reqwest::get(service.url("/openapi.json"))
         .await?
