@@ -37,6 +37,20 @@ pub enum Denied {
 }
 
 /// The accepted tokens. Clones share them.
+///
+/// ```
+/// use honcho_service::auth::{Denied, Policy, Scope, Tokens};
+///
+/// let tokens = Tokens::parse("0123456789abcdef:claim,read").expect("a token and its scopes");
+/// let policy = Policy::new(tokens, None);
+///
+/// let caller = policy.identify([&b"Bearer 0123456789abcdef"[..]].into_iter()).expect("an accepted token");
+/// let caller = caller.expect("the service is not open");
+/// assert_eq!(caller.require(Scope::Claim), Ok(()));
+/// assert_eq!(caller.require(Scope::Admin), Err(Denied::NoScope(Scope::Admin)));
+///
+/// assert!(matches!(policy.identify([].into_iter()), Err(Denied::NoToken)));
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Policy(Option<Arc<ArcSwap<Credentials>>>);
 

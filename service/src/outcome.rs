@@ -38,6 +38,15 @@ macro_rules! outcomes {
     ($($(#[$doc:meta])* $name:ident: $label:literal,
        $status:ident $code:literal $title:literal $detail:literal;)+) => {
         /// Outcome of a claim: a value of the extension's enum `honcho_outcome`.
+        ///
+        /// ```
+        /// use honcho_service::outcome::Outcome;
+        ///
+        /// let outcome = Outcome::from_label("sold_out").expect("a label of the enum");
+        /// assert_eq!(outcome, Outcome::SoldOut);
+        /// assert_eq!(outcome.presentation().status, 409);
+        /// assert!(Outcome::refusals().any(|refusal| refusal == outcome));
+        /// ```
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Outcome {
             $($(#[$doc])* $name,)+

@@ -8,6 +8,22 @@ use ipnet::IpNet;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Networks of the proxies whose `X-Forwarded-For` is trusted.
+///
+/// ```
+/// use axum::http::{HeaderMap, HeaderValue};
+/// use honcho_service::http::TrustedProxies;
+///
+/// let proxies = TrustedProxies::parse("10.0.0.0/8").expect("a network");
+/// let mut headers = HeaderMap::new();
+/// headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1, 198.51.100.7"));
+///
+/// // The last address that is not a proxy's. The client may have written the first one itself.
+/// let client = proxies.client([10, 0, 0, 1].into(), &headers);
+/// assert_eq!(client.to_string(), "198.51.100.7");
+/// // A peer that is not a proxy is the client.
+/// let client = proxies.client([203, 0, 113, 9].into(), &headers);
+/// assert_eq!(client.to_string(), "203.0.113.9");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
