@@ -82,67 +82,84 @@ pub(super) fn spawn(
     let connection = connections.watch(connection);
     let task = tokio::spawn(async move {
         let _permit = permit;
-        let mut connection = pin!(connection);
-        // Reset only when it rings or must ring earlier, so most requests never touch it.
-        let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
-        let mut is_set = false;
-        let ended = poll_fn(|context| {
-            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                return Poll::Ready(Ok(ended));
-            }
-            loop {
-                let due = activity.due();
-                if let Some(due) = due
-                    && due < alarm.deadline()
-                {
-                    alarm.as_mut().reset(due);
-                    is_set = false;
-                }
-                // The connection is one task with one waker, so registering it with the alarm once is enough.
-                if is_set && !alarm.is_elapsed() {
-                    return Poll::Pending;
-                }
-                is_set = true;
-                // Tokio's budget for the task must not prevent the registration.
-                ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
-                match activity.ring() {
-                    cut @ (Alarm::Silent | Alarm::Stuck) => return Poll::Ready(Err(cut)),
-                    Alarm::Answer => {
-                        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-                            return Poll::Ready(Ok(ended));
-                        }
-                    }
-                    Alarm::Early => {}
-                }
-                let next = activity.due();
-                alarm
-                    .as_mut()
-                    .reset(next.unwrap_or_else(|| Instant::now() + limits.idle_timeout));
-                is_set = false;
-            }
-        })
-        .await;
-        match ended {
-            Ok(Ok(())) => {}
-            // hyper has answered an unparsable request itself, and cannot leave that to the service.
-            Ok(Err(error)) if error.is_parse() && !error.is_parse_version_h2() => {
-                let status = if error.is_parse_too_large() {
-                    StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-                } else {
-                    StatusCode::BAD_REQUEST
-                };
-                log_unparsable(address.ip(), status, &error);
-            }
-            Ok(Err(error)) => debug!("a connection broke: {error}"),
-            Err(Alarm::Stuck) => {
-                metrics().connection_cut_off();
-                let waited = limits.write_timeout;
-                warn!("{address} received nothing of an answer for {waited:?} and is cut off");
-            }
-            Err(_) => debug!("{address} sent nothing for too long and is cut off"),
-        }
+        // Pinned here: moving it into the next future would store it twice.
+        let ended = run(pin!(connection), &activity, limits).await;
+        log_end(ended, address, limits);
     });
     task.abort_handle()
+}
+
+/// Runs a connection to its end.
+///
+/// # Errors
+/// The alarm that cuts the client off.
+async fn run<C: Future>(
+    mut connection: Pin<&mut C>,
+    activity: &Activity,
+    limits: ConnectionLimits,
+) -> Result<C::Output, Alarm> {
+    // Reset only when it rings or must ring earlier, so most requests never touch it.
+    let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
+    let mut is_set = false;
+    poll_fn(|context| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+            return Poll::Ready(Ok(ended));
+        }
+        loop {
+            let due = activity.due();
+            if let Some(due) = due
+                && due < alarm.deadline()
+            {
+                alarm.as_mut().reset(due);
+                is_set = false;
+            }
+            // The connection is one task with one waker, so registering it with the alarm once is enough.
+            if is_set && !alarm.is_elapsed() {
+                return Poll::Pending;
+            }
+            is_set = true;
+            // Tokio's budget for the task must not prevent the registration.
+            ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
+            match activity.ring() {
+                cut @ (Alarm::Silent | Alarm::Stuck) => return Poll::Ready(Err(cut)),
+                Alarm::Answer => {
+                    if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                        return Poll::Ready(Ok(ended));
+                    }
+                }
+                Alarm::Early => {}
+            }
+            let next = activity.due();
+            alarm
+                .as_mut()
+                .reset(next.unwrap_or_else(|| Instant::now() + limits.idle_timeout));
+            is_set = false;
+        }
+    })
+    .await
+}
+
+/// Logs the end of a connection, unless it is an ordinary one.
+fn log_end(ended: Result<hyper::Result<()>, Alarm>, address: SocketAddr, limits: ConnectionLimits) {
+    match ended {
+        Ok(Ok(())) => {}
+        // hyper has answered an unparsable request itself, and cannot leave that to the service.
+        Ok(Err(error)) if error.is_parse() && !error.is_parse_version_h2() => {
+            let status = if error.is_parse_too_large() {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            } else {
+                StatusCode::BAD_REQUEST
+            };
+            log_unparsable(address.ip(), status, &error);
+        }
+        Ok(Err(error)) => debug!("a connection broke: {error}"),
+        Err(Alarm::Stuck) => {
+            metrics().connection_cut_off();
+            let waited = limits.write_timeout;
+            warn!("{address} received nothing of an answer for {waited:?} and is cut off");
+        }
+        Err(_) => debug!("{address} sent nothing for too long and is cut off"),
+    }
 }
 
 /// Counts and logs a request that could not be parsed, and that hyper has answered with `status`.
