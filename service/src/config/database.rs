@@ -22,8 +22,8 @@ pub(super) struct DatabaseSettings {
     /// PGPASSWORD, …) add what it leaves out
     #[arg(long, value_name = "URL")]
     database_url: Option<Secret>,
-    /// Most connections for requests; half as many more wait for coupons that other sessions hold, and
-    /// two check the database's health [default: 4 per core, 8 to 32]
+    /// Most connections for requests; half as many more wait for coupons that other sessions hold, and one
+    /// checks the database's health [default: 4 per core, 8 to 32]
     #[arg(long, value_name = "NUMBER", default_value_t = default_pool_size(),
           hide_default_value = true, value_parser = whole::<usize>(1..=10_000))]
     database_pool_size: usize,
