@@ -45,7 +45,7 @@ pub struct Servers(Arc<ServersInner>);
 
 struct ServersInner {
     configs: Vec<Config>,
-    credentials: Arc<ArcSwap<Credentials>>,
+    credentials: Arc<ArcSwap<ServerCredentials>>,
     /// Limits requested for every session.
     limits: RequestedLimits,
     /// Longest attempt to connect to one server.
@@ -58,7 +58,7 @@ struct ServersInner {
 }
 
 /// Certificates and passwords. They can be reloaded while the service runs.
-struct Credentials {
+struct ServerCredentials {
     tls: MakeRustlsConnect,
     /// One for each of the servers.
     passwords: Vec<Password>,
@@ -97,7 +97,7 @@ impl Servers {
             None => session_options.to_owned(),
         };
         let (configs, passwords) = configs(parameters, mode, &options)?.into_iter().unzip();
-        let credentials = Credentials {
+        let credentials = ServerCredentials {
             tls: MakeRustlsConnect::new(tls),
             passwords,
         };
