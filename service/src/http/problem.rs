@@ -33,7 +33,7 @@ pub(crate) struct RequestIds<'a> {
 
 impl IntoResponse for SharedError {
     /// An answer without a body: the request log, which knows the request's id, writes it with
-    /// [`write_problem`].
+    /// `write_problem`.
     fn into_response(self) -> Response {
         let mut response = entry(self.get()).status.into_response();
         response.extensions_mut().insert(self);

@@ -22,7 +22,7 @@ use crate::outcome::Outcome;
 
 pub(crate) use requests::{RequestTimer, UNMATCHED};
 
-/// Media type of [`Metrics::scrape`].
+/// Media type of `Metrics::scrape`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Buckets of durations in seconds: from a claim on a quiet coupon to the longest request.
