@@ -5,7 +5,7 @@
 //! those of any SQL statement, for a fraction of its time.
 //!
 //! Nothing here cleans up after an error: PostgreSQL releases locks, pins and snapshots as the transaction
-//! aborts. pgrx carries an error as a panic, so each `drop` does nothing while a panic unwinds.
+//! aborts. pgrx carries an error as a panic, so each `drop` of these does nothing while a panic unwinds.
 
 pub mod analysis;
 // PostgreSQL 18 has checks that are not enforced and columns that are computed on reading: there the

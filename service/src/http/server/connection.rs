@@ -82,8 +82,10 @@ pub(super) fn spawn(
     let connection = connections.watch(connection);
     let task = tokio::spawn(async move {
         let _permit = permit;
-        // Pinned here: moving it into the next future would store it twice.
-        let ended = run(pin!(connection), &activity, limits).await;
+        // Pinned here: moving it into the next future would store it twice. It lives to the end of the task, so that its
+        // end is logged before it closes, and before the shutdown counts it as ended.
+        let mut connection = pin!(connection);
+        let ended = run(connection.as_mut(), &activity, limits).await;
         log_end(ended, address, limits);
     });
     task.abort_handle()
