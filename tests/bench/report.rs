@@ -128,6 +128,7 @@ fn case(flush: Flush, scene: Scene, clients: u32, subject: Subject) -> Case {
     }
 }
 
+/// The targets, compared with the results. It is one list, and long for that reason only.
 fn targets(results: &Results) -> Vec<Target> {
     use Subject::{Bare, Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
     let p50 = |clients, subject| {
@@ -444,6 +445,7 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
     write_circumstances(report, run)
 }
 
+/// Writes the tables of figures, one after the other; it is long for their number only.
 fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
     for flush in [Flush::Disk, Flush::Slow] {
         section(

@@ -328,7 +328,7 @@ fn configs(
         .collect()
 }
 
-/// Makes the part of the configuration that all servers share.
+/// Makes the part of the configuration that all servers share, parameter by parameter.
 fn common(parameters: &Parameters, options: &str) -> Result<Config, ConninfoError> {
     let mut config = Config::new();
     if let Some(user) = parameters.get("user") {

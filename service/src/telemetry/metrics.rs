@@ -119,6 +119,7 @@ impl PermitMetrics {
 }
 
 impl Metrics {
+    /// Registers every metric. It is one list, and long for that reason only.
     fn new() -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(ProcessCollector));
