@@ -52,7 +52,7 @@ test-upgrade: build ## upgrades from every release, then the SQL tiers on an upg
 	@scripts/setup it
 	@scripts/test upgrade
 
-test-pg17: ## build and run make test on Debian trixie with PostgreSQL 17, in a directory tree
+test-pg17: ## build and run make test on Debian trixie with PostgreSQL 17, in a tree of its own
 	@scripts/setup debian
 	@scripts/test-on trixie 17
 

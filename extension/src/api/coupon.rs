@@ -131,7 +131,7 @@ reading! {
 /// `23503`, naming the table `claims` and the constraint `claims_coupon_name_fkey`.
 ///
 /// # Locks
-/// Those of a `select`. A claim under way holds the coupon's row, so the statement has waited for it
+/// Those of a `select`. A claim in progress holds the coupon's row, so the statement has waited for it
 /// before this runs.
 #[pg_trigger]
 fn honcho_keep_claimed<'a>(

@@ -10,7 +10,7 @@
 //! a claim therefore waits for the flush too ([`commit_position`], [`wait_until_durable`]).
 //!
 //! This hooks into the end of transactions and reads shared memory, so it has `unsafe` blocks, the only
-//! ones outside `pg` but for those of types in `api::outcome`.
+//! ones outside `pg`, except those of types in `api::outcome`.
 
 use std::cell::Cell;
 use std::ptr;
