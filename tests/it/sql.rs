@@ -3,6 +3,7 @@
 mod batch;
 mod encoding;
 mod messages;
+mod model;
 mod name_resolution;
 mod queue;
 mod rights;
