@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod held_coupon;
+pub mod lives;
 pub mod long_list;
 pub mod machine;
 pub mod preloaded;

@@ -13,7 +13,7 @@ use crate::{
 /// Operators of pg_catalog, and types to which the extension's SQL could apply them. For the types of our
 /// columns, an exact match wins over pg_catalog's.
 const OPERATORS: [&str; 10] = ["=", "<>", "<", ">", "<=", ">=", "+", "-", "||", "~~"];
-const TYPES: [(&str, &str); 9] = [
+const TYPES: [(&str, &str); 11] = [
     ("varchar", "text"),
     ("text", "varchar"),
     ("varchar", "varchar"),
@@ -23,10 +23,12 @@ const TYPES: [(&str, &str); 9] = [
     ("int4", "int8"),
     ("int8", "int4"),
     ("timestamptz", "timestamptz"),
+    ("timestamptz", "interval"),
+    ("interval", "interval"),
 ];
 
 /// Functions of pg_catalog, with arguments that match ours better.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 18] = [
     "format(text, int, int, int8)",
     "format(text, int, int)",
     "format(text, int8, int8)",
@@ -38,6 +40,13 @@ const FUNCTIONS: [&str; 11] = [
     "lower(varchar)",
     "text(varchar)",
     "varchar(varchar, int, boolean)",
+    "concat(text, text)",
+    "jsonb_build_object(text, int)",
+    "jsonb_build_object(text, timestamptz, text, timestamptz)",
+    "jsonb_strip_nulls(jsonb)",
+    "pg_current_snapshot()",
+    "pg_snapshot_xmin(pg_snapshot)",
+    "current_setting(text, boolean)",
 ];
 
 /// Plants in `schema` everything that `client` can create there. Each object adds a row to `loot.trapped`
@@ -132,6 +141,12 @@ async fn plant_temporary(client: &Client) -> Result<()> {
                  false as paused from pg_temp.coupons();
              create temporary view claims as select 1::bigint as id, 'me'::text as user_id,
                  'MINE'::text as coupon_name, now() as claimed_at from pg_temp.coupons();
+             create temporary view holds as select 'MINE'::text as coupon_name, 'me'::text as user_id,
+                 now() as expires_at, now() as created_at, null::text as request_key from pg_temp.coupons();
+             create temporary view coupon_events as select 1::bigint as id, 'MINE'::text as coupon_name,
+                 'created'::text as kind, now() as at, 'me'::text as actor, '{}'::jsonb as details
+                 from pg_temp.coupons();
+             create temporary sequence coupon_events_id_seq;
              create temporary sequence claims_id_seq;
              create type pg_temp.honcho_outcome as enum ('claimed');
              create domain pg_temp.text as pg_catalog.text;",
