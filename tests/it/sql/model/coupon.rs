@@ -500,14 +500,12 @@ impl State {
             Ok(vec![row])
         };
         let delta = amount - coupon.amount;
-        // Expired holds are stock.
-        let back = i32::try_from(coupon.expired(now).len()).unwrap_or(i32::MAX);
-        if amount < 0 || coupon.remaining + back + delta < 0 {
+        // Expired holds are stock: as many are taken back as are missing.
+        let missing = usize::try_from(-(coupon.remaining + delta)).unwrap_or(0);
+        if amount < 0 || missing > coupon.expired(now).len() {
             return answered("below_given", coupon);
         }
-        if coupon.remaining + delta < 0 {
-            self.swept += coupon.sweep(now, SWEEP);
-        }
+        self.swept += coupon.sweep(now, missing);
         coupon.amount = amount;
         coupon.remaining += delta;
         if (starts, ends) != (coupon.starts, coupon.ends) {
