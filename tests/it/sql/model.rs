@@ -211,7 +211,7 @@ impl Sequence<'_> {
             Step::Together(transactions) => self.transactions(transactions, false).await,
             Step::Behind(transactions) => self.transactions(transactions, true).await,
             Step::Purge => {
-                let purge = "select honcho_purge_events(clock_timestamp())";
+                let purge = "select honcho_purge_events(clock_timestamp(), 1000000)";
                 self.sessions.watch.batch_execute(purge).await?;
                 let left = format!(
                     "select count(*) from coupon_events where coupon_name = '{}'",

@@ -64,7 +64,7 @@ select outcome, amount, remaining_amount, held_amount, state from honcho_restock
 -- Expired ones are stock again.
 update holds set expires_at = clock_timestamp() - interval '1 second';
 select outcome, amount, remaining_amount, held_amount, state from honcho_restock('PROMO', -1);
--- No coupon at all is left of this one but its claims.
+-- An amount of none.
 select honcho_create_coupon('EMPTY', 1);
 select outcome, amount, remaining_amount, state from honcho_update_coupon('EMPTY', 0);
 select honcho_claim('ann', 'EMPTY');
@@ -131,17 +131,18 @@ select coupon_name from honcho_list_user_claims('ann', max => 1);
 select coupon_name from honcho_list_user_claims('ann', after => (select id from honcho_get_coupon('PROMO')));
 select * from honcho_list_user_claims('nobody');
 
--- Read-only transactions are told of refusals.
+-- Read-only transactions: what is certain without a turn is answered.
 begin read only;
 select outcome from honcho_update_coupon('NONE', 5);
-select honcho_delete_coupon('NONE'), honcho_delete_coupon('STATE');
+select honcho_delete_coupon('NONE');
+select honcho_cancel('nobody', 'PROMO'), honcho_confirm('nobody', 'PROMO');
+select outcome from honcho_reserve('nobody', 'PROMO', '1 hour');
 savepoint s;
 select outcome from honcho_restock('PROMO', 1);
 rollback to s;
-select honcho_delete_coupon('STATE', true);
+select outcome from honcho_update_coupon('PROMO', paused => true);
 rollback to s;
-select honcho_cancel('nobody', 'PROMO'), honcho_confirm('nobody', 'PROMO');
-select outcome from honcho_reserve('nobody', 'PROMO', '1 hour');
+select honcho_delete_coupon('STATE');
 rollback;
 
 select * from honcho_verify() where not holds;

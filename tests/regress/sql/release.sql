@@ -60,7 +60,7 @@ reset lock_timeout;
 rollback prepared 'release';
 select honcho_release('ann', 'PROMO');
 
--- One that users' triggers change is an error.
+-- A trigger that keeps the claim is an error, and nothing is done.
 select honcho_claim('ann', 'PROMO');
 create function keep() returns trigger language plpgsql as $$ begin return null; end $$;
 create trigger keep before delete on claims for each row execute function keep();
