@@ -216,30 +216,18 @@ impl<'a> Block<'a> {
         }
         for item in &transaction.items {
             match item {
-                Item::Call(call) => block.call(call).await,
-                Item::Attempt { calls, keep } => {
-                    block.savepoint("savepoint s", Deed::Savepoint).await;
-                    for call in calls {
-                        block.call(call).await;
-                    }
-                    if *keep {
-                        block.savepoint("release s", Deed::ReleaseSavepoint).await;
-                    } else {
-                        block
-                            .savepoint("rollback to s", Deed::RollbackToSavepoint)
-                            .await;
-                    }
-                }
+                Item::Call(call) => block.call(call, Deed::Rollback).await,
+                Item::Attempt { calls, keep } => block.attempt(calls, *keep).await,
+            }
+            if block.failed {
+                break;
             }
         }
         block
     }
 
-    /// Nothing follows a failure but the rollback.
-    async fn call(&mut self, call: &Call) {
-        if self.failed {
-            return;
-        }
+    /// Makes a call. If it fails, all is undone at that moment, which is the deed `undone`.
+    async fn call(&mut self, call: &Call, undone: Deed) {
         let (answer, span) = self.say(&call.sql(self.coupon)).await;
         self.failed = answer.is_err();
         match (call.elements(), answer) {
@@ -250,22 +238,43 @@ impl<'a> Block<'a> {
             }
             (_, answer) => self.record.push((Deed::Call(call.clone(), answer), span)),
         }
+        if self.failed {
+            self.record.push((undone, span));
+        }
     }
 
-    async fn savepoint(&mut self, sql: &str, deed: Deed) {
-        if self.failed {
-            return;
+    /// Makes calls after a savepoint. A failure does not reach further than that.
+    async fn attempt(&mut self, calls: &[Call], keep: bool) {
+        let (_, span) = self.say("savepoint s").await;
+        self.record.push((Deed::Savepoint, span));
+        for call in calls {
+            self.call(call, Deed::RollbackToSavepoint).await;
+            if self.failed {
+                self.say("rollback to s").await;
+                self.failed = false;
+                return;
+            }
         }
+        let (sql, deed) = if keep {
+            ("release s", Deed::ReleaseSavepoint)
+        } else {
+            ("rollback to s", Deed::RollbackToSavepoint)
+        };
         let (_, span) = self.say(sql).await;
         self.record.push((deed, span));
     }
 
     async fn end(&mut self, end: End) {
+        if self.failed {
+            if end != End::Automatic {
+                self.say("rollback").await;
+            }
+            return;
+        }
         let (deed, span) = match end {
-            End::Automatic if self.failed => (Deed::Rollback, self.last_span()),
             End::Automatic => (Deed::Commit, self.last_span()),
-            End::Commit if !self.failed => (Deed::Commit, self.say("commit").await.1),
-            _ => (Deed::Rollback, self.say("rollback").await.1),
+            End::Commit => (Deed::Commit, self.say("commit").await.1),
+            End::Rollback => (Deed::Rollback, self.say("rollback").await.1),
         };
         self.record.push((deed, span));
     }
