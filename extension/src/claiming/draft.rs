@@ -220,7 +220,7 @@ impl<'a> Draft<'a> {
             && found.expires_at() <= self.now
             && expired < max
         {
-            if let Some(user_id) = found.user_id().map(Text::to_string)
+            if let Some(user_id) = found.user_id().map(Text::string)
                 && !self.has_changed_hold(&user_id)
             {
                 user_ids.push(user_id);
@@ -294,7 +294,7 @@ impl<'a> Draft<'a> {
         if let Some(change) = self.users.get(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
         }
-        let owned = |key: Text| Cow::Owned(key.to_string());
+        let owned = |key: Text| Cow::Owned(key.string());
         if let Some(claim) = view.claim(operation.user, self.coupon_name) {
             let basis = Basis::Row(claim.written_by());
             // Only a request with a key is compared with it.
@@ -456,7 +456,7 @@ impl<'a> Draft<'a> {
                 while let Some(found) = hold
                     && found
                         .user_id()
-                        .is_some_and(|user_id| self.has_changed_hold(&user_id.to_string()))
+                        .is_some_and(|user_id| self.has_changed_hold(&user_id.string()))
                 {
                     hold = view.next_hold();
                 }
