@@ -5,8 +5,8 @@
 //! the tables have is written at the end.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use pgrx::pg_sys;
 use serde_json::json;
@@ -45,8 +45,8 @@ pub struct Draft<'a> {
     released: Vec<(&'a str, Option<&'a str>)>,
     /// The first expiry of the holds that were there before and have not changed, if it is known.
     first_unchanged: Option<Option<i64>>,
-    /// The first expiry of the holds that are new.
-    first_new: Option<i64>,
+    /// The expiries of the holds that are new, and the number of holds of each.
+    new_expiries: BTreeMap<i64, usize>,
 }
 
 /// The change of a user's rows.
@@ -105,7 +105,7 @@ impl<'a> Draft<'a> {
             expired: 0,
             released: Vec::new(),
             first_unchanged: None,
-            first_new: None,
+            new_expiries: BTreeMap::new(),
         }
     }
 
@@ -174,7 +174,6 @@ impl<'a> Draft<'a> {
             Step::Hold(expires_at) => {
                 self.take_one(view, &state, left);
                 self.after.held += 1;
-                self.first_new = Some(self.first_new.map_or(expires_at, |it| it.min(expires_at)));
                 let answer = Answer {
                     expires_at: Some(expires_at),
                     ..Outcome::Held.into()
@@ -220,7 +219,7 @@ impl<'a> Draft<'a> {
             && found.expires_at() <= self.now
             && expired < max
         {
-            if let Some(user_id) = found.user_id().map(Text::to_string)
+            if let Some(user_id) = found.user_id().map(Text::string)
                 && !self.has_changed_hold(&user_id)
             {
                 user_ids.push(user_id);
@@ -294,7 +293,7 @@ impl<'a> Draft<'a> {
         if let Some(change) = self.users.get(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
         }
-        let owned = |key: Text| Cow::Owned(key.to_string());
+        let owned = |key: Text| Cow::Owned(key.string());
         if let Some(claim) = view.claim(operation.user, self.coupon_name) {
             let basis = Basis::Row(claim.written_by());
             // Only a request with a key is compared with it.
@@ -406,9 +405,20 @@ impl<'a> Draft<'a> {
         }
         self.changes += 1;
         let place = self.changes;
+        if let State::Held(expires_at, _) = after {
+            *self.new_expiries.entry(expires_at).or_default() += 1;
+        }
         match self.users.entry(user_id) {
             Entry::Occupied(mut change) => {
                 let change = change.get_mut();
+                if let State::Held(expires_at, _) = change.after
+                    && let Some(count) = self.new_expiries.get_mut(&expires_at)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.new_expiries.remove(&expires_at);
+                    }
+                }
                 change.after = after;
                 change.place = place;
             }
@@ -456,7 +466,7 @@ impl<'a> Draft<'a> {
                 while let Some(found) = hold
                     && found
                         .user_id()
-                        .is_some_and(|user_id| self.has_changed_hold(&user_id.to_string()))
+                        .is_some_and(|user_id| self.has_changed_hold(&user_id.string()))
                 {
                     hold = view.next_hold();
                 }
@@ -465,6 +475,7 @@ impl<'a> Draft<'a> {
                 first
             }
         };
-        [unchanged, self.first_new].into_iter().flatten().min()
+        let new = self.new_expiries.keys().next().copied();
+        [unchanged, new].into_iter().flatten().min()
     }
 }

@@ -39,7 +39,7 @@ impl Text {
     }
 
     /// A copy as a string.
-    pub fn to_string(self) -> String {
+    pub fn string(self) -> String {
         // SAFETY: a varlena of a database whose encoding is UTF8.
         unsafe { String::from_datum(self.0, false) }.unwrap_or_default()
     }
