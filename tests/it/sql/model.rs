@@ -117,7 +117,7 @@ impl Worker {
             cases: 1,
             failure_persistence: None,
             max_shrink_iters: 5_000,
-            max_shrink_time: 60_000,
+            max_shrink_time: 30_000,
             ..Config::default()
         };
         let mut bytes = [0; 32];

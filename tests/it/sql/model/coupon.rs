@@ -335,6 +335,9 @@ impl State {
         if matches!(call, Call::ListEvents) {
             return self.list_events(answer);
         }
+        if call.elements().is_some() {
+            return Err(format!("{call:?} gives {answer:?}"));
+        }
         let expected = match call {
             Call::ClaimOrRaise(user) => return self.claim_or_raise(*user, answer, span),
             _ => self.answer(call, name, span.from),
