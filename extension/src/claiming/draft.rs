@@ -24,6 +24,9 @@ use crate::pg::session;
 /// the next operations find what is left of it.
 const SWEEP: usize = 100;
 
+/// The time in microseconds after which a draft is made again.
+const MOMENT: i64 = 1000;
+
 /// A coupon and its users as the operations so far leave them.
 pub struct Draft<'a> {
     coupon_name: Text,
@@ -43,8 +46,11 @@ pub struct Draft<'a> {
     expired: usize,
     /// The claims that are given back: the user, and the label of the actor.
     released: Vec<(&'a str, Option<&'a str>)>,
-    /// The first expiry of the holds that were there before and have not changed, if it is known.
-    first_unchanged: Option<Option<i64>>,
+    /// True if the hold that expired first before is among those that change.
+    has_lost_first: bool,
+    /// The hold at which the search in the order of expiry stands, if it has begun: its expiry and user, or none
+    /// after the last. Holds only go while a draft is made, so the search never goes back.
+    searched: Option<Option<(i64, String)>>,
     /// The expiries of the holds that are new, and the number of holds of each.
     new_expiries: BTreeMap<i64, usize>,
 }
@@ -104,7 +110,8 @@ impl<'a> Draft<'a> {
             changes: 0,
             expired: 0,
             released: Vec::new(),
-            first_unchanged: None,
+            has_lost_first: false,
+            searched: None,
             new_expiries: BTreeMap::new(),
         }
     }
@@ -134,11 +141,10 @@ impl<'a> Draft<'a> {
         self.now
     }
 
-    /// Moves the decisions to this moment. Returns false if some of them would be others now.
-    pub fn move_to_now(&mut self) -> bool {
-        // The clock may be set back.
-        self.now = self.now.max(session::now());
-        self.now < self.until
+    /// Returns true if all decisions would be the same now, and new holds would not end noticeably later.
+    pub fn is_current(&self) -> bool {
+        let now = session::now();
+        now < self.until && now - self.now < MOMENT
     }
 
     /// Answers `operation` if it changes nothing.
@@ -165,6 +171,11 @@ impl<'a> Draft<'a> {
             Ok(answer) => return (answer, basis),
             Err(step) => step,
         };
+        if let State::Held(expires_at, _) = state
+            && Some(expires_at) == self.before.next_expiry
+        {
+            self.has_lost_first = true;
+        }
         let request_key = operation.request_key.map(Cow::Borrowed);
         let (after, answer) = match step {
             Step::Claim => {
@@ -213,27 +224,25 @@ impl<'a> Draft<'a> {
 
     /// Takes up to `max` expired holds back.
     pub fn take_back(&mut self, view: &mut View<'_>, max: usize) {
-        let (mut expired, mut user_ids) = (0, Vec::new());
-        let mut hold = view.first_hold(self.coupon_name);
-        while let Some(found) = hold
-            && found.expires_at() <= self.now
-            && expired < max
-        {
-            if let Some(user_id) = found.user_id().map(Text::string)
-                && !self.has_changed_hold(&user_id)
-            {
-                user_ids.push(user_id);
-                expired += 1;
+        for _ in 0..max {
+            let Some((expires_at, user_id)) = self.first_unchanged(view) else {
+                return;
+            };
+            if expires_at > self.now {
+                return;
             }
-            hold = view.next_hold();
-        }
-        for user_id in user_ids {
             let user = Text::new(&user_id);
             self.change(Cow::Owned(user_id), user, Row::Hold, State::Nothing);
+            self.has_lost_first = true;
+            self.expired += 1;
+            self.after.held -= 1;
+            self.after.remaining += 1;
         }
-        self.expired += expired;
-        self.after.held -= expired as i32;
-        self.after.remaining += expired as i32;
+    }
+
+    /// Ends the draft: notes the moment at which the first of the holds expires.
+    pub fn settle(&mut self, view: &mut View<'_>) {
+        self.after.next_expiry = self.first_expiry(view);
     }
 
     /// The number of expired holds that are taken back.
@@ -360,7 +369,9 @@ impl<'a> Draft<'a> {
             return Ok(refusal);
         }
         Err(match action {
-            Action::Reserve(ttl) => Step::Hold(self.now.saturating_add(ttl)),
+            // Each a microsecond later than the one before, so that the search in the order of expiry does not
+            // meet all that are made in one call again and again.
+            Action::Reserve(ttl) => Step::Hold(self.now + ttl + self.changes as i64),
             _ => Step::Claim,
         })
     }
@@ -400,9 +411,6 @@ impl<'a> Draft<'a> {
     }
 
     fn change(&mut self, user_id: Cow<'a, str>, user: Text, before: Row, after: State<'a>) {
-        if before == Row::Hold {
-            self.first_unchanged = None;
-        }
         self.changes += 1;
         let place = self.changes;
         if let State::Held(expires_at, _) = after {
@@ -459,23 +467,28 @@ impl<'a> Draft<'a> {
 
     /// The moment when the first of the coupon's holds expires.
     fn first_expiry(&mut self, view: &mut View<'_>) -> Option<i64> {
-        let unchanged = match self.first_unchanged {
-            Some(known) => known,
-            None => {
-                let mut hold = view.first_hold(self.coupon_name);
-                while let Some(found) = hold
-                    && found
-                        .user_id()
-                        .is_some_and(|user_id| self.has_changed_hold(&user_id.string()))
-                {
-                    hold = view.next_hold();
-                }
-                let first = hold.map(Hold::expires_at);
-                self.first_unchanged = Some(first);
-                first
-            }
+        let unchanged = if self.has_lost_first {
+            self.first_unchanged(view).map(|(expires_at, _)| expires_at)
+        } else {
+            self.before.next_expiry
         };
         let new = self.new_expiries.keys().next().copied();
         [unchanged, new].into_iter().flatten().min()
+    }
+
+    /// The hold that expires first of those that were there before and have not changed: its expiry and user.
+    fn first_unchanged(&mut self, view: &mut View<'_>) -> Option<(i64, String)> {
+        loop {
+            let hold = match &self.searched {
+                None => view.first_hold_from(self.coupon_name, self.before.next_expiry?),
+                Some(None) => return None,
+                Some(Some(found)) if !self.has_changed_hold(&found.1) => {
+                    return Some(found.clone());
+                }
+                Some(Some(_)) => view.next_hold(),
+            };
+            let user = |hold: Hold<'_>| hold.user_id().map(Text::string).unwrap_or_default();
+            self.searched = Some(hold.map(|hold| (hold.expires_at(), user(hold))));
+        }
     }
 }
