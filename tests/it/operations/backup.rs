@@ -289,6 +289,7 @@ async fn restored_database_serves_claims_with_the_same_rights() -> Result<()> {
              select honcho_reserve('anna', 'HELD', '1 hour', 'key of a hold');
              select honcho_reserve('late', 'HELD', '1 hour');
              update holds set expires_at = '2020-01-01' where user_id = 'late';
+             update coupons set next_expiry = '2020-01-01' where name = 'HELD';
              select honcho_restock('HELD', 1);",
         )
         .await?;

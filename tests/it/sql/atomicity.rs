@@ -43,7 +43,8 @@ const SETUP: &str = "
     select honcho_claim('owner', 'PROMO');
     select honcho_reserve('holder', 'PROMO', '1 hour');
     select honcho_reserve('late', 'PROMO', '1 hour');
-    update holds set expires_at = '2020-01-01' where user_id = 'late'";
+    update holds set expires_at = '2020-01-01' where user_id = 'late';
+    update coupons set next_expiry = '2020-01-01'";
 
 /// The rows as other sessions see them; of events and claims, what does not depend on the clock.
 const ROWS: &str = "select concat_ws(' | ',

@@ -7,7 +7,7 @@ use honcho_tests::{ClusterOptions, Database};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use crate::fixtures::MIB;
+use crate::fixtures::{MIB, sql::lapse};
 
 /// The most expired holds that a claim for one user takes back.
 const SWEEP: i64 = 100;
@@ -36,9 +36,7 @@ async fn claims_after_a_hundred_thousand_expired_holds_take_back_a_few_each() ->
     }
     let all_held = "select honcho_claim('early', 'PROMO')::text = 'all_held'";
     assert!(client.query_one(all_held, &[]).await?.get::<_, bool>(0));
-    client
-        .batch_execute("update holds set expires_at = date_trunc('second', clock_timestamp()) - interval '1 s'")
-        .await?;
+    client.batch_execute(&lapse("true")).await?;
 
     // Claims and reservations one by one.
     let mut left = HOLDS;

@@ -247,7 +247,10 @@ impl Sequence<'_> {
                 let users: Vec<String> = users.into_iter().map(calls::user_id).collect();
                 let lapse = format!(
                     "update holds set expires_at = expires_at - interval '48 hours'
-                      where coupon_name = '{}' and user_id in ('{}')",
+                      where coupon_name = '{0}' and user_id in ('{1}');
+                     update coupons set next_expiry = (select min(expires_at) from holds
+                                                        where coupon_name = name)
+                      where name = '{0}'",
                     self.name,
                     users.join("', '")
                 );

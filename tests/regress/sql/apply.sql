@@ -8,6 +8,11 @@ select amount, remaining_amount, held_amount,
        array(select concat_ws(' ', user_id, request_key) from claims where coupon_name = name order by id) as claims,
        array(select concat_ws(' ', user_id, request_key) from holds where coupon_name = name order by user_id) as holds
 from coupons order by coupons.id;
+-- Lets holds expire: those of a user, or of a coupon. The coupon's row has the first expiry too.
+create function lapse(who text default '%', coupon text default '%') returns text language sql as $$
+    update holds set expires_at = clock_timestamp() - interval '1 second' where user_id like who and coupon_name like coupon;
+    update coupons set next_expiry = (select min(expires_at) from holds where coupon_name = name) where held_amount > 0;
+    select 'lapsed' $$;
 
 select honcho_create_coupon('PROMO', 3);
 -- Each operation sees what those before it did.
@@ -36,7 +41,7 @@ select * from books;
 -- An expired hold is none.
 select honcho_create_coupon('LATE', 1);
 select outcome from honcho_reserve('ann', 'LATE', '1 hour');
-update holds set expires_at = clock_timestamp() - interval '1 second';
+select lapse();
 select ordinal, outcome, expires_at from honcho_apply('LATE', '{confirm,cancel}', '{ann,ann}');
 select ordinal, outcome from honcho_apply('LATE', '{claim,confirm,claim}', '{bob,ann,ann}');
 select kind, details from coupon_events where coupon_name = 'LATE' order by id;
@@ -80,4 +85,5 @@ rollback;
 
 select * from honcho_verify() where not holds;
 drop view books;
+drop function lapse;
 drop extension honcho;

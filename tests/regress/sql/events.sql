@@ -5,6 +5,11 @@ create extension honcho;
 \pset footer off
 set timezone = 'UTC';
 create view told as select coupon_name, kind, details, actor = session_user as by_session from coupon_events order by id;
+-- Lets holds expire: those of a user, or of a coupon. The coupon's row has the first expiry too.
+create function lapse(who text default '%', coupon text default '%') returns text language sql as $$
+    update holds set expires_at = clock_timestamp() - interval '1 second' where user_id like who and coupon_name like coupon;
+    update coupons set next_expiry = (select min(expires_at) from holds where coupon_name = name) where held_amount > 0;
+    select 'lapsed' $$;
 
 -- Each kind.
 select honcho_create_coupon('PROMO', 2), honcho_create_coupon('LATER', 1, '2100-01-01', '2100-02-01'),
@@ -28,7 +33,7 @@ select outcome from honcho_update_coupon('PROMO', 0) as below_given;
 select outcome from honcho_restock('PROMO', -1);
 select outcome from honcho_restock('PROMO', 1);
 select outcome from honcho_reserve('eve', 'PROMO', '1 hour');
-update holds set expires_at = clock_timestamp() - interval '1 second';
+select lapse();
 select honcho_expire(), honcho_expire();
 select honcho_delete_coupon('PROMO') as in_use;
 select honcho_delete_coupon('PROMO', true);
@@ -48,7 +53,7 @@ select kind from told;
 select outcome from honcho_update_coupon('QUIET', 2);
 select honcho_release('ann', 'QUIET');
 select outcome from honcho_reserve('joe', 'QUIET', '1 hour');
-update holds set expires_at = clock_timestamp() - interval '1 second';
+select lapse();
 select honcho_claim('eve', 'QUIET');
 select kind, details from told;
 
@@ -129,4 +134,5 @@ drop view told;
 select * from honcho_verify() where not holds;
 drop owned by regress_honcho_shop;
 drop role regress_honcho_shop;
+drop function lapse;
 drop extension honcho;

@@ -10,9 +10,11 @@ select name, amount, remaining_amount, held_amount,
        array(select concat_ws(' ', user_id, round(extract(epoch from expires_at - clock_timestamp()) / 60), request_key)
              from holds where coupon_name = name order by user_id) as holds
 from coupons order by coupons.id;
-create function expire(who text) returns bigint language sql as
-$$ with moved as (update holds set expires_at = clock_timestamp() - interval '1 second' where user_id = who returning 1)
-   select count(*) from moved $$;
+-- Lets holds expire: those of a user, or of a coupon. The coupon's row has the first expiry too.
+create function lapse(who text default '%', coupon text default '%') returns text language sql as $$
+    update holds set expires_at = clock_timestamp() - interval '1 second' where user_id like who and coupon_name like coupon;
+    update coupons set next_expiry = (select min(expires_at) from holds where coupon_name = name) where held_amount > 0;
+    select 'lapsed' $$;
 
 select honcho_create_coupon('PROMO', 2);
 select outcome, round(extract(epoch from expires_at - clock_timestamp()) / 60) as minutes
@@ -68,7 +70,7 @@ select honcho_claim_or_raise('ann', 'HOLDER') = (select id from honcho_get_claim
 select honcho_create_coupon('LATE', 2);
 select outcome from honcho_reserve('ann', 'LATE', '1 hour');
 select outcome from honcho_reserve('bob', 'LATE', '1 hour');
-select expire('ann');
+select lapse('ann');
 select honcho_confirm('ann', 'LATE'), honcho_cancel('ann', 'LATE');
 select * from honcho_get_hold('ann', 'LATE');
 select user_id from honcho_list_holds('LATE');
@@ -78,21 +80,21 @@ select honcho_claim('eve', 'LATE');
 select honcho_confirm('ann', 'LATE');
 select name, amount, remaining_amount, held_amount, claims, holds from books where name = 'LATE';
 -- The holder may ask again: this is a new hold.
-select expire('bob');
+select lapse('bob');
 select outcome, round(extract(epoch from expires_at - clock_timestamp()) / 60) as minutes
 from honcho_reserve('bob', 'LATE', '2 hours');
 select * from books where name = 'LATE';
 -- Or claim.
-select expire('bob');
+select lapse('bob');
 select honcho_claim('bob', 'LATE');
 select * from books where name = 'LATE';
 -- A hold that has expired keeps nobody from another piece.
 select outcome from honcho_restock('LATE', 2);
 select outcome from honcho_reserve('joe', 'LATE', '1 hour');
-select expire('joe');
+select lapse('joe');
 select outcome from honcho_reserve('joe', 'LATE', '3 hours');
 select * from books where name = 'LATE';
-select expire('joe');
+select lapse('joe');
 select honcho_claim('joe', 'LATE');
 select * from books where name = 'LATE';
 -- A batch takes back what it needs.
@@ -100,7 +102,7 @@ select honcho_create_coupon('MANY', 400);
 select outcome, count(*) from honcho_apply('MANY', array_fill('reserve'::text, array[400]),
     (select array_agg('u' || i) from generate_series(1, 400) i), array_fill('1 hour'::interval, array[400]))
 group by outcome;
-update holds set expires_at = clock_timestamp() - interval '1 second' where coupon_name = 'MANY';
+select lapse(coupon => 'MANY');
 select outcome, count(*) from honcho_claim_batch('MANY', (select array_agg('v' || i) from generate_series(1, 300) i))
 group by outcome;
 select amount, remaining_amount + held_amount as left, held_amount <= 100 as taken_back from coupons where name = 'MANY';
@@ -109,7 +111,7 @@ select honcho_create_coupon('BOUND', 400);
 select outcome, count(*) from honcho_apply('BOUND', array_fill('reserve'::text, array[400]),
     (select array_agg('u' || i) from generate_series(1, 400) i), array_fill('1 hour'::interval, array[400]))
 group by outcome;
-update holds set expires_at = clock_timestamp() - interval '1 second' where coupon_name = 'BOUND';
+select lapse(coupon => 'BOUND');
 select honcho_claim('ann', 'BOUND');
 select remaining_amount, held_amount from coupons where name = 'BOUND';
 
@@ -134,7 +136,7 @@ select outcome from honcho_reserve('eve', 'WINDOW', '1 hour');
 select honcho_claim('eve', 'WINDOW'), honcho_claim('bob', 'WINDOW');
 update coupons set starts_at = 'infinity', ends_at = null where name = 'WINDOW';
 select outcome, expires_at from honcho_reserve('eve', 'WINDOW', '1 hour');
-select expire('joe');
+select lapse('joe');
 select honcho_claim('joe', 'WINDOW'), honcho_confirm('joe', 'WINDOW');
 select * from books where name = 'WINDOW';
 
@@ -160,5 +162,5 @@ select outcome from honcho_reserve('one day', 'HOLDER', '1 day');
 
 select * from honcho_verify() where not holds;
 drop view books;
-drop function expire;
+drop function lapse;
 drop extension honcho;

@@ -5,6 +5,11 @@ create extension honcho;
 \pset footer off
 set timezone = 'UTC';
 set datestyle = 'ISO';
+-- Lets holds expire: those of a user, or of a coupon. The coupon's row has the first expiry too.
+create function lapse(who text default '%', coupon text default '%') returns text language sql as $$
+    update holds set expires_at = clock_timestamp() - interval '1 second' where user_id like who and coupon_name like coupon;
+    update coupons set next_expiry = (select min(expires_at) from holds where coupon_name = name) where held_amount > 0;
+    select 'lapsed' $$;
 
 select honcho_create_coupon('PROMO', 3);
 select * from honcho_update_coupon('NONE', 5);
@@ -62,7 +67,7 @@ select outcome, amount, remaining_amount, held_amount, state from honcho_update_
 select outcome, amount, remaining_amount, held_amount, state from honcho_update_coupon('PROMO', 2);
 select outcome, amount, remaining_amount, held_amount, state from honcho_restock('PROMO', -1);
 -- Expired ones are stock again.
-update holds set expires_at = clock_timestamp() - interval '1 second';
+select lapse();
 select outcome, amount, remaining_amount, held_amount, state from honcho_restock('PROMO', -1);
 -- An amount of none.
 select honcho_create_coupon('EMPTY', 1);
@@ -91,7 +96,7 @@ select honcho_create_coupon('STATE', 1);
 select state, last_claim_id from honcho_get_stock('STATE');
 select outcome from honcho_reserve('ann', 'STATE', '1 hour');
 select state, next_expiry = (select expires_at from honcho_get_hold('ann', 'STATE')) as hold from honcho_get_stock('STATE');
-update holds set expires_at = clock_timestamp() - interval '1 second' where coupon_name = 'STATE';
+select lapse(coupon => 'STATE');
 select state, remaining_amount, held_amount, next_expiry < clock_timestamp() as past from honcho_get_stock('STATE');
 select honcho_claim('bob', 'STATE');
 select state, remaining_amount, held_amount, next_expiry from honcho_get_stock('STATE');
@@ -104,7 +109,7 @@ select honcho_delete_coupon('STATE');
 select honcho_delete_coupon('STATE', with_claims => false);
 select count(*) from honcho_get_coupon('STATE');
 -- An expired hold does not keep it.
-update holds set expires_at = clock_timestamp() - interval '1 second' where coupon_name = 'STATE';
+select lapse(coupon => 'STATE');
 select honcho_delete_coupon('STATE');
 select honcho_delete_coupon('STATE');
 select honcho_claim('ann', 'STATE');
@@ -146,4 +151,5 @@ select honcho_delete_coupon('STATE');
 rollback;
 
 select * from honcho_verify() where not holds;
+drop function lapse;
 drop extension honcho;

@@ -164,6 +164,7 @@ impl State {
         };
         let key = |key| request_key(key).unwrap_or_else(|| "-".to_owned());
         let bound = |bound: Bound, at: &'static str| if bound == Bound::None { "-" } else { at };
+        let first = coupon.first_expiry().map(|micros| micros.to_string());
         let claims = coupon.claims.iter();
         let claims: Vec<String> = claims
             .map(|(user, used)| format!("{} {}", user_id(*user), key(*used)))
@@ -174,13 +175,14 @@ impl State {
             .collect();
         [
             format!(
-                "{} {} {} {} {} {}",
+                "{} {} {} {} {} {} {}",
                 coupon.amount,
                 coupon.remaining,
                 coupon.holds.len(),
                 bound(coupon.starts, coupon.starts.starts_at()),
                 bound(coupon.ends, coupon.ends.ends_at()),
                 if coupon.paused { "t" } else { "f" },
+                first.unwrap_or_else(|| "-".to_owned()),
             ),
             claims.join(", "),
             holds.join(", "),

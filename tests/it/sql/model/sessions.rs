@@ -155,7 +155,8 @@ impl Sessions {
     pub async fn rows(&mut self, coupon: &str) -> Result<Rows> {
         let sql = format!(
             "select (select concat_ws(' ', amount, remaining_amount, held_amount, coalesce(starts_at::text, '-'),
-                                      coalesce(ends_at::text, '-'), paused)
+                                      coalesce(ends_at::text, '-'), paused,
+                                      coalesce((extract(epoch from next_expiry) * 1000000)::bigint::text, '-'))
                        from coupons where name = '{coupon}'),
                     (select string_agg(concat_ws(' ', user_id, coalesce(request_key, '-')), ', ' order by id)
                        from claims where coupon_name = '{coupon}'),
@@ -250,7 +251,7 @@ impl<'a> Block<'a> {
         for call in calls {
             self.call(call, Deed::RollbackToSavepoint).await;
             if self.failed {
-                self.say("rollback to s").await;
+                let _ = self.say("rollback to s").await;
                 self.failed = false;
                 return;
             }
@@ -267,7 +268,7 @@ impl<'a> Block<'a> {
     async fn end(&mut self, end: End) {
         if self.failed {
             if end != End::Automatic {
-                self.say("rollback").await;
+                let _ = self.say("rollback").await;
             }
             return;
         }
