@@ -117,7 +117,7 @@ impl Worker {
             cases: 1,
             failure_persistence: None,
             max_shrink_iters: 5_000,
-            max_shrink_time: 30_000,
+            max_shrink_time: 60_000,
             ..Config::default()
         };
         let mut bytes = [0; 32];
@@ -169,7 +169,9 @@ impl Worker {
         if let Err(error) = tried {
             // A failed sequence leaves transactions and rows behind.
             let cleaned = runtime.block_on(async {
-                *sessions = Sessions::open(database, SESSIONS).await?;
+                if sessions.rollback().await.is_err() {
+                    *sessions = Sessions::open(database, SESSIONS).await?;
+                }
                 let sql = format!(
                     "set session_replication_role = replica;
                      delete from claims where coupon_name = '{name}';

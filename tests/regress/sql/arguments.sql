@@ -79,6 +79,8 @@ select replace(call, repeat('x', 256), 'x…') || '  →  ' || pg_temp.attempt(c
     ($$honcho_reserve('ann', 'PROMO', '1 month')$$),
     ($$honcho_reserve('ann', 'PROMO', '1 month -30 days 1 hour')$$),
     ($$honcho_reserve('ann', 'PROMO', '178000000 years')$$),
+    -- Which would be 16 hours if it were counted in microseconds with 64 bits.
+    ($$honcho_reserve('ann', 'PROMO', '213503983 days')$$),
     ($$honcho_reserve('ann', 'PROMO', '1 hour', '')$$),
     ($$honcho_reserve('ann', 'PROMO', '1 hour', repeat('x', 256))$$),
     ($$honcho_confirm(null, 'PROMO')$$),

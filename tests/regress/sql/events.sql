@@ -90,8 +90,14 @@ set honcho.actor = 'api';
 select honcho_release('eve', 'QUIET');
 select ordinal, outcome from honcho_apply('QUIET', '{claim,release,release}', '{eve,eve,bob}', actors => '{a,b,null}');
 reset session authorization;
+-- A label has at most 255 characters, and no control characters.
+set honcho.actor = E'two\nlines\tand more\b';
+select outcome from honcho_restock('QUIET', 1);
+select length(set_config('honcho.actor', repeat('é', 1000), false));
+select outcome from honcho_restock('QUIET', 1);
 reset honcho.actor;
-select kind, replace(actor, session_user::text, 'SESSION') as actor, details from coupon_events order by id;
+select kind, replace(replace(actor, session_user::text, 'SESSION'), repeat('é', 255), 'é…') as actor, details
+from coupon_events order by id;
 
 -- Pages.
 select honcho_create_coupon('OTHER', 1);

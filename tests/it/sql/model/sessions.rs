@@ -151,6 +151,14 @@ impl Sessions {
         }
     }
 
+    /// Ends the transactions that are open.
+    pub async fn rollback(&self) -> Result<()> {
+        for client in &self.clients {
+            client.batch_execute("rollback").await?;
+        }
+        Ok(())
+    }
+
     /// Looks at the rows of `coupon`.
     pub async fn rows(&mut self, coupon: &str) -> Result<Rows> {
         let sql = format!(
