@@ -3,4 +3,5 @@
 pub(crate) mod body;
 pub(crate) mod caller;
 pub(crate) mod fields;
+pub(crate) mod key;
 pub(crate) mod page;
