@@ -49,7 +49,7 @@ use tokio_postgres::Row;
 use utoipa::ToSchema;
 
 pub use self::{
-    apply::{Applied, Details, UserOperation},
+    apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
     holds::Hold,
     options::{DatabaseOptions, Sessions},
