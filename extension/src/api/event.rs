@@ -181,6 +181,7 @@ fn honcho_purge_events(
                  select o.id from {schema}.coupon_events o
                  where o.at operator(pg_catalog.<) $1
                  order by o.id limit $2
+                 for update skip locked
              ) old
              where e.id operator(pg_catalog.=) old.id",
             &[PgBuiltInOids::TIMESTAMPTZOID, PgBuiltInOids::INT4OID],

@@ -204,7 +204,6 @@ fn honcho_get_stock(
         let Stock {
             coupon,
             state,
-            next_expiry,
             last_claim_id,
         } = stock;
         (
@@ -216,7 +215,7 @@ fn honcho_get_stock(
             coupon.ends_at.and_then(moment),
             coupon.paused,
             state.to_owned(),
-            next_expiry.and_then(moment),
+            coupon.next_expiry.and_then(moment),
             last_claim_id,
         )
     });
@@ -257,9 +256,7 @@ fn changed(
             "the amount must be at most {MAX_AMOUNT}, and would be {amount}"
         )),
     };
-    let state = coupon
-        .as_ref()
-        .map(|coupon| stock::state(schema, name, coupon).to_owned());
+    let state = stock::state(schema, name).filter(|_| coupon.is_some());
     let outcome = SqlOutcome::new(outcome, schema);
     let field = |read: fn(&Coupon) -> i32| coupon.as_ref().map(read);
     TableIterator::new([(
@@ -277,6 +274,6 @@ fn changed(
             .and_then(|coupon| coupon.ends_at)
             .and_then(moment),
         coupon.as_ref().map(|coupon| coupon.paused),
-        state,
+        state.map(str::to_owned),
     )])
 }

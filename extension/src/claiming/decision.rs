@@ -256,8 +256,16 @@ impl<'a> Request<'a> {
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
             return self.not_found(decided);
         };
-        // Only a writer that bypasses the queue can have changed it or made this wait.
-        if coupon.written_by != draft.before().written_by || !draft.move_to_now() {
+        // Only a writer that bypasses the queue can have changed it or made this wait. Its work must be seen.
+        if coupon.written_by != draft.before().written_by || !draft.is_current() {
+            view.release();
+            view.renew();
+            if view.coupon(self.coupon_name).is_none() {
+                return self.not_found(decided);
+            }
+            let Some(coupon) = view.lock_coupon(self.coupon_name) else {
+                return self.not_found(decided);
+            };
             draft = Draft::new(coupon, self.coupon_name, operations.len());
             let (again, rests_on) = draft_all(&mut draft, view, operations);
             answers = again;
@@ -268,7 +276,8 @@ impl<'a> Request<'a> {
             }
         }
         decided.answers.append(&mut answers);
-        write(ledger, view, self.coupon_name, &draft, &draft.events());
+        let events = draft.events();
+        write(ledger, view, self.coupon_name, &mut draft, &events);
         Taken::Some
     }
 
@@ -300,15 +309,17 @@ fn draft_all<'a>(
     (answers, bases.position())
 }
 
-/// Writes what `draft` makes of the coupon that `view` last locked, and `events`.
+/// Writes `events` and what `draft` makes of the coupon that `view` last locked. The events come first: triggers of
+/// users on the rows may call functions that write more of them.
 pub fn write(
     ledger: &mut Ledger<'_>,
     view: &mut View<'_>,
     coupon_name: Text,
-    draft: &Draft<'_>,
+    draft: &mut Draft<'_>,
     events: &[Event<'_>],
 ) {
+    draft.settle(view);
+    events::write(ledger.schema(), coupon_name, draft.now(), events);
     let stock = (draft.before(), draft.after());
     ledger.write(view, coupon_name, stock, &draft.rows(), draft.now());
-    events::write(ledger.schema(), coupon_name, draft.now(), events);
 }

@@ -42,6 +42,8 @@ enum State {
     Ordinary,
     /// It will release its locks early.
     Early,
+    /// It must not release its locks early.
+    Late,
     /// It is committing without a flush, which is due when its locks are released. Holds the caller's
     /// `synchronous_commit`.
     FlushDue(i32),
@@ -78,6 +80,11 @@ pub fn release_locks_early() {
     if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
         STATE.set(State::Early);
     }
+}
+
+/// Keeps the locks of the current transaction until its commit is durable, even if it has claimed or will.
+pub fn keep_locks() {
+    STATE.set(State::Late);
 }
 
 /// Returns true if this transaction's commit waits for synchronous standbys.

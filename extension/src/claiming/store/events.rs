@@ -6,12 +6,14 @@
 //! that id, which ends with the transaction. Readers of all coupons stop before the lowest of these ids
 //! (`api::event`). The events of one coupon need none of this: they are written in its turn.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 
 use pgrx::datetime::ToIsoString;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys;
 
+use crate::claiming::store::coupons::Coupons;
 use crate::pg::column::{Column, Json, Text};
 use crate::pg::lock::{Lock, Release};
 use crate::pg::relation::Relation;
@@ -25,6 +27,9 @@ const KIND: Column<Text> = Column::new(3);
 const AT: Column<i64> = Column::new(4);
 const ACTOR: Column<Text> = Column::new(5);
 const DETAILS: Column<Json> = Column::new(6);
+
+/// The longest label of an actor, in characters.
+const LONGEST_LABEL: usize = 255;
 
 thread_local! {
     /// The last id that this session has locked.
@@ -47,13 +52,10 @@ pub struct Event<'a> {
 /// # Errors
 /// Any error of a trigger.
 pub fn write(schema: Schema, coupon_name: Text, at: i64, events: &[Event<'_>]) {
-    let Some(table) = schema.find_relation(c"coupon_events") else {
-        return;
-    };
-    if events.is_empty() {
+    if events.is_empty() || !Coupons::open(schema).have_holds() {
         return;
     }
-    let table = Relation::table(table);
+    let table = Relation::table(schema.relation(c"coupon_events"));
     let ids = schema.relation(c"coupon_events_id_seq");
     let user = session::user();
     let label = session::actor();
@@ -62,7 +64,7 @@ pub fn write(schema: Schema, coupon_name: Text, at: i64, events: &[Event<'_>]) {
     writer.begin();
     for event in events {
         let actor = match event.actor.or(label.as_deref()) {
-            Some(label) => &format!("{user}/{label}"),
+            Some(label) => &format!("{user}/{}", plain(label)),
             None => &user,
         };
         writer.insert(&[
@@ -77,14 +79,34 @@ pub fn write(schema: Schema, coupon_name: Text, at: i64, events: &[Event<'_>]) {
     writer.end();
 }
 
+/// The label as events keep it: its first 255 characters, with a question mark for each control character.
+fn plain(label: &str) -> String {
+    let characters = label.chars().take(LONGEST_LABEL);
+    characters
+        .map(|it| if it.is_control() { '?' } else { it })
+        .collect()
+}
+
 /// A moment in the details of an event: ISO 8601 in UTC.
 pub fn moment(moment: i64) -> String {
     match moment {
         i64::MIN => "-infinity".to_owned(),
         i64::MAX => "infinity".to_owned(),
         _ => TimestampWithTimeZone::try_from(moment)
-            .map(|moment| format!("{}Z", moment.to_utc().to_iso_string()))
+            .map(|moment| format!("{}Z", iso_8601(&moment.to_utc().to_iso_string())))
             .unwrap_or_default(),
+    }
+}
+
+/// Writes PostgreSQL's years before Christ as ISO 8601 does, which has a year 0.
+fn iso_8601(moment: &str) -> Cow<'_, str> {
+    let parts = moment
+        .strip_suffix(" BC")
+        .and_then(|moment| moment.split_once('-'))
+        .and_then(|(year, day)| Some((year.parse::<i32>().ok()?, day)));
+    match parts {
+        Some((year, day)) => format!("{:05}-{day}", 1 - year).into(),
+        None => moment.into(),
     }
 }
 
