@@ -435,10 +435,12 @@ async fn wrong_method_is_405_with_allow() -> Result<()> {
     let api = Api::start(database.caller_url()).await?;
     for (path, allowed) in [
         (CREATE, "POST,GET,HEAD"),
-        ("/api/coupons/PROMO", "GET,HEAD"),
-        (CLAIM, "POST,GET,HEAD"),
+        ("/api/coupons/PROMO", "GET,HEAD,PATCH,DELETE"),
+        (CLAIM, "POST,GET,HEAD,PATCH,DELETE"),
+        ("/api/coupons/PROMO/restock", "POST"),
+        ("/api/coupons/PROMO/holds/user/confirm", "POST"),
     ] {
-        let answer = answer(api.request(Method::DELETE, path)).await?;
+        let answer = answer(api.request(Method::PUT, path)).await?;
         assert_eq!(
             (answer.status, answer.header("allow")),
             (405, allowed),

@@ -16,9 +16,12 @@ use crate::fixtures::{
 
 /// Lets every hold of the coupon expire now, in the order in which they would have.
 async fn expire(database: &Database, coupon: &str) -> Result<()> {
-    let sql = "update holds set expires_at = expires_at - interval '1 day' where coupon_name = $1";
-    database.connect().await?.execute(sql, &[&coupon]).await?;
-    Ok(())
+    let day = "interval '1 day'";
+    let sql = format!(
+        "update holds set expires_at = expires_at - {day} where coupon_name = '{coupon}';
+         update coupons set next_expiry = next_expiry - {day} where name = '{coupon}'"
+    );
+    Ok(database.connect().await?.batch_execute(&sql).await?)
 }
 
 fn text<'a>(answer: &'a Answer, field: &str) -> &'a str {
