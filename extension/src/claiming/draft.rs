@@ -24,7 +24,7 @@ use crate::pg::session;
 /// the next operations find what is left of it.
 const SWEEP: usize = 100;
 
-/// The time in microseconds after which a draft is made again.
+/// The time in microseconds of a wait after which a draft is made again.
 const MOMENT: i64 = 1000;
 
 /// A coupon and its users as the operations so far leave them.
@@ -141,10 +141,11 @@ impl<'a> Draft<'a> {
         self.now
     }
 
-    /// Returns true if all decisions would be the same now, and new holds would not end noticeably later.
-    pub fn is_current(&self) -> bool {
+    /// Returns true if all decisions would be the same now, and no wait since the moment `asked` lets new holds end
+    /// noticeably early.
+    pub fn is_current(&self, asked: i64) -> bool {
         let now = session::now();
-        now < self.until && now - self.now < MOMENT
+        now < self.until && now - asked < MOMENT
     }
 
     /// Answers `operation` if it changes nothing.
@@ -179,11 +180,15 @@ impl<'a> Draft<'a> {
         let request_key = operation.request_key.map(Cow::Borrowed);
         let (after, answer) = match step {
             Step::Claim => {
-                self.take_one(view, &state, left);
+                if !self.take_one(view, &state, left) {
+                    return (self.out_of_stock(view), basis);
+                }
                 (State::Claimed(request_key), Outcome::Claimed.into())
             }
             Step::Hold(expires_at) => {
-                self.take_one(view, &state, left);
+                if !self.take_one(view, &state, left) {
+                    return (self.out_of_stock(view), basis);
+                }
                 self.after.held += 1;
                 let answer = Answer {
                     expires_at: Some(expires_at),
@@ -198,7 +203,10 @@ impl<'a> Draft<'a> {
                     _ => None,
                 };
                 (
-                    State::Claimed(request_key.or(held_key)),
+                    State::Claimed(match operation.action {
+                        Action::Claim => request_key.or(held_key),
+                        _ => held_key,
+                    }),
                     Outcome::Claimed.into(),
                 )
             }
@@ -384,22 +392,29 @@ impl<'a> Draft<'a> {
         if self.after.remaining > 0 {
             return None;
         }
+        // An expired hold is stock.
+        let has_expired = self.after.held > 0
+            && self
+                .first_expiry(view)
+                .is_some_and(|first| !self.is_before(first));
+        (!has_expired).then(|| self.out_of_stock(view))
+    }
+
+    /// The answer if nothing is left.
+    fn out_of_stock(&mut self, view: &mut View<'_>) -> Answer {
         if self.after.held == 0 {
-            return Some(Outcome::SoldOut.into());
+            return Outcome::SoldOut.into();
         }
-        let first = self.first_expiry(view);
-        match first {
-            Some(moment) if !self.is_before(moment) => None,
-            _ => Some(Answer {
-                expires_at: first,
-                ..Outcome::AllHeld.into()
-            }),
+        Answer {
+            expires_at: self.first_expiry(view),
+            ..Outcome::AllHeld.into()
         }
     }
 
     /// Takes a piece off the stock for a user in this state. If nothing is left, expired holds become stock
-    /// first, the user's own before others.
-    fn take_one(&mut self, view: &mut View<'_>, state: &State<'a>, left: usize) {
+    /// first, the user's own before others. Returns false if there are none, because a session that bypasses the
+    /// functions has deleted them.
+    fn take_one(&mut self, view: &mut View<'_>, state: &State<'a>, left: usize) -> bool {
         if let State::Held(..) = state {
             self.expired += 1;
             self.after.held -= 1;
@@ -407,7 +422,11 @@ impl<'a> Draft<'a> {
         } else if self.after.remaining == 0 {
             self.take_back(view, left.max(SWEEP));
         }
+        if self.after.remaining == 0 {
+            return false;
+        }
         self.after.remaining -= 1;
+        true
     }
 
     fn change(&mut self, user_id: Cow<'a, str>, user: Text, before: Row, after: State<'a>) {

@@ -141,6 +141,12 @@ pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
     }
 }
 
+/// Returns true if `xid` is this transaction, or a part of it.
+pub fn is_own(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: looks at the state of this backend.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
+}
+
 /// Returns true if transaction `a` is older than `b`. Transaction ids wrap around.
 fn precedes(a: pg_sys::TransactionId, b: pg_sys::TransactionId) -> bool {
     (u32::from(a).wrapping_sub(u32::from(b)) as i32) < 0
@@ -214,6 +220,12 @@ pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
             "The refusal rests on a commit that the standby has not confirmed."
         );
     }
+}
+
+/// Flushes everything up to `position` here.
+pub fn flush(position: pg_sys::XLogRecPtr) {
+    // SAFETY: `position` has been written.
+    unsafe { pg_sys::XLogFlush(position) };
 }
 
 /// Returns true if the synchronous standbys have confirmed the WAL up to `position`, as far as this session's

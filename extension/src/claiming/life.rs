@@ -51,7 +51,7 @@ pub enum Fault {
     EmptyWindow,
 }
 
-/// Changes the coupon called `name`, in its turn; returns it as it is then.
+/// Changes the coupon called `name`, in its turn.
 ///
 /// # Errors
 /// The fault of the change, which has changed nothing.
@@ -60,11 +60,10 @@ pub fn change(
     command: Command,
     name: &str,
     change: &Change,
-) -> Result<(Outcome, Option<Coupon>), Fault> {
+) -> Result<Outcome, Fault> {
     let _context = Context::new(command.doing, name);
     let coupon_name = Text::new(name);
     let decide = |view: &mut View<'_>, mut draft: Draft<'static>| {
-        let refuse = |outcome, coupon: &Coupon| Err(Ok((outcome, Some(coupon.clone()))));
         let before = draft.before().clone();
         let mut after = before.clone();
         after.starts_at = change.starts_at.unwrap_or(before.starts_at);
@@ -85,7 +84,7 @@ pub fn change(
         if missing > 0 {
             draft.take_back(view, missing as usize);
             if (draft.expired() as i64) < missing {
-                return refuse(Outcome::BelowGiven, &before);
+                return Err(Ok(Outcome::BelowGiven));
             }
         }
         let Ok(amount) = i32::try_from(amount) else {
@@ -96,10 +95,10 @@ pub fn change(
         after.remaining = (i64::from(draft.after().remaining) + delta) as i32;
         after.held = draft.after().held;
         if after.has_settings_of(&before) {
-            return refuse(Outcome::Updated, &before);
+            return Err(Ok(Outcome::Updated));
         }
-        *draft.after_mut() = after.clone();
-        Ok((draft, Ok((Outcome::Updated, Some(after)))))
+        *draft.after_mut() = after;
+        Ok((draft, Ok(Outcome::Updated)))
     };
     let write = |ledger: &mut Ledger<'_>, view: &mut View<'_>, draft: &mut Draft<'_>| {
         let mut events = settings_events(draft.before(), draft.after());
@@ -107,7 +106,7 @@ pub fn change(
         decision::write(ledger, view, coupon_name, draft, &events);
         durability::release_locks_early();
     };
-    in_turn(schema, command, coupon_name, decide, write).unwrap_or(Ok((Outcome::NotFound, None)))
+    in_turn(schema, command, coupon_name, decide, write).unwrap_or(Ok(Outcome::NotFound))
 }
 
 /// The events of a change of settings.
@@ -203,8 +202,6 @@ fn delete_rows(schema: Schema, name: &str, draft: &Draft<'_>) -> spi::Result<()>
     if Plan::write(&COUPON, schema, &[draft.before().id.into()])? != 1 {
         errors::refuse_triggers_change("a trigger kept the coupon from being deleted");
     }
-    // Others may be told that there is no such coupon as soon as they no longer see it.
-    durability::keep_locks();
     let event = Event {
         kind: "deleted",
         actor: None,

@@ -30,14 +30,15 @@ pub fn read(schema: Schema, name: &str) -> Option<Stock> {
     })
 }
 
-/// The state of the coupon called `name`, as this transaction has left it.
-pub fn state(schema: Schema, name: &str) -> Option<&'static str> {
+/// The coupon called `name` and its state, as this transaction, and triggers in it, have left it.
+pub fn changed(schema: Schema, name: &str) -> Option<(Coupon, &'static str)> {
     session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
     let coupon_name = Text::new(name);
     let coupon = view.coupon(coupon_name)?;
-    Some(state_of(&mut view, coupon_name, coupon))
+    let state = state_of(&mut view, coupon_name, coupon.clone());
+    Some((coupon, state))
 }
 
 fn state_of(view: &mut View<'_>, coupon_name: Text, coupon: Coupon) -> &'static str {

@@ -310,18 +310,22 @@ impl<'t> Ledger<'t> {
         }
         for user in users {
             let claim = view.claim(user.user_id, coupon_name).is_some();
-            let hold = self.holds.is_some() && view.hold(user.user_id, coupon_name).is_some();
+            let hold = view
+                .hold(user.user_id, coupon_name)
+                .map(|hold| hold.expires_at());
             match user.after {
                 New::Claim(_) if !claim => errors::refuse_triggers_change(
                     "a trigger removed the claim or changed its user or coupon",
                 ),
-                New::Hold(..) if !hold => errors::refuse_triggers_change(
-                    "a trigger removed the hold or changed its user or coupon",
-                ),
+                New::Hold(expires_at, _) if hold != Some(expires_at) => {
+                    errors::refuse_triggers_change(
+                        "a trigger removed the hold or changed its user, coupon or expiry",
+                    );
+                }
                 New::None | New::Hold(..) if claim => {
                     errors::refuse_triggers_change("a trigger kept the claim from being deleted");
                 }
-                New::None | New::Claim(_) if hold => {
+                New::None | New::Claim(_) if hold.is_some() => {
                     errors::refuse_triggers_change("a trigger kept the hold from being deleted");
                 }
                 _ => {}

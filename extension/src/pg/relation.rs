@@ -153,7 +153,9 @@ impl Row<'_> {
         // SAFETY: the slot holds a row that has this attribute; a column has the type that
         // sql/tables.sql gives it.
         unsafe {
-            pg_sys::slot_getsomeattrs(slot, attribute as i32);
+            if ((*slot).tts_nvalid as usize) < attribute {
+                pg_sys::slot_getsomeattrs(slot, attribute as i32);
+            }
             (!*(*slot).tts_isnull.add(attribute - 1))
                 .then(|| T::from_datum(*(*slot).tts_values.add(attribute - 1)))
         }
