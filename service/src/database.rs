@@ -1,10 +1,12 @@
-//! The database: one method per function of the extension. All SQL of requests is here and in `claimants`.
+//! The database: one method per function of the extension. All SQL of requests is here, in `claimants` and
+//! in `events`.
 //!
 //! The functions are found through the search path of the service's role, because the extension may be in any
 //! schema.
 
 mod claimants;
 mod connections;
+mod events;
 mod options;
 mod permits;
 pub mod server;
@@ -24,19 +26,21 @@ use utoipa::ToSchema;
 use self::connections::{Argument, Connections};
 pub use self::{
     claimants::{Claimants, CouponStock},
+    events::{CouponEvent, WatchedStock},
     options::{DatabaseOptions, Sessions},
 };
 use crate::{error::Error, outcome::Outcome};
 
 /// Every function of the extension that the service calls, with its argument types: the service's role must be
 /// able to execute them all.
-pub(crate) const FUNCTIONS: [&str; 6] = [
+pub(crate) const FUNCTIONS: [&str; 7] = [
     "honcho_create_coupon(text, integer, timestamp with time zone, timestamp with time zone)",
     "honcho_claim_batch(text, text[])",
     "honcho_get_coupon(text)",
     "honcho_list_coupons(bigint, integer)",
     "honcho_get_claim(text, text)",
     "honcho_list_claims(text, bigint, integer)",
+    "honcho_list_events(bigint, integer, text)",
 ];
 
 /// A coupon.
@@ -99,6 +103,8 @@ macro_rules! utc {
         )
     };
 }
+
+use utc;
 
 /// The database. Clones share its connections.
 #[derive(Clone, Debug)]
@@ -307,6 +313,7 @@ mod tests {
         for source in [
             include_str!("database.rs"),
             include_str!("database/claimants.rs"),
+            include_str!("database/events.rs"),
         ] {
             for (position, _) in source.match_indices("honcho_") {
                 let rest = &source[position..];

@@ -32,7 +32,7 @@ pub use self::{
     server::{ConnectionLimits, raise_file_limit, runtime, serve},
 };
 use crate::{
-    auth::Policy, database::Database, error::Error, health::Health, lanes::Lanes,
+    auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,
     telemetry::metrics::metrics,
 };
 
@@ -43,6 +43,8 @@ pub struct App {
     pub database: Database,
     /// Lanes, for claims.
     pub lanes: Lanes,
+    /// Events, for streams.
+    pub events: Events,
     /// Health of the service.
     pub health: Health,
     /// Accepted tokens.
@@ -63,6 +65,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let App {
         database,
         lanes,
+        events,
         health,
         policy,
         limits,
@@ -73,6 +76,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let state = AppState::from(Parts {
         database,
         lanes,
+        events,
         health,
         policy: policy.clone(),
         body_timeout: BodyTimeout(limits.body_timeout),
@@ -118,6 +122,7 @@ pub fn bare_router(app: App) -> Router {
     described().0.with_state(AppState::from(Parts {
         database: app.database,
         lanes: app.lanes,
+        events: app.events,
         health: app.health,
         policy: app.policy,
         body_timeout: BodyTimeout(app.limits.body_timeout),
@@ -130,6 +135,7 @@ fn described() -> (Router<AppState>, OpenApi) {
     let (router, document) = OpenApiRouter::with_openapi(openapi::base())
         .merge(routes::coupons::routes())
         .merge(routes::claims::routes())
+        .merge(routes::events::routes())
         .split_for_parts();
     (router.merge(routes::health::routes()), document)
 }

@@ -4,3 +4,4 @@ pub(crate) mod body;
 pub(crate) mod caller;
 pub(crate) mod fields;
 pub(crate) mod page;
+pub(crate) mod resume;

@@ -7,6 +7,7 @@ use axum::extract::FromRef;
 use crate::{
     auth::Policy,
     database::Database,
+    events::Events,
     health::Health,
     http::{extract::body::BodyTimeout, layers::permits::RequestPermits},
     lanes::Lanes,
@@ -21,6 +22,7 @@ pub(crate) struct AppState(Arc<Parts>);
 pub(crate) struct Parts {
     pub database: Database,
     pub lanes: Lanes,
+    pub events: Events,
     pub health: Health,
     pub policy: Policy,
     pub body_timeout: BodyTimeout,
@@ -45,6 +47,7 @@ macro_rules! part {
 
 part!(database: Database);
 part!(lanes: Lanes);
+part!(events: Events);
 part!(health: Health);
 part!(policy: Policy);
 part!(body_timeout: BodyTimeout);

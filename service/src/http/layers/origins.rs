@@ -65,6 +65,7 @@ impl AllowedOrigins {
                 header::CONTENT_TYPE,
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("traceparent"),
+                HeaderName::from_static("last-event-id"),
             ])
             .expose_headers([
                 header::LINK,

@@ -36,6 +36,7 @@ const BEARER: &str = "bearer";
     tags(
         (name = "claims", description = "Claims and claimants"),
         (name = "coupons", description = "Coupons and their stock"),
+        (name = "events", description = "Events of coupons, as server-sent events"),
     ),
     components(schemas(Problem<'static>)),
 )]
