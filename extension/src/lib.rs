@@ -23,6 +23,7 @@ pgrx::extension_sql_file!("../../sql/functions.sql", name = "functions", finaliz
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::session::silence_backtraces();
+    pg::session::init();
     claiming::durability::init();
     pg::analysis::init();
 }

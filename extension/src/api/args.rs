@@ -1,9 +1,17 @@
 //! Argument checks: a bad argument is an error that names it.
 
+use pgrx::datum::Interval;
 use pgrx::prelude::*;
 
 /// The length of the longest user id or coupon name, in characters.
 pub const MAX_CHARS: usize = 255;
+
+/// The largest number of elements of an array.
+pub const MAX_BATCH: usize = 10_000;
+
+/// Microseconds.
+const SECOND: i64 = 1_000_000;
+const DAY: i64 = 24 * 60 * 60 * SECOND;
 
 /// The largest number of rows on a page of a list.
 pub const MAX_PAGE: i32 = 10_000;
@@ -32,6 +40,79 @@ pub fn text<'a>(name: &str, value: Option<&'a str>) -> &'a str {
 /// be in characters. So most texts need no counting.
 pub fn is_plain(value: &str) -> bool {
     (1..=MAX_CHARS).contains(&value.len())
+}
+
+/// The elements of the array `name`: at most [`MAX_BATCH`] texts, each as [`text`] wants it.
+///
+/// # Errors
+/// `22004` when it or an element is null, `22023` when it has too many elements, or an element is empty or
+/// too long.
+pub fn texts<'a>(name: &str, values: Option<&'a Array<'_, &str>>) -> Vec<&'a str> {
+    let values = not_null(name, values);
+    if values.len() > MAX_BATCH {
+        invalid(format!(
+            "{name} must have at most {MAX_BATCH} elements, not {}",
+            values.len()
+        ));
+    }
+    values
+        .iter()
+        .enumerate()
+        .map(|(i, value)| match value {
+            Some(value) if is_plain(value) => value,
+            other => text(&format!("{name}[{}]", i + 1), other),
+        })
+        .collect()
+}
+
+/// The elements of the array `name`: `count` of them, each null or a text; or nulls if there is no array.
+///
+/// # Errors
+/// `22023` when it has another number of elements, or an element is empty or too long.
+pub fn optional_texts<'a>(
+    name: &str,
+    values: Option<&'a Array<'_, &str>>,
+    count: usize,
+) -> Vec<Option<&'a str>> {
+    let Some(values) = values else {
+        return vec![None; count];
+    };
+    length(name, values.len(), count);
+    values
+        .iter()
+        .enumerate()
+        .map(|(i, value)| match value {
+            Some(value) if !is_plain(value) => {
+                Some(text(&format!("{name}[{}]", i + 1), Some(value)))
+            }
+            other => other,
+        })
+        .collect()
+}
+
+/// Checks that the array `name` has `count` elements.
+///
+/// # Errors
+/// `22023`.
+pub fn length(name: &str, length: usize, count: usize) {
+    if length != count {
+        invalid(format!(
+            "{name} must have as many elements as the other arrays, {count}, not {length}"
+        ));
+    }
+}
+
+/// The duration of argument `name` in microseconds: 1 second to 24 hours.
+///
+/// # Errors
+/// `22004` when it is null, `22023` when it is out of range or has months, whose length varies.
+pub fn ttl(name: &str, value: Option<Interval>) -> i64 {
+    let value = not_null(name, value);
+    let micros = i64::from(value.days()) * DAY + value.micros();
+    if value.months() != 0 || !(SECOND..=DAY).contains(&micros) {
+        invalid(format!("{name} must be between 1 second and 24 hours"));
+    }
+    micros
 }
 
 /// The value of argument `name`, which must lie within `range`.

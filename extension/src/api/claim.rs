@@ -1,18 +1,23 @@
-//! Claiming: `honcho_claim`, `honcho_claim_batch` and `honcho_claim_or_raise`.
+//! Claiming and releasing: `honcho_claim`, `honcho_claim_batch`, `honcho_claim_or_raise` and `honcho_release`.
 
 use pgrx::prelude::*;
 
 use crate::api::args;
 use crate::api::outcome::{self, SqlOutcome};
 use crate::claiming::decision;
+use crate::claiming::operation::{Action, Operation};
 use crate::claiming::outcome::{Outcome, Refusal};
 use crate::claiming::store::Tables;
 use crate::pg::errors::{self, Constraint};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
+use crate::pg::session::Command;
 
-/// The largest number of users in a batch.
-const MAX_BATCH: usize = 10_000;
+/// The command of claims.
+const CLAIM: Command = Command {
+    name: c"honcho_claim()",
+    doing: c"while claiming",
+};
 
 /// Claims one coupon for one user, in the caller's own transaction.
 ///
@@ -21,7 +26,8 @@ const MAX_BATCH: usize = 10_000;
 ///
 /// # Returns
 /// The outcome. A refusal has written nothing and locked no row. In order of precedence: `not_found`,
-/// `already_claimed`, `not_started`, `ended`, `paused`, `sold_out`.
+/// `already_claimed`, `not_started`, `ended`, `paused`, `all_held` or `sold_out`. The claim of a user who holds
+/// the coupon is made out of the hold, whatever window and pause.
 ///
 /// # Errors
 /// `22004`, `22023` for a bad argument; `55P03` after `lock_timeout` in line, or as long again at its
@@ -42,7 +48,42 @@ fn honcho_claim(
     let user_id = args::text("user_id", user_id);
     let coupon_name = args::text("coupon_name", coupon_name);
     let schema = Schema::of_call(fcinfo);
-    SqlOutcome::new(decision::claim_one(schema, user_id, coupon_name), schema)
+    let operation = Operation::new(Action::Claim, user_id);
+    let answer = decision::operate_one(schema, CLAIM, coupon_name, operation);
+    SqlOutcome::new(answer.outcome, schema)
+}
+
+/// Claims one coupon for one user, in the caller's own transaction; a repeated request is answered as the
+/// first time.
+///
+/// # Arguments
+/// `user_id` and `coupon_name`: 1 to 255 characters. `request_key`: 1 to 255 characters, by which the request
+/// is recognised for this user and coupon; null for none.
+///
+/// # Returns
+/// The outcome as without key, but `claimed` if the user's claim was made by a request with the same key. The
+/// key is kept with the claim: a refusal is not kept, and a released claim takes its key along.
+///
+/// # Errors and locks
+/// Those of `honcho_claim`.
+#[pg_extern(volatile, parallel_unsafe, security_definer, name = "honcho_claim")]
+#[search_path(pg_catalog, pg_temp)]
+fn honcho_claim_keyed(
+    user_id: Option<&str>,
+    coupon_name: Option<&str>,
+    request_key: Option<&str>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> SqlOutcome {
+    let user_id = args::text("user_id", user_id);
+    let coupon_name = args::text("coupon_name", coupon_name);
+    let request_key = request_key.map(|key| args::text("request_key", Some(key)));
+    let schema = Schema::of_call(fcinfo);
+    let operation = Operation {
+        request_key,
+        ..Operation::new(Action::Claim, user_id)
+    };
+    let answer = decision::operate_one(schema, CLAIM, coupon_name, operation);
+    SqlOutcome::new(answer.outcome, schema)
 }
 
 /// Claims one coupon for many users, in the caller's own transaction: one wait in the queue, one
@@ -67,22 +108,56 @@ fn honcho_claim_batch(
     // First, because it checks the encoding: the elements of an array are not checked to be valid strings.
     let schema = Schema::of_call(fcinfo);
     let coupon_name = args::text("coupon_name", coupon_name);
-    let user_ids = args::not_null("user_ids", user_ids);
-    if user_ids.len() > MAX_BATCH {
-        args::invalid(format!(
-            "user_ids must have at most {MAX_BATCH} elements, not {}",
-            user_ids.len()
-        ));
-    }
-    let user_ids: Vec<&str> = user_ids
-        .iter()
-        .enumerate()
-        .map(|(i, user_id)| match user_id {
-            Some(user_id) if args::is_plain(user_id) => user_id,
-            other => args::text(&format!("user_ids[{}]", i + 1), other),
+    let user_ids = args::texts("user_ids", user_ids.as_ref());
+    let operations: Vec<_> = user_ids
+        .into_iter()
+        .map(|user_id| Operation::new(Action::Claim, user_id))
+        .collect();
+    let answers = decision::operate(schema, CLAIM, coupon_name, &operations);
+    let outcomes = answers.into_iter().map(|answer| answer.outcome);
+    TableIterator::new((1..).zip(outcome::to_sql(outcomes, schema)))
+}
+
+/// Claims one coupon for many users, in the caller's own transaction; repeated requests are answered as the
+/// first time.
+///
+/// # Arguments
+/// `coupon_name` and `user_ids`: as without keys. `request_keys`: the key of the request for each user, as
+/// `honcho_claim` takes it; null for none.
+///
+/// # Returns
+/// One row per user, in order: its ordinal from 1, and the outcome as `honcho_claim` gives it.
+///
+/// # Errors and locks
+/// Those of `honcho_claim`. The error about a bad element gives its position, and nothing is written.
+#[pg_extern(
+    volatile,
+    parallel_unsafe,
+    security_definer,
+    name = "honcho_claim_batch"
+)]
+#[search_path(pg_catalog, pg_temp)]
+fn honcho_claim_batch_keyed(
+    coupon_name: Option<&str>,
+    user_ids: Option<Array<'_, &str>>,
+    request_keys: Option<Array<'_, &str>>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> TableIterator<'static, (name!(ordinal, i32), name!(outcome, SqlOutcome))> {
+    let schema = Schema::of_call(fcinfo);
+    let coupon_name = args::text("coupon_name", coupon_name);
+    let user_ids = args::texts("user_ids", user_ids.as_ref());
+    let request_keys = args::not_null("request_keys", request_keys.as_ref());
+    let request_keys = args::optional_texts("request_keys", Some(request_keys), user_ids.len());
+    let operations: Vec<_> = user_ids
+        .into_iter()
+        .zip(request_keys)
+        .map(|(user_id, request_key)| Operation {
+            request_key,
+            ..Operation::new(Action::Claim, user_id)
         })
         .collect();
-    let outcomes = decision::claim(schema, &user_ids, coupon_name);
+    let answers = decision::operate(schema, CLAIM, coupon_name, &operations);
+    let outcomes = answers.into_iter().map(|answer| answer.outcome);
     TableIterator::new((1..).zip(outcome::to_sql(outcomes, schema)))
 }
 
@@ -93,8 +168,8 @@ fn honcho_claim_batch(
 ///
 /// # Errors
 /// Those of `honcho_claim`, and for a refusal: `23505` already claimed, naming the key; `P0002` no such
-/// coupon; `UC001` sold out, `UC002` not started, `UC003` ended, `UC004` paused. The detail is the
-/// outcome's label.
+/// coupon; `UC001` sold out, `UC002` not started, `UC003` ended, `UC004` paused, `UC005` all
+/// held. The detail is the outcome's label.
 ///
 /// # Locks
 /// Those of `honcho_claim`.
@@ -108,7 +183,8 @@ fn honcho_claim_or_raise(
     let user_id = args::text("user_id", user_id);
     let coupon_name = args::text("coupon_name", coupon_name);
     let schema = Schema::of_call(fcinfo);
-    let outcome = decision::claim_one(schema, user_id, coupon_name);
+    let operation = Operation::new(Action::Claim, user_id);
+    let outcome = decision::operate_one(schema, CLAIM, coupon_name, operation).outcome;
     let Some(Refusal { sqlstate, phrase }) = outcome.refusal() else {
         return decision::claim_id(schema, user_id, coupon_name);
     };
@@ -123,4 +199,33 @@ fn honcho_claim_or_raise(
         errors::raise(sqlstate, message, outcome.label(), Some(constraint));
     }
     errors::raise(sqlstate, message, outcome.label(), None);
+}
+
+/// Gives a user's claim back, in the caller's own transaction: its piece is stock again.
+///
+/// # Arguments
+/// `user_id` and `coupon_name`: 1 to 255 characters.
+///
+/// # Returns
+/// `released`; `not_claimed`, also if the claim was released before; `not_found`. The user may claim again.
+///
+/// # Errors and locks
+/// Those of `honcho_claim`.
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn honcho_release(
+    user_id: Option<&str>,
+    coupon_name: Option<&str>,
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> SqlOutcome {
+    let command = Command {
+        name: c"honcho_release()",
+        doing: c"while releasing",
+    };
+    let user_id = args::text("user_id", user_id);
+    let coupon_name = args::text("coupon_name", coupon_name);
+    let schema = Schema::of_call(fcinfo);
+    let operation = Operation::new(Action::Release, user_id);
+    let answer = decision::operate_one(schema, command, coupon_name, operation);
+    SqlOutcome::new(answer.outcome, schema)
 }

@@ -64,7 +64,10 @@ fn honcho_create_coupon(
     let _context = Context::new(c"while creating", name);
     let arguments = [name.into(), amount.into(), starts_at.into(), ends_at.into()];
     let created = Plan::write(&PLAN, schema, &arguments)? == 1;
-    if !created {
+    if created {
+        let moment = |moment: Option<TimestampWithTimeZone>| moment.map(i64::from);
+        creation::write_event(schema, name, amount, moment(starts_at), moment(ends_at));
+    } else {
         creation::wait_until_taken(schema, name);
     }
     Ok(created)

@@ -20,9 +20,12 @@ impl SqlOutcome {
 }
 
 /// The values of many outcomes, each kind looked up once.
-pub fn to_sql(outcomes: Vec<Outcome>, schema: Schema) -> impl Iterator<Item = SqlOutcome> + use<> {
+pub fn to_sql(
+    outcomes: impl Iterator<Item = Outcome>,
+    schema: Schema,
+) -> impl Iterator<Item = SqlOutcome> {
     let mut known = [None; Outcome::ALL.len()];
-    outcomes.into_iter().map(move |outcome| {
+    outcomes.map(move |outcome| {
         *known[outcome as usize].get_or_insert_with(|| SqlOutcome::new(outcome, schema))
     })
 }

@@ -1,5 +1,12 @@
 //! SQL functions that read rows: the columns of each kind of row are spelled once.
 
+use pgrx::datum::TimestampWithTimeZone;
+
+/// A moment in PostgreSQL's microseconds as a value of SQL.
+pub fn moment(moment: i64) -> Option<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(moment).ok()
+}
+
 /// Makes functions that return rows with the same columns.
 ///
 /// `columns` gives names and types, `select` the statement up to the names of the tables, with `{schema}`

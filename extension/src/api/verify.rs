@@ -8,6 +8,89 @@ use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 
+/// The query of the books, with the column of the number of holds and the table of holds.
+macro_rules! books {
+    ($held_amount:literal, $holds:literal) => {
+        concat!(
+            "with claimed as (
+                 select coupon_name, pg_catalog.count(*) as claims,
+                        pg_catalog.count(distinct user_id) as users, pg_catalog.max(id) as last
+                 from {schema}.claims
+                 where $1 is null or coupon_name operator(pg_catalog.=) $1
+                 group by coupon_name
+             ), held as (
+                 select coupon_name, pg_catalog.count(*) as holds
+                 from ",
+            $holds,
+            " h
+                 where $1 is null or coupon_name operator(pg_catalog.=) $1
+                 group by coupon_name
+             ), named as (
+                 select coalesce(claimed.coupon_name, held.coupon_name) as name,
+                        coalesce(claims, 0) as claims, coalesce(users, 0) as users,
+                        coalesce(last, 0) as last, coalesce(holds, 0) as holds
+                 from claimed
+                 full join held on held.coupon_name operator(pg_catalog.=) claimed.coupon_name
+             ), book as (
+                 select coalesce(c.name, n.name) as name, c.id is not null as known,
+                        c.amount, c.remaining_amount, ",
+            $held_amount,
+            " as held_amount,
+                        coalesce(claims, 0) as claims, coalesce(users, 0) as users,
+                        coalesce(holds, 0) as holds, c.id, coalesce(last, 0) as last
+                 from {schema}.coupons c
+                 full join named n on n.name operator(pg_catalog.=) c.name
+                 where $1 is null
+                    or coalesce(c.name, n.name) operator(pg_catalog.=) $1
+             ), given as (
+                 select case when c.is_called then c.last_value
+                             else c.last_value operator(pg_catalog.-) 1 end as coupon_ids,
+                        case when l.is_called then l.last_value
+                             else l.last_value operator(pg_catalog.-) 1 end as claim_ids
+                 from {schema}.coupons_id_seq c, {schema}.claims_id_seq l
+             )
+             select name::pg_catalog.text, invariant, holds_true, detail
+             from book, given, lateral (values
+                 (1, known, 'stock',
+                  amount operator(pg_catalog.=)
+                      (remaining_amount operator(pg_catalog.+) held_amount operator(pg_catalog.+) claims),
+                  case when held_amount operator(pg_catalog.=) 0
+                       then pg_catalog.format('amount %s, remaining_amount %s, claims %s',
+                                              amount, remaining_amount, claims)
+                       else pg_catalog.format('amount %s, remaining_amount %s, held_amount %s, claims %s',
+                                              amount, remaining_amount, held_amount, claims) end),
+                 (2, known, 'range',
+                  remaining_amount operator(pg_catalog.>=) 0
+                      and remaining_amount operator(pg_catalog.<=) amount,
+                  pg_catalog.format('amount %s, remaining_amount %s', amount, remaining_amount)),
+                 (3, true, 'one_per_user', claims operator(pg_catalog.=) users,
+                  pg_catalog.format('claims %s, users %s', claims, users)),
+                 (4, holds operator(pg_catalog.>) 0 or held_amount operator(pg_catalog.<>) 0, 'held',
+                  held_amount operator(pg_catalog.=) holds and not exists (
+                      select from ",
+            $holds,
+            " h
+                      join {schema}.claims o
+                        on o.coupon_name operator(pg_catalog.=) h.coupon_name
+                       and o.user_id operator(pg_catalog.=) h.user_id
+                      where h.coupon_name operator(pg_catalog.=) book.name
+                  ),
+                  pg_catalog.format('held_amount %s, holds %s', held_amount, holds)),
+                 (5, id operator(pg_catalog.>) coupon_ids or last operator(pg_catalog.>) claim_ids,
+                  'ids', false,
+                  pg_catalog.format('id %s of %s given, last claim id %s of %s given',
+                                    id, coupon_ids, last, claim_ids)),
+                 (6, not known, 'coupon_exists', false,
+                  case when holds operator(pg_catalog.=) 0
+                       then pg_catalog.format('claims %s', claims)
+                       else pg_catalog.format('claims %s, holds %s', claims, holds) end)
+             ) as checked (ordinal, applies, invariant, holds_true, detail)
+             where applies
+             order by name, ordinal"
+        )
+    };
+}
+
 /// Checks the invariants of each coupon against the rows.
 ///
 /// # Arguments
@@ -15,10 +98,11 @@ use crate::pg::schema::Schema;
 ///
 /// # Returns
 /// One row per coupon and invariant, coupons by name, with the figures.
-/// `stock`: amount = remaining_amount + claims. `range`: 0 <= remaining_amount <= amount.
-/// `one_per_user`: no user holds the coupon twice. Two more are reported only if they do not hold:
+/// `stock`: amount = remaining_amount + held_amount + claims. `range`: 0 <= remaining_amount <= amount.
+/// `one_per_user`: no user has the coupon twice. `held`: held_amount is the number of holds, and no user has
+/// both a hold and a claim; reported if there are any. Two more are reported only if they do not hold:
 /// `ids`: the sequences are past the ids of the coupon and its claims, so they repeat none.
-/// `coupon_exists`: the claims' coupon exists.
+/// `coupon_exists`: the coupon of the claims and holds exists.
 ///
 /// # Errors
 /// `22023` for a bad argument.
@@ -40,58 +124,29 @@ fn honcho_verify(
     >,
 > {
     // The constraints should make all of this impossible to break, so the query does not rely on them:
-    // it counts claims in the heap, by name.
-    thread_local!(static PLAN: Plan = const {
-        Plan::new(
-            "with claimed as (
-                 select coupon_name, pg_catalog.count(*) as claims,
-                        pg_catalog.count(distinct user_id) as users, pg_catalog.max(id) as last
-                 from {schema}.claims
-                 where $1 is null or coupon_name operator(pg_catalog.=) $1
-                 group by coupon_name
-             ), book as (
-                 select coalesce(c.name, claimed.coupon_name) as name, c.id is not null as known,
-                        c.amount, c.remaining_amount,
-                        coalesce(claims, 0) as claims, coalesce(users, 0) as users,
-                        c.id, coalesce(last, 0) as last
-                 from {schema}.coupons c
-                 full join claimed on claimed.coupon_name operator(pg_catalog.=) c.name
-                 where $1 is null
-                    or coalesce(c.name, claimed.coupon_name) operator(pg_catalog.=) $1
-             ), given as (
-                 select case when c.is_called then c.last_value
-                             else c.last_value operator(pg_catalog.-) 1 end as coupon_ids,
-                        case when l.is_called then l.last_value
-                             else l.last_value operator(pg_catalog.-) 1 end as claim_ids
-                 from {schema}.coupons_id_seq c, {schema}.claims_id_seq l
-             )
-             select name::pg_catalog.text, invariant, holds, detail
-             from book, given, lateral (values
-                 (1, known, 'stock',
-                  amount operator(pg_catalog.=) (remaining_amount operator(pg_catalog.+) claims),
-                  pg_catalog.format('amount %s, remaining_amount %s, claims %s',
-                                    amount, remaining_amount, claims)),
-                 (2, known, 'range',
-                  remaining_amount operator(pg_catalog.>=) 0
-                      and remaining_amount operator(pg_catalog.<=) amount,
-                  pg_catalog.format('amount %s, remaining_amount %s', amount, remaining_amount)),
-                 (3, true, 'one_per_user', claims operator(pg_catalog.=) users,
-                  pg_catalog.format('claims %s, users %s', claims, users)),
-                 (4, id operator(pg_catalog.>) coupon_ids or last operator(pg_catalog.>) claim_ids,
-                  'ids', false,
-                  pg_catalog.format('id %s of %s given, last claim id %s of %s given',
-                                    id, coupon_ids, last, claim_ids)),
-                 (5, not known, 'coupon_exists', false,
-                  pg_catalog.format('claims %s', claims))
-             ) as checked (ordinal, applies, invariant, holds, detail)
-             where applies
-             order by name, ordinal",
-            &[PgBuiltInOids::TEXTOID],
-        )
-    });
+    // it counts claims and holds in the heap, by name.
+    thread_local! {
+        static PLAN: Plan = const {
+            Plan::new(
+                books!("c.held_amount", "{schema}.holds"),
+                &[PgBuiltInOids::TEXTOID],
+            )
+        };
+        /// Before the extension is updated to a version that has holds.
+        static WITHOUT_HOLDS: Plan = const {
+            Plan::new(
+                books!("0", "(select null::pg_catalog.text as coupon_name, null::pg_catalog.text as user_id where false)"),
+                &[PgBuiltInOids::TEXTOID],
+            )
+        };
+    }
     let name = name.map(|name| args::text("name", Some(name)));
     let schema = Schema::of_call(fcinfo);
-    let rows = Plan::rows(&PLAN, schema, &[name.into()], |row| {
+    let plan = match schema.find_relation(c"holds") {
+        Some(_) => &PLAN,
+        None => &WITHOUT_HOLDS,
+    };
+    let rows = Plan::rows(plan, schema, &[name.into()], |row| {
         Ok((
             column(row, 1)?,
             column(row, 2)?,

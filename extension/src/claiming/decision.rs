@@ -1,27 +1,22 @@
-//! The decision of a claim: look before you queue.
+//! Operations on a coupon for its users: look before you queue.
 //!
 //! One look without a lock decides most requests of a sale: it takes no transaction id and writes nothing.
-//! The rest wait for their turn, look again, and take.
-
-use std::collections::HashSet;
+//! The rest wait for their turn, look again, and change the coupon. The rules are in [`Draft`].
 
 use pgrx::{error, pg_sys};
 
+use crate::claiming::draft::{Basis, Draft};
 use crate::claiming::durability;
+use crate::claiming::operation::{Action, Answer, Operation};
 use crate::claiming::outcome::Outcome;
 use crate::claiming::queue::Turn;
 use crate::claiming::store::claims::Claim;
-use crate::claiming::store::coupons::Coupon;
+use crate::claiming::store::events::{self, Event};
 use crate::claiming::store::{Ledger, Tables, View};
 use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::schema::Schema;
-use crate::pg::session;
-
-/// Claims `coupon_name` for one user.
-pub fn claim_one(schema: Schema, user_id: &str, coupon_name: &str) -> Outcome {
-    claim(schema, &[user_id], coupon_name)[0]
-}
+use crate::pg::session::{self, Command};
 
 /// The id of the claim that this transaction has just made.
 ///
@@ -36,49 +31,69 @@ pub fn claim_id(schema: Schema, user_id: &str, coupon_name: &str) -> i64 {
     id.unwrap_or_else(|| error!("the claim vanished as it was made"))
 }
 
-/// Claims `coupon_name` for each of `user_ids`; returns the outcomes in their order.
-pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcome> {
-    let _context = Context::new(c"while claiming", coupon_name);
+/// Carries out one operation on the coupon called `coupon_name`.
+pub fn operate_one(
+    schema: Schema,
+    command: Command,
+    coupon_name: &str,
+    operation: Operation<'_>,
+) -> Answer {
+    operate(schema, command, coupon_name, &[operation])[0]
+}
+
+/// Carries out `operations` on the coupon called `coupon_name`, one after the other, and returns their answers.
+/// `command` is the SQL function that does so.
+pub fn operate(
+    schema: Schema,
+    command: Command,
+    coupon_name: &str,
+    operations: &[Operation<'_>],
+) -> Vec<Answer> {
+    let _context = Context::new(command.doing, coupon_name);
     let request = Request {
         coupon_name: Text::new(coupon_name),
-        users: user_ids.iter().map(|user_id| Text::new(user_id)).collect(),
-        user_ids,
+        operations,
     };
     // Makes visible what the caller's own statement has written so far.
     session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
     let Some(coupon) = view.coupon(request.coupon_name) else {
-        return vec![Outcome::NotFound; user_ids.len()];
+        return vec![Outcome::NotFound.into(); operations.len()];
     };
     let mut decided = Decided {
-        outcomes: Vec::with_capacity(user_ids.len()),
+        answers: Vec::with_capacity(operations.len()),
         rests_on: durability::NOTHING,
         waited_for: durability::NOTHING,
     };
-    request.refuse_leading(&mut view, &coupon, &mut decided);
-    if decided.outcomes.len() == user_ids.len() {
+    let (mut id, held) = (coupon.id, coupon.held);
+    request.look(
+        &mut view,
+        Draft::new(coupon, request.coupon_name, 0),
+        &mut decided,
+    );
+    if decided.answers.len() == operations.len() {
         view.release();
         return decided.reported();
     }
 
-    session::require_writable(c"honcho_claim()");
-    let mut ledger = Ledger::open(&tables);
+    session::require_writable(command.name);
+    let mut ledger = Ledger::open(&tables, held > 0 || request.needs_holds());
     view.release();
     loop {
         // Without turn and snapshot: a standby that is away must not hold up other sessions.
         decided.wait();
-        let turn = Turn::wait(&tables, coupon.id);
+        let turn = Turn::wait(&tables, id);
         view.renew();
-        match request.take(&mut view, &mut ledger, &mut decided) {
+        match request.take(&mut view, &mut ledger, id, &mut decided) {
             Taken::Some => {
                 // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
                 // competes with it. So a batch does this only if a session waits for the coupon already,
                 // or would wait for a standby.
-                if user_ids.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
+                if operations.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
                     durability::release_locks_early();
                 }
-                return decided.outcomes;
+                return decided.answers;
             }
             Taken::None => {
                 turn.pass();
@@ -89,22 +104,26 @@ pub fn claim(schema: Schema, user_ids: &[&str], coupon_name: &str) -> Vec<Outcom
                 turn.pass();
                 view.release();
             }
+            Taken::Other(other) => {
+                turn.pass();
+                view.release();
+                id = other;
+            }
         }
     }
 }
 
-/// A coupon and the users who want it.
+/// A coupon and the operations on it.
 struct Request<'a> {
     coupon_name: Text,
-    user_ids: &'a [&'a str],
-    /// The same users as `user_ids`.
-    users: Vec<Text>,
+    operations: &'a [Operation<'a>],
 }
 
-/// The outcomes so far, of the first users.
+/// The answers so far, to the first operations.
 struct Decided {
-    outcomes: Vec<Outcome>,
-    /// The position in the WAL up to which it must be durable before the refusals may be reported.
+    answers: Vec<Answer>,
+    /// The position in the WAL up to which it must be durable before the answers may be reported that rest on
+    /// others' work.
     rests_on: pg_sys::XLogRecPtr,
     /// The position that the wait has reached. A wait may end early: if the server no longer has
     /// synchronous standbys, and this session has yet to read the new setting.
@@ -112,96 +131,122 @@ struct Decided {
 }
 
 impl Decided {
-    /// Notes that a refusal rests on the work of `writer`.
-    fn rest_on(&mut self, writer: pg_sys::TransactionId) {
-        self.rests_on = self.rests_on.max(durability::commit_position(writer));
-    }
-
-    /// Returns true if the refusals may be reported without a wait.
+    /// Returns true if the answers may be reported without a wait.
     fn is_durable(&self) -> bool {
         self.rests_on <= self.waited_for || durability::is_durable(self.rests_on)
     }
 
-    /// Waits until the refusals may be reported.
+    /// Waits until the answers may be reported.
     fn wait(&mut self) {
         durability::wait_until_durable(self.rests_on);
         self.waited_for = self.rests_on;
     }
 
-    /// Waits until the outcomes may be reported, and returns them.
-    fn reported(mut self) -> Vec<Outcome> {
+    /// Waits until the answers may be reported, and returns them.
+    fn reported(mut self) -> Vec<Answer> {
         self.wait();
-        self.outcomes
+        self.answers
+    }
+}
+
+/// The transactions that answers rest on, and the position in the WAL up to which their work must be durable.
+struct Bases {
+    coupon: pg_sys::TransactionId,
+    rests_on_coupon: bool,
+    /// The rows of a batch have one writer.
+    last: pg_sys::TransactionId,
+    position: pg_sys::XLogRecPtr,
+}
+
+impl Bases {
+    fn new(coupon: pg_sys::TransactionId, position: pg_sys::XLogRecPtr) -> Bases {
+        Bases {
+            coupon,
+            rests_on_coupon: false,
+            last: pg_sys::InvalidTransactionId,
+            position,
+        }
+    }
+
+    fn add(&mut self, basis: Basis) {
+        match basis {
+            Basis::Row(writer) if writer != self.last => {
+                self.position = self.position.max(durability::commit_position(writer));
+                self.last = writer;
+            }
+            Basis::Coupon => self.rests_on_coupon = true,
+            Basis::Row(_) | Basis::Draft => {}
+        }
+    }
+
+    fn position(self) -> pg_sys::XLogRecPtr {
+        if self.rests_on_coupon {
+            self.position.max(durability::commit_position(self.coupon))
+        } else {
+            self.position
+        }
     }
 }
 
 /// The result of a turn.
 enum Taken {
-    /// Claims were written.
+    /// Something was written.
     Some,
-    /// Every user is refused, and nothing is written.
+    /// No operation changes anything, and nothing is written.
     None,
-    /// Some users may claim, and other refusals rest on work that is not durable yet. Nothing is written:
-    /// the turn must be given back for the wait, and taken again after it.
+    /// Some operations change something, and answers to others rest on work that is not durable yet. Nothing is
+    /// written: the turn must be given back for the wait, and taken again after it.
     NotYet,
+    /// It was the turn of another coupon: the name now belongs to the one with this id.
+    Other(i64),
 }
 
-impl Request<'_> {
-    /// Decides the leading users, up to the first who may claim: they are refused.
-    fn refuse_leading(&self, view: &mut View<'_>, coupon: &Coupon, decided: &mut Decided) {
-        let refusal = coupon.refusal();
-        // The claims of a batch have one writer.
-        let mut last = pg_sys::InvalidTransactionId;
-        for &user in &self.users {
-            if let Some(claim) = view.claim(user, self.coupon_name) {
-                let writer = claim.written_by();
-                if writer != last {
-                    decided.rest_on(writer);
-                    last = writer;
-                }
-                decided.outcomes.push(Outcome::AlreadyClaimed);
-            } else if let Some(refusal) = refusal {
-                decided.outcomes.push(refusal);
-            } else {
-                return;
-            }
-        }
-        if refusal.is_some() {
-            decided.rest_on(coupon.written_by);
-        }
+impl<'a> Request<'a> {
+    /// Returns true if it is for holds.
+    fn needs_holds(&self) -> bool {
+        self.operations.iter().any(|operation| {
+            matches!(
+                operation.action,
+                Action::Reserve(_) | Action::Confirm | Action::Cancel
+            )
+        })
     }
 
-    /// Decides the rest of the users, in the turn, and writes their claims.
-    fn take(&self, view: &mut View<'_>, ledger: &mut Ledger<'_>, decided: &mut Decided) -> Taken {
-        let first = decided.outcomes.len();
-        let users = &self.users[first..];
+    /// Answers the leading operations, up to the first that changes something.
+    fn look(&self, view: &mut View<'_>, mut draft: Draft<'a>, decided: &mut Decided) {
+        let mut bases = Bases::new(draft.before().written_by, decided.rests_on);
+        for operation in self.operations {
+            let Some((answer, basis)) = draft.look(view, operation) else {
+                break;
+            };
+            bases.add(basis);
+            decided.answers.push(answer);
+        }
+        decided.rests_on = bases.position();
+    }
+
+    /// Decides the rest of the operations, in the turn of the coupon with this `id`, and writes their changes.
+    fn take(
+        &self,
+        view: &mut View<'_>,
+        ledger: &mut Ledger<'_>,
+        id: i64,
+        decided: &mut Decided,
+    ) -> Taken {
+        let operations = &self.operations[decided.answers.len()..];
         // The look before the wait may be outdated: look again, and lock the row only if there is something
-        // to take.
+        // to write.
         let Some(coupon) = view.coupon(self.coupon_name) else {
-            decided.outcomes.resize(self.users.len(), Outcome::NotFound);
-            return Taken::None;
+            return self.not_found(decided);
         };
-        let refusal = coupon.refusal();
-        let mut last = pg_sys::InvalidTransactionId;
-        let refusals: Vec<Option<Outcome>> = users
-            .iter()
-            .map(|&user| {
-                let Some(claim) = view.claim(user, self.coupon_name) else {
-                    return refusal;
-                };
-                let writer = claim.written_by();
-                if writer != last {
-                    decided.rest_on(writer);
-                    last = writer;
-                }
-                Some(Outcome::AlreadyClaimed)
-            })
-            .collect();
-        if refusals.iter().all(Option::is_some) {
-            if refusal.is_some() {
-                decided.rest_on(coupon.written_by);
-            }
-            decided.outcomes.extend(refusals.into_iter().flatten());
+        if coupon.id != id {
+            return Taken::Other(coupon.id);
+        }
+        let mut draft = Draft::new(coupon, self.coupon_name, operations.len());
+        let (mut answers, rests_on) = draft_all(&mut draft, view, operations);
+        decided.rests_on = decided.rests_on.max(rests_on);
+        if draft.is_empty() {
+            decided.answers.append(&mut answers);
             return Taken::None;
         }
         if !decided.is_durable() {
@@ -209,35 +254,61 @@ impl Request<'_> {
         }
 
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
-            decided.outcomes.resize(self.users.len(), Outcome::NotFound);
-            return Taken::None;
+            return self.not_found(decided);
         };
-        // Only a writer that bypasses the queue can have changed it.
-        let refusal = coupon.refusal();
-        let mut claimers = Vec::with_capacity(users.len());
-        let mut named = HashSet::with_capacity(users.len());
-        for (i, known) in refusals.into_iter().enumerate() {
-            let user_id = self.user_ids[first + i];
-            let outcome = if let Some(known) = known {
-                known
-            } else if named.contains(user_id) {
-                Outcome::AlreadyClaimed
-            } else if let Some(refusal) = refusal {
-                refusal
-            } else if claimers.len() as i64 == i64::from(coupon.remaining) {
-                Outcome::SoldOut
-            } else {
-                named.insert(user_id);
-                claimers.push(users[i]);
-                Outcome::Claimed
-            };
-            decided.outcomes.push(outcome);
+        // Only a writer that bypasses the queue can have changed it or made this wait.
+        if coupon.written_by != draft.before().written_by || !draft.move_to_now() {
+            draft = Draft::new(coupon, self.coupon_name, operations.len());
+            let (again, rests_on) = draft_all(&mut draft, view, operations);
+            answers = again;
+            decided.rests_on = decided.rests_on.max(rests_on);
+            if draft.is_empty() {
+                decided.answers.append(&mut answers);
+                return Taken::None;
+            }
         }
-        if claimers.is_empty() {
-            decided.rest_on(coupon.written_by);
-            return Taken::None;
-        }
-        ledger.write(view, &coupon, self.coupon_name, &claimers);
+        decided.answers.append(&mut answers);
+        write(ledger, view, self.coupon_name, &draft, &draft.events());
         Taken::Some
     }
+
+    fn not_found(&self, decided: &mut Decided) -> Taken {
+        decided
+            .answers
+            .resize(self.operations.len(), Outcome::NotFound.into());
+        Taken::None
+    }
+}
+
+/// Applies `operations` to `draft`; returns the answers, and the position in the WAL that those rest on which
+/// change nothing.
+fn draft_all<'a>(
+    draft: &mut Draft<'a>,
+    view: &mut View<'_>,
+    operations: &[Operation<'a>],
+) -> (Vec<Answer>, pg_sys::XLogRecPtr) {
+    let mut bases = Bases::new(draft.before().written_by, durability::NOTHING);
+    let answers = operations
+        .iter()
+        .enumerate()
+        .map(|(i, operation)| {
+            let (answer, basis) = draft.apply(view, operation, operations.len() - i);
+            bases.add(basis);
+            answer
+        })
+        .collect();
+    (answers, bases.position())
+}
+
+/// Writes what `draft` makes of the coupon that `view` last locked, and `events`.
+pub fn write(
+    ledger: &mut Ledger<'_>,
+    view: &mut View<'_>,
+    coupon_name: Text,
+    draft: &Draft<'_>,
+    events: &[Event<'_>],
+) {
+    let stock = (draft.before(), draft.after());
+    ledger.write(view, coupon_name, stock, &draft.rows(), draft.now());
+    events::write(ledger.schema(), coupon_name, draft.now(), events);
 }

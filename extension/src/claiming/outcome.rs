@@ -1,4 +1,4 @@
-//! The outcomes of a claim, in one table.
+//! The outcomes of operations, in one table.
 //!
 //! It is here and not with the SQL functions, because the rules decide outcomes; their values in SQL are
 //! in `api::outcome`.
@@ -16,7 +16,7 @@ pub struct Refusal {
 /// Makes the enum and all that is known of each outcome.
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $outcome:ident: $label:literal $(, $sqlstate:literal, $phrase:literal)?;)+) => {
-        /// The result of a claim. A refusal is a value, not an error.
+        /// The result of an operation. A refusal is a value, not an error.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Outcome {
             $($(#[$doc])* $outcome,)+
@@ -33,7 +33,7 @@ macro_rules! outcomes {
                 }
             }
 
-            /// The outcome as an error; none for a claim that was made.
+            /// The refusal of a claim as an error; none for other outcomes.
             pub fn refusal(self) -> Option<Refusal> {
                 match self {
                     $(Outcome::$outcome => outcomes!(@refusal $($sqlstate, $phrase)?),)+
@@ -62,4 +62,24 @@ outcomes! {
     Ended: "ended", b"UC003", "can no longer be claimed";
     /// Claiming is suspended.
     Paused: "paused", b"UC004", "is paused";
+    /// Nothing is left, but some of it is only held and may come back.
+    AllHeld: "all_held", b"UC005", "is held by others";
+    /// A piece is held for the user.
+    Held: "held";
+    /// No piece is held for the user.
+    NotHeld: "not_held";
+    /// The user's hold is given back.
+    Cancelled: "cancelled";
+    /// The user's claim is given back.
+    Released: "released";
+    /// The user has no claim.
+    NotClaimed: "not_claimed";
+    /// The coupon is as requested.
+    Updated: "updated";
+    /// The amount would be below the claims and holds.
+    BelowGiven: "below_given";
+    /// The coupon is deleted.
+    Deleted: "deleted";
+    /// The coupon has claims or holds.
+    InUse: "in_use";
 }

@@ -20,7 +20,7 @@ use crate::pg::lock::{self, Lock, Release};
 pub struct Turn {
     turn: Lock,
     line: Lock,
-    /// True if this claim waited for the turn, in line.
+    /// True if this session waited for the turn, in line.
     lined_up: bool,
 }
 
@@ -35,20 +35,33 @@ impl Turn {
     /// `55P03` after `lock_timeout`, which applies to each of the locks; `57014` on a cancel, `40P01` on a
     /// deadlock.
     pub fn wait(tables: &Tables, id: i64) -> Turn {
-        let turn = Lock::new(Release::WithOthers, tables.coupons.oid(), id);
-        // Last: if the place in line were released before the turn, the next waiter might wake up only to
-        // sleep again.
-        let line = Lock::new(Release::Last, tables.claims.oid(), id);
-        let lined_up = !turn.try_acquire();
-        if lined_up {
-            line.acquire();
-            turn.acquire();
+        let mut turn = Turn::of(tables, id);
+        if !turn.turn.try_acquire() {
+            turn.lined_up = true;
+            turn.line.acquire();
+            turn.turn.acquire();
         }
         lock::accept_invalidations();
+        turn
+    }
+
+    /// Takes the turn for the coupon with this `id` if it is free.
+    pub fn try_take(tables: &Tables, id: i64) -> Option<Turn> {
+        let turn = Turn::of(tables, id);
+        if !turn.turn.try_acquire() {
+            return None;
+        }
+        lock::accept_invalidations();
+        Some(turn)
+    }
+
+    fn of(tables: &Tables, id: i64) -> Turn {
         Turn {
-            turn,
-            line,
-            lined_up,
+            turn: Lock::new(Release::WithOthers, tables.coupons.oid(), id),
+            // Last: if the place in line were released before the turn, the next waiter might wake up only to
+            // sleep again.
+            line: Lock::new(Release::Last, tables.claims.oid(), id),
+            lined_up: false,
         }
     }
 

@@ -1,24 +1,34 @@
-//! The two tables, as claims read and write them.
+//! The tables, as the operations read and write them.
 //!
 //! They go through [`crate::pg`], not through SQL: see there for the reason. Each table has a file with its
 //! columns, by the attribute numbers of sql/tables.sql, its row, its search and its writer.
 
 pub mod claims;
 pub mod coupons;
+pub mod events;
+pub mod holds;
+
+use std::cell::OnceCell;
 
 use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims};
 use crate::claiming::store::coupons::{Coupon, CouponSearch, CouponWriter, Coupons};
+use crate::claiming::store::holds::{Hold, HoldSearch, HoldWriter, Holds};
 use crate::pg::column::Text;
 use crate::pg::errors;
 use crate::pg::schema::Schema;
 use crate::pg::session::{self, Snapshot};
 
-/// Both tables, open.
+/// The tables, open.
 pub struct Tables {
     /// The coupons and their stock.
     pub coupons: Coupons,
     /// The claims.
     pub claims: Claims,
+    /// The schema that they are in.
+    pub schema: Schema,
+    /// The holds, opened when they are needed first: a coupon without holds does not pay for them. None if
+    /// the extension is not yet updated to a version that has them.
+    holds: OnceCell<Option<Holds>>,
 }
 
 impl Tables {
@@ -27,15 +37,23 @@ impl Tables {
         Tables {
             coupons: Coupons::open(schema),
             claims: Claims::open(schema),
+            schema,
+            holds: OnceCell::new(),
         }
+    }
+
+    fn holds(&self) -> Option<&Holds> {
+        self.holds.get_or_init(|| Holds::open(self.schema)).as_ref()
     }
 }
 
 /// The tables' rows under one snapshot: under read committed the newest when the view was made or
 /// renewed, under the stricter levels the transaction's own.
 pub struct View<'t> {
+    tables: &'t Tables,
     coupons: CouponSearch<'t>,
     claims: ClaimSearch<'t>,
+    holds: Option<HoldSearch<'t>>,
     // Last, for fields are dropped in order: the scans end before their snapshot goes.
     snapshot: Option<Snapshot>,
 }
@@ -43,11 +61,21 @@ pub struct View<'t> {
 impl<'t> View<'t> {
     /// Takes a snapshot.
     pub fn new(tables: &'t Tables) -> View<'t> {
-        let snapshot = Some(Snapshot::push());
+        View::under(tables, Snapshot::push())
+    }
+
+    /// Reads what the calling statement reads.
+    pub fn of_statement(tables: &'t Tables) -> View<'t> {
+        View::under(tables, Snapshot::push_active())
+    }
+
+    fn under(tables: &'t Tables, snapshot: Snapshot) -> View<'t> {
         View {
+            tables,
             coupons: tables.coupons.search(),
             claims: tables.claims.search(),
-            snapshot,
+            holds: None,
+            snapshot: Some(snapshot),
         }
     }
 
@@ -55,6 +83,9 @@ impl<'t> View<'t> {
     pub fn release(&mut self) {
         self.coupons.release();
         self.claims.release();
+        if let Some(holds) = &mut self.holds {
+            holds.release();
+        }
         self.snapshot = None;
     }
 
@@ -63,6 +94,9 @@ impl<'t> View<'t> {
         self.snapshot = Some(Snapshot::push());
         self.coupons.renew();
         self.claims.renew();
+        if let Some(holds) = &mut self.holds {
+            holds.renew();
+        }
     }
 
     /// The coupon called `name`.
@@ -79,74 +113,211 @@ impl<'t> View<'t> {
     pub fn claim(&mut self, user_id: Text, coupon_name: Text) -> Option<Claim<'_>> {
         self.claims.find(user_id, coupon_name)
     }
+
+    /// The hold of `user_id` on `coupon_name`.
+    pub fn hold(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
+        self.holds()?.find(user_id, coupon_name)
+    }
+
+    /// The hold on `coupon_name` that expires first.
+    pub fn first_hold(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
+        self.holds()?.first(coupon_name)
+    }
+
+    /// The hold on `coupon_name` that expires last.
+    pub fn last_hold(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
+        self.holds()?.last(coupon_name)
+    }
+
+    /// The hold that expires next after the one last found by `first_hold` or this.
+    pub fn next_hold(&mut self) -> Option<Hold<'_>> {
+        self.holds()?.next()
+    }
+
+    fn holds(&mut self) -> Option<&mut HoldSearch<'t>> {
+        if self.holds.is_none() {
+            self.holds = self.tables.holds().map(Holds::search);
+        }
+        self.holds.as_mut()
+    }
 }
 
-/// Returns true if there is a claim on the coupon called `name`, or any claim if there is no name. At every
+/// The rows that the coupon called `name` has, or any coupon if there is no name; claims before holds. At every
 /// isolation level it sees all that is committed and all that this transaction has written.
-pub fn is_claimed(schema: Schema, name: Option<&str>) -> bool {
+pub fn given(schema: Schema, name: Option<&str>) -> Row {
     session::next_command();
     let tables = Tables::open(schema);
     let _snapshot = Snapshot::push_latest();
-    tables.claims.exist(name.map(Text::new))
+    let name = name.map(Text::new);
+    if tables.claims.exist(name) {
+        Row::Claim
+    } else if tables.holds().is_some_and(|holds| holds.exist(name)) {
+        Row::Hold
+    } else {
+        Row::None
+    }
 }
 
-/// Both tables, open for writing: made before the wait in the queue, so that other waiters do not wait for
+/// The state of a user on a coupon, to be written.
+pub struct Written {
+    /// The user.
+    pub user_id: Text,
+    /// What the tables have for the user.
+    pub before: Row,
+    /// What they are to have.
+    pub after: New,
+}
+
+/// The row that the tables have for a user of a coupon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// None.
+    None,
+    /// A claim.
+    Claim,
+    /// A hold.
+    Hold,
+}
+
+/// A row that the tables are to have for a user of a coupon.
+pub enum New {
+    /// None.
+    None,
+    /// A claim with this key of its request.
+    Claim(Option<Text>),
+    /// A hold that expires at this moment, with this key of its request.
+    Hold(i64, Option<Text>),
+}
+
+/// The tables, open for writing: made before the wait in the queue, so that other waiters do not wait for
 /// that too.
 pub struct Ledger<'t> {
     tables: &'t Tables,
     coupons: CouponWriter<'t>,
     claims: ClaimWriter<'t>,
+    holds: Option<HoldWriter<'t>>,
 }
 
 impl<'t> Ledger<'t> {
-    /// Locks both tables as an `insert` or `update` does.
-    pub fn open(tables: &'t Tables) -> Ledger<'t> {
-        Ledger {
+    /// Locks the tables as an `insert` or `update` does; the holds only if they are needed.
+    pub fn open(tables: &'t Tables, needs_holds: bool) -> Ledger<'t> {
+        let mut ledger = Ledger {
             coupons: tables.coupons.write(),
             claims: tables.claims.write(),
+            holds: None,
             tables,
+        };
+        if needs_holds {
+            ledger.open_holds();
         }
+        ledger
     }
 
-    /// Writes the claims of `user_ids` on `coupon`, which `view` last locked, and takes them off its
-    /// stock, which must suffice. Later commands of the transaction see both.
+    /// The schema of the tables.
+    pub fn schema(&self) -> Schema {
+        self.tables.schema
+    }
+
+    fn open_holds(&mut self) -> &mut HoldWriter<'t> {
+        let tables = self.tables;
+        self.holds.get_or_insert_with(|| {
+            let Some(holds) = tables.holds() else {
+                errors::refuse_missing("holds");
+            };
+            holds.write()
+        })
+    }
+
+    /// Changes the coupon that `view` last locked from `old` to `new`, and the rows of `users` on it, at the
+    /// moment `now`. Later commands of the transaction see all of it.
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated, which only a write that bypassed the queue
     /// can cause; any error of a trigger; `09000` if a trigger has changed the written rows so that they are
-    /// no claim.
+    /// not those that the stock says there are.
     pub fn write(
         &mut self,
-        view: &View<'_>,
-        coupon: &Coupon,
+        view: &mut View<'_>,
         coupon_name: Text,
-        user_ids: &[Text],
+        (old, new): (&Coupon, &Coupon),
+        users: &[Written],
+        now: i64,
     ) {
-        let has_user_triggers = self.coupons.has_user_triggers || self.claims.has_user_triggers;
-        let count = user_ids.len() as i32;
+        if users
+            .iter()
+            .any(|user| user.before == Row::Hold || matches!(user.after, New::Hold(..)))
+        {
+            self.open_holds();
+        }
+        let has_user_triggers = self.coupons.has_user_triggers
+            || self.claims.has_user_triggers
+            || self
+                .holds
+                .as_ref()
+                .is_some_and(|holds| holds.has_user_triggers);
         self.coupons
-            .take(&view.coupons, coupon, count, has_user_triggers);
-        self.claims.insert(coupon_name, user_ids);
+            .change(&view.coupons, old, new, has_user_triggers);
+        for user in users {
+            match user.before {
+                Row::None => {}
+                Row::Claim => {
+                    if view.claim(user.user_id, coupon_name).is_some() {
+                        self.claims.delete(&view.claims);
+                    }
+                }
+                Row::Hold => {
+                    if view.hold(user.user_id, coupon_name).is_some()
+                        && let (Some(writer), Some(search)) = (&mut self.holds, &view.holds)
+                    {
+                        writer.delete(search);
+                    }
+                }
+            }
+        }
+        let claims = users.iter().filter_map(|user| match user.after {
+            New::Claim(request_key) => Some((user.user_id, request_key)),
+            _ => None,
+        });
+        self.claims.insert(coupon_name, now, claims);
+        if let Some(writer) = &mut self.holds {
+            for user in users {
+                if let New::Hold(expires_at, request_key) = user.after {
+                    writer.insert(coupon_name, user.user_id, now, expires_at, request_key);
+                }
+            }
+        }
         session::next_command();
         if has_user_triggers {
-            self.require_written(coupon_name, user_ids);
+            self.require_written(coupon_name, users);
         }
     }
 
-    /// Fails unless the coupon and the claims are there.
+    /// Fails unless the coupon and the rows of `users` are there as they were written.
     ///
     /// # Errors
     /// `09000`.
-    fn require_written(&self, coupon_name: Text, user_ids: &[Text]) {
+    fn require_written(&self, coupon_name: Text, users: &[Written]) {
         let mut view = View::new(self.tables);
         if view.coupon(coupon_name).is_none() {
             errors::refuse_triggers_change("a trigger removed or renamed the coupon of the claim");
         }
-        for &user_id in user_ids {
-            if view.claim(user_id, coupon_name).is_none() {
-                errors::refuse_triggers_change(
+        for user in users {
+            let claim = view.claim(user.user_id, coupon_name).is_some();
+            let hold = self.holds.is_some() && view.hold(user.user_id, coupon_name).is_some();
+            match user.after {
+                New::Claim(_) if !claim => errors::refuse_triggers_change(
                     "a trigger removed the claim or changed its user or coupon",
-                );
+                ),
+                New::Hold(..) if !hold => errors::refuse_triggers_change(
+                    "a trigger removed the hold or changed its user or coupon",
+                ),
+                New::None | New::Hold(..) if claim => {
+                    errors::refuse_triggers_change("a trigger kept the claim from being deleted");
+                }
+                New::None | New::Claim(_) if hold => {
+                    errors::refuse_triggers_change("a trigger kept the hold from being deleted");
+                }
+                _ => {}
             }
         }
     }

@@ -15,7 +15,7 @@ use pgrx::prelude::*;
 use crate::pg::schema::Schema;
 
 /// The relations that the extension's statements may name.
-type Relations = [pg_sys::Oid; 4];
+type Relations = [pg_sys::Oid; 7];
 
 thread_local! {
     /// The statement of the extension that is being prepared or run.
@@ -29,8 +29,16 @@ pub struct Checked(Option<(Rc<CStr>, Relations)>);
 impl Checked {
     /// Checks analyses of `sql`, which may name the relations of the extension in `schema`.
     pub fn new(schema: Schema, sql: Rc<CStr>) -> Checked {
-        let relations = [c"coupons", c"claims", c"coupons_id_seq", c"claims_id_seq"]
-            .map(|name| schema.relation(name));
+        let relations = [
+            c"coupons",
+            c"claims",
+            c"coupons_id_seq",
+            c"claims_id_seq",
+            c"holds",
+            c"coupon_events",
+            c"coupon_events_id_seq",
+        ]
+        .map(|name| schema.find_relation(name).unwrap_or(pg_sys::InvalidOid));
         Checked(CHECKED.replace(Some((sql, relations))))
     }
 }

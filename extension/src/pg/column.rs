@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use pgrx::datum::FromDatum;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, direct_function_call};
 
@@ -35,6 +36,12 @@ impl Text {
     /// Copies `value` into the current memory context.
     pub fn new(value: &str) -> Text {
         Text(value.into_datum().unwrap_or(Datum::null()))
+    }
+
+    /// A copy as a string.
+    pub fn to_string(self) -> String {
+        // SAFETY: a varlena of a database whose encoding is UTF8.
+        unsafe { String::from_datum(self.0, false) }.unwrap_or_default()
     }
 }
 
@@ -98,6 +105,27 @@ impl Value for bool {
     }
 }
 
+/// A `jsonb`: a varlena in the memory context that was current when it was made.
+#[derive(Clone, Copy)]
+pub struct Json(Datum);
+
+impl Json {
+    /// Makes it of `value`.
+    pub fn new(value: serde_json::Value) -> Json {
+        Json(pgrx::JsonB(value).into_datum().unwrap_or(Datum::null()))
+    }
+}
+
+impl Value for Json {
+    unsafe fn from_datum(datum: Datum) -> Json {
+        Json(datum)
+    }
+
+    fn datum(self) -> Datum {
+        self.0
+    }
+}
+
 /// A column whose values are of type `T`.
 #[derive(Clone, Copy)]
 pub struct Column<T> {
@@ -125,6 +153,16 @@ impl<T: Value> Column<T> {
         Cell {
             attribute: self.attribute,
             value: value.datum(),
+            is_null: false,
+        }
+    }
+
+    /// This value in this column, or null.
+    pub fn of_option(self, value: Option<T>) -> Cell {
+        Cell {
+            attribute: self.attribute,
+            value: value.map_or(Datum::null(), T::datum),
+            is_null: value.is_none(),
         }
     }
 }
@@ -144,6 +182,7 @@ impl<T: Key> Column<T> {
 pub struct Cell {
     pub(super) attribute: usize,
     pub(super) value: Datum,
+    pub(super) is_null: bool,
 }
 
 /// A column of a key.

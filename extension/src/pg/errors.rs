@@ -113,6 +113,19 @@ pub fn refuse_triggers_change(message: &'static str) -> ! {
     );
 }
 
+/// Refuses an operation that needs the relation called `name`, which the extension's SQL lacks.
+///
+/// # Errors
+/// `55000`, with the statement that adds it as a hint.
+pub fn refuse_missing(name: &str) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+        format!("the honcho extension of this database has no table {name}"),
+        "Run \"alter extension honcho update\"."
+    );
+}
+
 /// The constraint that an error is about.
 pub struct Constraint<'a> {
     /// The schema of the table.

@@ -11,11 +11,12 @@ pub enum Release {
     Last = pg_sys::USER_LOCKMETHOD as isize,
 }
 
-/// A heavyweight lock in exclusive mode, an `object` lock in `pg_locks`.
+/// A heavyweight lock, an `object` lock in `pg_locks`.
 pub struct Lock(pg_sys::LOCKTAG);
 
 impl Lock {
     const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+    const SHARED: pg_sys::LOCKMODE = pg_sys::ShareLock as pg_sys::LOCKMODE;
 
     /// The lock of object `id` of the class `class`. The key has room for 48 bits of `id`.
     pub fn new(release: Release, class: pg_sys::Oid, id: i64) -> Lock {
@@ -37,6 +38,25 @@ impl Lock {
     pub fn acquire(&self) {
         // SAFETY: the tag is valid; an error leaves through pgrx's guard.
         unsafe { pg_sys::LockAcquire(&self.0, Self::MODE, false, false) };
+    }
+
+    /// Takes the lock in a mode that others may take as well, as `pg_locks` shows.
+    pub fn share(&self) {
+        // SAFETY: as above.
+        unsafe { pg_sys::LockAcquire(&self.0, Self::SHARED, false, false) };
+    }
+
+    /// Returns true if this transaction has the lock in the shared mode.
+    pub fn is_shared(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::LockHeldByMe(
+                &self.0,
+                Self::SHARED,
+                #[cfg(any(feature = "pg17", feature = "pg18"))]
+                false,
+            )
+        }
     }
 
     /// Takes the lock if it is free; returns true if it did.

@@ -84,12 +84,29 @@ impl<'t, const N: usize> Lookup<'t, N> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// A row with these values in the columns that were prepared for, in any order.
+    /// The first row in the order of the index with these values in the columns that were prepared for, given
+    /// in any order.
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        self.begin(key);
+        self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
+    }
+
+    /// The last such row.
+    pub fn find_last(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        self.begin(key);
+        self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
+    }
+
+    /// The row after the one last found by `find` or this.
+    pub fn next(&mut self) -> Option<Row<'_>> {
+        self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
+    }
+
+    fn begin(&mut self, key: [Cell; N]) {
         self.begun = true;
         // SAFETY: the index is open and has as many attribute numbers as columns, and the scan was begun
         // for `N` of them.
-        let found = unsafe {
+        unsafe {
             let attributes = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
             for (own, attribute) in self.keys.iter_mut().zip(attributes.as_slice(N)) {
                 let Some(cell) = key.iter().find(|cell| cell.attribute as i16 == *attribute) else {
@@ -104,12 +121,12 @@ impl<'t, const N: usize> Lookup<'t, N> {
                 ptr::null_mut(),
                 0,
             );
-            pg_sys::index_getnext_slot(
-                self.scan,
-                pg_sys::ScanDirection::ForwardScanDirection,
-                self.slot.0,
-            )
-        };
+        }
+    }
+
+    fn fetch(&mut self, direction: pg_sys::ScanDirection::Type) -> Option<Row<'_>> {
+        // SAFETY: the scan has its keys, and the slot is one of its table.
+        let found = unsafe { pg_sys::index_getnext_slot(self.scan, direction, self.slot.0) };
         found.then_some(Row(&self.slot))
     }
 

@@ -44,6 +44,12 @@ impl Relation {
         unsafe { CStr::from_ptr((*(*self.0).rd_rel).relname.data.as_ptr()) }
     }
 
+    /// The number of its columns.
+    pub fn columns(&self) -> usize {
+        // SAFETY: the relation is open.
+        unsafe { (*(*self.0).rd_att).natts as usize }
+    }
+
     /// Its OID.
     pub fn oid(&self) -> pg_sys::Oid {
         // SAFETY: the relation is open.
@@ -88,7 +94,7 @@ impl Slot {
             // SAFETY: the arrays have as many elements as the descriptor has columns.
             unsafe {
                 *(*self.0).tts_values.add(attribute - 1) = cell.value;
-                *(*self.0).tts_isnull.add(attribute - 1) = false;
+                *(*self.0).tts_isnull.add(attribute - 1) = cell.is_null;
             }
         }
     }
@@ -108,6 +114,14 @@ impl Drop for Slot {
 pub struct Row<'a>(pub(super) &'a Slot);
 
 impl Row<'_> {
+    /// The value in a column that earlier releases do not have; none for null or if it is missing.
+    pub fn get_added<T: Value>(self, column: Column<T>) -> Option<T> {
+        if column.attribute() > self.0.columns() {
+            return None;
+        }
+        self.get(column)
+    }
+
     /// The value in `column`; none for null.
     pub fn get<T: Value>(self, column: Column<T>) -> Option<T> {
         let slot = self.0.0;

@@ -81,7 +81,9 @@ impl Schema {
         (oid != pg_sys::InvalidOid).then_some(oid)
     }
 
-    fn find_relation(self, name: &CStr) -> Option<pg_sys::Oid> {
+    /// The OID of the table, index or sequence called `name`; none if the extension is not yet updated to a
+    /// version that has it.
+    pub fn find_relation(self, name: &CStr) -> Option<pg_sys::Oid> {
         // SAFETY: a lookup in the system cache by valid arguments.
         let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), self.0) };
         (oid != pg_sys::InvalidOid).then_some(oid)

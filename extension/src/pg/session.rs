@@ -1,8 +1,11 @@
 //! The session and its transaction: clock, commands, snapshots.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
-use pgrx::{IntoDatum, direct_function_call, pg_sys};
+use pgrx::{
+    GucContext, GucFlags, GucRegistry, GucSetting, IntoDatum, PgSqlErrorCode, direct_function_call,
+    ereport, pg_sys,
+};
 
 /// Keeps backtraces out of error details, which clients see.
 ///
@@ -29,6 +32,78 @@ pub fn next_value(sequence: pg_sys::Oid) -> i64 {
     value.unwrap_or_default()
 }
 
+/// The last value that `sequence` has given, 0 if none.
+pub fn last_value(sequence: pg_sys::Oid) -> i64 {
+    // SAFETY: `pg_sequence_last_value` takes one OID and returns a bigint, or null before the first value.
+    let value = unsafe {
+        direct_function_call::<i64>(pg_sys::pg_sequence_last_value, &[sequence.into_datum()])
+    };
+    value.unwrap_or_default()
+}
+
+/// A function that writes, as errors name it.
+#[derive(Clone, Copy)]
+pub struct Command {
+    /// The function, for users.
+    pub name: &'static CStr,
+    /// The beginning of the context of errors, which the coupon ends.
+    pub doing: &'static CStr,
+}
+
+static ACTOR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+
+/// Defines `honcho.actor`.
+pub fn init() {
+    GucRegistry::define_string_guc(
+        c"honcho.actor",
+        c"Label that the events of this session carry, after the session's user.",
+        c"A service that acts for others sets it to a name of them.",
+        &ACTOR,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
+}
+
+/// The label in `honcho.actor`, if there is one.
+pub fn actor() -> Option<String> {
+    let label = ACTOR.get()?.to_string_lossy().into_owned();
+    (!label.is_empty()).then_some(label)
+}
+
+/// The name of the session's user.
+pub fn user() -> String {
+    // SAFETY: returns a copy of the role's name, or null if the role was dropped meanwhile.
+    unsafe {
+        let role = pg_sys::GetSessionUserId();
+        let name = pg_sys::GetUserNameFromId(role, true);
+        if name.is_null() {
+            return role.to_u32().to_string();
+        }
+        CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}
+
+/// Raises an error unless the transaction's statements see what was committed before each of them.
+///
+/// # Errors
+/// `0A000` under repeatable read and serializable, naming `command`.
+pub fn require_read_committed(command: &str) {
+    // SAFETY: a backend-local variable.
+    if unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32 {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            format!("{command} works only at the isolation level read committed")
+        );
+    }
+}
+
+/// Returns true on a standby.
+pub fn is_standby() -> bool {
+    // SAFETY: reads shared memory.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
 /// Makes what was written visible to the later commands of this transaction.
 pub fn next_command() {
     // SAFETY: we are in a transaction, and not in a parallel worker, where a write would have failed.
@@ -52,6 +127,13 @@ impl Snapshot {
     pub fn push() -> Snapshot {
         // SAFETY: we are in a transaction; `drop` pops what is pushed here.
         unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+        Snapshot(())
+    }
+
+    /// Keeps the snapshot of the calling statement the active one.
+    pub fn push_active() -> Snapshot {
+        // SAFETY: as above; a statement that calls a function has an active snapshot.
+        unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetActiveSnapshot()) };
         Snapshot(())
     }
 

@@ -139,6 +139,28 @@ impl<'t> Writer<'t> {
         self.require_written();
     }
 
+    /// Deletes `row`, which must not have changed since it was found.
+    ///
+    /// # Errors
+    /// Any error of a trigger; `XX000` if another session deletes or changes the row at the same moment.
+    pub fn delete(&mut self, row: Row<'_>) {
+        // SAFETY: the slot holds a row of the table, found under the active snapshot.
+        unsafe {
+            let mut recheck = pg_sys::EPQState::default();
+            pg_sys::EvalPlanQualInit(
+                &mut recheck,
+                self.estate,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                -1,
+                #[cfg(not(feature = "pg15"))]
+                ptr::null_mut(),
+            );
+            pg_sys::ExecSimpleRelationDelete(self.target, self.estate, &mut recheck, row.0.0);
+            pg_sys::EvalPlanQualEnd(&mut recheck);
+        }
+    }
+
     /// The row last written, as triggers left it.
     pub fn written(&self) -> Row<'_> {
         Row(&self.slot)

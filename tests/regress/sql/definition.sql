@@ -34,7 +34,7 @@ where d.deptype = 'e' and c.relkind is distinct from 'S'
   and obj_description(d.objid, d.classid::regclass::name) is null;
 select attrelid::regclass, attname as undocumented
 from pg_attribute
-where attrelid in ('coupons'::regclass, 'claims'::regclass) and attnum > 0
+where attrelid in ('coupons'::regclass, 'claims'::regclass, 'holds'::regclass, 'coupon_events'::regclass) and attnum > 0
   and col_description(attrelid, attnum) is null;
 
 -- Nothing is granted to public but the right to name the type of what a function returns.

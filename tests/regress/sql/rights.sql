@@ -4,7 +4,7 @@ create extension honcho;
 select honcho_create_coupon('PROMO', 5);
 create role regress_honcho_claimer;
 create role regress_honcho_stranger;
-grant execute on function honcho_claim, honcho_claim_batch, honcho_get_coupon to regress_honcho_claimer;
+grant execute on function honcho_claim(text, text), honcho_claim_batch(text, text[]), honcho_get_coupon to regress_honcho_claimer;
 
 set role regress_honcho_claimer;
 select honcho_claim('ann', 'PROMO');

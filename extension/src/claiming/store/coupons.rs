@@ -13,7 +13,6 @@ use crate::pg::errors;
 use crate::pg::lookup::Lookup;
 use crate::pg::relation::{Relation, Row};
 use crate::pg::schema::Schema;
-use crate::pg::session;
 use crate::pg::writer::Writer;
 
 const ID: Column<i64> = Column::new(1);
@@ -23,6 +22,7 @@ const REMAINING_AMOUNT: Column<i32> = Column::new(4);
 const STARTS_AT: Column<i64> = Column::new(6);
 const ENDS_AT: Column<i64> = Column::new(7);
 const PAUSED: Column<bool> = Column::new(8);
+const HELD_AMOUNT: Column<i32> = Column::new(9);
 
 /// The table, open with the index that it is searched by.
 pub struct Coupons {
@@ -65,52 +65,66 @@ impl Coupons {
 }
 
 /// A coupon's row.
+#[derive(Clone)]
 pub struct Coupon {
     /// Its identity.
     pub id: i64,
-    /// The number of claims that can still be made.
+    /// The number of pieces in total.
+    pub amount: i32,
+    /// The number of pieces that can still be claimed.
     pub remaining: i32,
+    /// The number of pieces that are held, including expired holds that have not been taken back.
+    pub held: i32,
+    /// The first moment for claims.
+    pub starts_at: Option<i64>,
+    /// The first moment after them.
+    pub ends_at: Option<i64>,
+    /// True while claims are refused.
+    pub paused: bool,
     /// The transaction that wrote this version.
     pub written_by: pg_sys::TransactionId,
-    amount: i32,
-    starts_at: Option<i64>,
-    ends_at: Option<i64>,
-    paused: bool,
 }
 
 impl Coupon {
     fn read(row: Row<'_>) -> Coupon {
         Coupon {
             id: row.get(ID).unwrap_or(0),
-            remaining: row.get(REMAINING_AMOUNT).unwrap_or(0),
-            written_by: row.written_by(),
             amount: row.get(AMOUNT).unwrap_or(0),
+            remaining: row.get(REMAINING_AMOUNT).unwrap_or(0),
+            held: row.get_added(HELD_AMOUNT).unwrap_or(0),
             starts_at: row.get(STARTS_AT),
             ends_at: row.get(ENDS_AT),
             paused: row.get(PAUSED).unwrap_or(false),
+            written_by: row.written_by(),
         }
     }
 
-    /// The number of claims that were made, by the stock.
+    /// Returns true if nothing but the stock differs from `other`.
+    pub fn has_settings_of(&self, other: &Coupon) -> bool {
+        self.amount == other.amount
+            && self.starts_at == other.starts_at
+            && self.ends_at == other.ends_at
+            && self.paused == other.paused
+    }
+
+    /// The number of claims, by the stock.
     fn given(&self) -> i32 {
-        self.amount.wrapping_sub(self.remaining)
+        self.amount
+            .wrapping_sub(self.remaining)
+            .wrapping_sub(self.held)
     }
 
-    /// The reason to refuse any user who does not hold the coupon, now.
-    pub fn refusal(&self) -> Option<Outcome> {
-        if self.starts_at.is_some() || self.ends_at.is_some() {
-            let now = session::now();
-            if self.starts_at.is_some_and(|starts_at| now < starts_at) {
-                return Some(Outcome::NotStarted);
-            }
-            if self.ends_at.is_some_and(|ends_at| now >= ends_at) {
-                return Some(Outcome::Ended);
-            }
+    /// The reason, other than the stock, to refuse a claim or a reservation at the moment `now`.
+    pub fn closed(&self, now: i64) -> Option<Outcome> {
+        if self.starts_at.is_some_and(|starts_at| now < starts_at) {
+            Some(Outcome::NotStarted)
+        } else if self.ends_at.is_some_and(|ends_at| now >= ends_at) {
+            Some(Outcome::Ended)
+        } else if self.paused {
+            Some(Outcome::Paused)
+        } else {
+            None
         }
-        if self.paused {
-            return Some(Outcome::Paused);
-        }
-        (self.remaining == 0).then_some(Outcome::SoldOut)
     }
 }
 
@@ -159,26 +173,45 @@ pub struct CouponWriter<'t> {
 }
 
 impl CouponWriter<'_> {
-    /// Takes `count` off the stock of `coupon`, which `search` last locked; looks at what was written if
-    /// `is_checked`.
+    /// Changes the coupon that `search` last locked from `old` to `new`, except for its identity; looks at
+    /// what was written if `is_checked`.
     ///
     /// # Errors
     /// `23514` if a check is violated; any error of a trigger; `09000` if a trigger has changed the number
-    /// of claims that the stock says were made.
-    pub fn take(
+    /// of claims or of holds that the stock says there are.
+    pub fn change(
         &mut self,
         search: &CouponSearch<'_>,
-        coupon: &Coupon,
-        count: i32,
+        old: &Coupon,
+        new: &Coupon,
         is_checked: bool,
     ) {
-        let left = coupon.remaining - count;
+        // Earlier releases have no holds, and no column for them.
+        let held = (new.held != old.held).then_some(HELD_AMOUNT.of(new.held));
+        let remaining = REMAINING_AMOUNT.of(new.remaining);
         self.writer.begin();
-        self.writer
-            .update(search.0.found(), &[REMAINING_AMOUNT.of(left)]);
-        // A trigger may restock in passing: what counts is how many claims were made.
-        if is_checked && Coupon::read(self.writer.written()).given() != coupon.given() + count {
-            errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
+        if new.has_settings_of(old) {
+            match held {
+                Some(held) => self.writer.update(search.0.found(), &[remaining, held]),
+                None => self.writer.update(search.0.found(), &[remaining]),
+            }
+        } else {
+            let mut cells = vec![
+                remaining,
+                AMOUNT.of(new.amount),
+                STARTS_AT.of_option(new.starts_at),
+                ENDS_AT.of_option(new.ends_at),
+                PAUSED.of(new.paused),
+            ];
+            cells.extend(held);
+            self.writer.update(search.0.found(), &cells);
+        }
+        if is_checked {
+            // A trigger may restock in passing: what counts is how many claims and holds there are.
+            let written = Coupon::read(self.writer.written());
+            if written.given() != new.given() || written.held != new.held {
+                errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
+            }
         }
         self.writer.end();
     }

@@ -1,0 +1,184 @@
+//! The table `holds`.
+
+use pgrx::pg_sys;
+
+use crate::pg::column::{Column, Text};
+use crate::pg::lookup::Lookup;
+use crate::pg::relation::{Relation, Row};
+use crate::pg::schema::Schema;
+use crate::pg::writer::Writer;
+
+const COUPON_NAME: Column<Text> = Column::new(1);
+const USER_ID: Column<Text> = Column::new(2);
+const EXPIRES_AT: Column<i64> = Column::new(3);
+const CREATED_AT: Column<i64> = Column::new(4);
+const REQUEST_KEY: Column<Text> = Column::new(5);
+
+/// The table, open with the indexes that it is searched by.
+pub struct Holds {
+    table: Relation,
+    by_user: Relation,
+    by_expiry: Relation,
+}
+
+impl Holds {
+    /// Opens the table for reading; holds the locks of a `select`. None if the extension is not yet updated to
+    /// a version that has holds.
+    pub fn open(schema: Schema) -> Option<Holds> {
+        let table = Relation::table(schema.find_relation(c"holds")?);
+        let index = |name| Relation::index(schema.index(table.oid(), &[name]));
+        let (by_user, by_expiry) = (
+            index(c"holds_pkey"),
+            index(c"holds_coupon_name_expires_at_idx"),
+        );
+        Some(Holds {
+            table,
+            by_user,
+            by_expiry,
+        })
+    }
+
+    /// Prepares to search it, under the active snapshot.
+    pub fn search(&self) -> HoldSearch<'_> {
+        HoldSearch {
+            by_user: Lookup::new(
+                &self.table,
+                &self.by_user,
+                [COUPON_NAME.key(), USER_ID.key()],
+            ),
+            by_expiry: Lookup::new(&self.table, &self.by_expiry, [COUPON_NAME.key()]),
+        }
+    }
+
+    /// Returns true if there is a hold on the coupon called `name`, or any hold if there is no name, under the
+    /// active snapshot.
+    pub fn exist(&self, name: Option<Text>) -> bool {
+        let (table, index) = (&self.table, &self.by_user);
+        match name {
+            Some(name) => Lookup::new(table, index, [COUPON_NAME.key()])
+                .find([COUPON_NAME.of(name)])
+                .is_some(),
+            None => Lookup::new(table, index, []).find([]).is_some(),
+        }
+    }
+
+    /// Locks it as an `insert` or a `delete` does, and prepares to write.
+    pub fn write(&self) -> HoldWriter<'_> {
+        HoldWriter {
+            writer: Writer::new(&self.table, None),
+            has_user_triggers: self.table.has_user_triggers(None),
+        }
+    }
+}
+
+/// A hold's row.
+#[derive(Clone, Copy)]
+pub struct Hold<'a>(Row<'a>);
+
+impl Hold<'_> {
+    /// The user for whom the piece is held.
+    pub fn user_id(self) -> Option<Text> {
+        self.0.get(USER_ID)
+    }
+
+    /// The first moment at which it no longer can be confirmed.
+    pub fn expires_at(self) -> i64 {
+        self.0.get(EXPIRES_AT).unwrap_or(i64::MIN)
+    }
+
+    /// The key of the request that made it.
+    pub fn request_key(self) -> Option<Text> {
+        self.0.get(REQUEST_KEY)
+    }
+
+    /// The transaction that wrote this version.
+    pub fn written_by(self) -> pg_sys::TransactionId {
+        self.0.written_by()
+    }
+}
+
+/// Searches the table by coupon and user, and by coupon in the order of expiry.
+pub struct HoldSearch<'t> {
+    by_user: Lookup<'t, 2>,
+    by_expiry: Lookup<'t, 1>,
+}
+
+impl HoldSearch<'_> {
+    /// The hold of `user_id` on `coupon_name`.
+    pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
+        self.by_user
+            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
+            .map(Hold)
+    }
+
+    /// The hold on `coupon_name` that expires first.
+    pub fn first(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
+        self.by_expiry.find([COUPON_NAME.of(coupon_name)]).map(Hold)
+    }
+
+    /// The hold on `coupon_name` that expires last.
+    pub fn last(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
+        self.by_expiry
+            .find_last([COUPON_NAME.of(coupon_name)])
+            .map(Hold)
+    }
+
+    /// The hold that expires next after the one that `first` or this last found.
+    pub fn next(&mut self) -> Option<Hold<'_>> {
+        self.by_expiry.next().map(Hold)
+    }
+
+    /// Releases the rows last found.
+    pub fn release(&mut self) {
+        self.by_user.release();
+        self.by_expiry.release();
+    }
+
+    /// Continues under the snapshot that is active now.
+    pub fn renew(&mut self) {
+        self.by_user.renew();
+        self.by_expiry.renew();
+    }
+}
+
+/// Writes to the table.
+pub struct HoldWriter<'t> {
+    writer: Writer<'t>,
+    /// Users' triggers may change what is written.
+    pub has_user_triggers: bool,
+}
+
+impl HoldWriter<'_> {
+    /// Inserts a hold.
+    ///
+    /// # Errors
+    /// `23505`, `23514` if a unique key or a check is violated; any error of a trigger.
+    pub fn insert(
+        &mut self,
+        coupon_name: Text,
+        user_id: Text,
+        created_at: i64,
+        expires_at: i64,
+        request_key: Option<Text>,
+    ) {
+        self.writer.begin();
+        self.writer.insert(&[
+            COUPON_NAME.of(coupon_name),
+            USER_ID.of(user_id),
+            EXPIRES_AT.of(expires_at),
+            CREATED_AT.of(created_at),
+            REQUEST_KEY.of_option(request_key),
+        ]);
+        self.writer.end();
+    }
+
+    /// Deletes the hold that `search` last found by its user.
+    ///
+    /// # Errors
+    /// Any error of a trigger; `XX000` if a session that bypasses the queue changes it at the same moment.
+    pub fn delete(&mut self, search: &HoldSearch<'_>) {
+        self.writer.begin();
+        self.writer.delete(search.by_user.found());
+        self.writer.end();
+    }
+}
