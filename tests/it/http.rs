@@ -4,6 +4,7 @@ mod auth;
 mod bad_input;
 mod contract;
 mod deadlines;
+mod events;
 mod flash_sale;
 mod jwt;
 mod lanes;

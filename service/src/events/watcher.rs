@@ -1,9 +1,9 @@
 //! Watchers: one for each stream. A watcher that is slow takes no memory for what it has not received.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::body::Bytes;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use super::{
     Hub, StreamPermit,
@@ -17,6 +17,13 @@ use crate::{
 
 /// The most events that are read from the database at once.
 const PAGE: i32 = 100;
+
+/// Attempts to find events that were there before: those of all coupons are listed only up to the first that a
+/// transaction in progress may still write, and that limit can go back a little when a transaction begins.
+const ATTEMPTS: u32 = 5;
+
+/// Pause between these attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A stream of events.
 #[derive(Debug)]
@@ -83,9 +90,7 @@ impl Watcher {
             watcher.ready.push_back(frame::position(watcher.after));
         } else {
             // It was purged, perhaps with others after it, or a failover has lost it.
-            watcher.after = position;
-            watcher.ready.push_back(frame::reset(position));
-            metrics().delivered(Delivery::Reset);
+            watcher.reset();
         }
         Ok(watcher)
     }
@@ -157,36 +162,67 @@ impl Watcher {
 
     /// Reads the next events that the feed no longer has.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        let position = self.feed.borrow().position;
-        let coupon_name = self.topic.coupon_name();
-        let events = self
-            .hub
-            .database
-            .list_missed_events(self.after, PAGE, coupon_name)
-            .await?;
-        let is_last_page = events.len() < PAGE as usize;
-        for event in &events {
-            let event = EventFrame::new(event).map_err(|error| Error::Internal(error.into()))?;
-            self.after = event.id;
-            self.is_over = is_last(&event, &self.topic);
-            self.ready.push_back(event.text);
-            metrics().delivered(Delivery::Event);
-            if self.is_over {
+        for _ in 0..ATTEMPTS {
+            let position = self.feed.borrow().position;
+            let coupon_name = self.topic.coupon_name();
+            let database = &self.hub.database;
+            let events = database
+                .list_missed_events(self.after, PAGE, coupon_name)
+                .await?;
+            for event in &events {
+                let event =
+                    EventFrame::new(event).map_err(|error| Error::Internal(error.into()))?;
+                self.after = event.id;
+                self.is_over = is_last(&event, &self.topic);
+                self.ready.push_back(event.text);
+                metrics().delivered(Delivery::Event);
+                if self.is_over {
+                    return Ok(());
+                }
+            }
+            if coupon_name.is_some() && events.len() < PAGE as usize {
+                // These were all of the coupon's, and the poller had read all up to there before.
+                self.after = self.after.max(position);
                 return Ok(());
             }
+            if !events.is_empty() {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
         }
-        if is_last_page {
-            // The poller had read all of them up to there before this page was.
-            self.after = self.after.max(position);
-        }
+        // They were purged before they could be sent.
+        self.reset();
         Ok(())
+    }
+
+    /// Goes on with the next event, and says that others may be missing.
+    fn reset(&mut self) {
+        self.after = self.feed.borrow().position;
+        self.ready.push_back(frame::reset(self.after));
+        metrics().delivered(Delivery::Reset);
     }
 
     /// Returns true if the event is in the database.
     async fn is_in_database(&self, id: i64) -> Result<bool, Error> {
+        let coupon_name = self.topic.coupon_name();
+        for _ in 0..ATTEMPTS {
+            // A coupon's events are listed without regard to transactions in progress, but it may be another's.
+            if coupon_name.is_some() && self.first_from(id, coupon_name).await? == Some(id) {
+                return Ok(true);
+            }
+            if let Some(first) = self.first_from(id, None).await? {
+                return Ok(first == id);
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(false)
+    }
+
+    /// Id of the first event from `id` on, of this coupon or of all.
+    async fn first_from(&self, id: i64, coupon_name: Option<&str>) -> Result<Option<i64>, Error> {
         let database = &self.hub.database;
-        let events = database.list_missed_events(id - 1, 1, None).await?;
-        Ok(events.first().is_some_and(|event| event.id == id))
+        let events = database.list_missed_events(id - 1, 1, coupon_name).await?;
+        Ok(events.first().map(|event| event.id))
     }
 }
 
