@@ -91,6 +91,7 @@ async fn run(config: Config) -> Result<()> {
         events: events.clone(),
         health: health.clone(),
         policy: config.policy,
+        hold_ttl: config.hold_ttl,
         limits: config.requests,
         origins: config.origins,
         metrics: config.metrics_listen.is_none(),

@@ -37,6 +37,7 @@ fn main() -> Result<()> {
             lanes,
             health: Health::default(),
             policy: config.policy,
+            hold_ttl: config.hold_ttl,
             limits: config.requests,
             origins: config.origins,
             metrics: false,

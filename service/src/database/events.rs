@@ -1,13 +1,9 @@
-//! Events of coupons, and the stock of several coupons at once.
+//! Events of coupons.
 
-use std::sync::Arc;
-
-use anyhow::anyhow;
-use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_postgres::Row;
 
-use super::{Database, connections::Argument, utc};
+use super::{Database, connections::Argument, only};
 use crate::error::Error;
 
 /// An event in the life of a coupon.
@@ -27,27 +23,6 @@ pub struct CouponEvent {
     pub details: Box<RawValue>,
 }
 
-/// The stock of a coupon, and the outcome that a claim by a new user would have.
-#[derive(Debug, Serialize)]
-pub struct WatchedStock {
-    /// Name of the coupon.
-    pub name: String,
-    /// Total stock, in pieces.
-    pub amount: i32,
-    /// Stock that can still be claimed.
-    pub remaining_amount: i32,
-    /// Pieces that are held.
-    pub held_amount: i32,
-    /// First moment at which it can be claimed.
-    pub starts_at: Option<String>,
-    /// First moment at which it can no longer be claimed.
-    pub ends_at: Option<String>,
-    /// True while an operator has paused it.
-    pub paused: bool,
-    /// State, such as `open` or `sold_out`.
-    pub state: String,
-}
-
 impl Database {
     /// `honcho_list_events`: returns at most `max` events of all coupons with ids above `after`, in their order. An
     /// event that is missing comes after those that are returned.
@@ -58,7 +33,7 @@ impl Database {
             ", actor, details::text from honcho_list_events($1, $2)"
         );
         let arguments: Vec<Argument> = vec![Box::new(after), Box::new(max)];
-        let rows = self.0.read(sql, arguments).await?;
+        let rows = self.newer(self.connections().read(sql, arguments)).await?;
         rows.iter().map(event_of).collect()
     }
 
@@ -77,7 +52,9 @@ impl Database {
         );
         let coupon_name = coupon_name.map(str::to_owned);
         let arguments: Vec<Argument> = vec![Box::new(after), Box::new(max), Box::new(coupon_name)];
-        let rows = self.0.read_page(sql, arguments).await?;
+        let rows = self
+            .newer(self.connections().read_page(sql, arguments))
+            .await?;
         rows.iter().map(event_of).collect()
     }
 
@@ -96,40 +73,9 @@ impl Database {
                  where low < high
             )
             select low from search where low >= high";
-        let rows = self.0.read(sql, vec![Box::new(i64::MAX)]).await?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::Internal(anyhow!("the result has no row")))?;
-        Ok(row.try_get(0)?)
-    }
-
-    /// `honcho_get_stock`: returns the stock of each of these coupons that exists.
-    pub async fn list_stocks(&self, names: &[Arc<str>]) -> Result<Vec<WatchedStock>, Error> {
-        let sql = concat!(
-            "select stock.name, amount, remaining_amount, held_amount, ",
-            utc!("starts_at"),
-            ", ",
-            utc!("ends_at"),
-            ", paused, state
-               from unnest($1::text[]) as watched(name)
-              cross join lateral honcho_get_stock(watched.name) as stock"
-        );
-        let names: Vec<String> = names.iter().map(|name| (**name).to_owned()).collect();
-        let rows = self.0.read(sql, vec![Box::new(names)]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(WatchedStock {
-                    name: row.try_get(0)?,
-                    amount: row.try_get(1)?,
-                    remaining_amount: row.try_get(2)?,
-                    held_amount: row.try_get(3)?,
-                    starts_at: row.try_get(4)?,
-                    ends_at: row.try_get(5)?,
-                    paused: row.try_get(6)?,
-                    state: row.try_get(7)?,
-                })
-            })
-            .collect()
+        let call = self.connections().read(sql, vec![Box::new(i64::MAX)]);
+        let rows = self.newer(call).await?;
+        Ok(only(&rows)?.try_get(0)?)
     }
 }
 

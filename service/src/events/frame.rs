@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::database::{CouponEvent, WatchedStock};
+use crate::database::{CouponEvent, Stock};
 
 /// A comment, which shows clients and proxies that the stream is alive.
 pub(super) const COMMENT: Bytes = Bytes::from_static(b":\n\n");
@@ -54,7 +54,7 @@ impl EventFrame {
 }
 
 /// The event `stock`. It has no id, because nothing is missed if it is.
-pub(super) fn stock(stock: &WatchedStock) -> serde_json::Result<Bytes> {
+pub(super) fn stock(stock: &Stock) -> serde_json::Result<Bytes> {
     let data = serde_json::to_string(stock)?;
     Ok(format!("event: stock\ndata: {data}\n\n").into())
 }

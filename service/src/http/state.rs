@@ -1,6 +1,6 @@
 //! State that the routes share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 
@@ -9,7 +9,10 @@ use crate::{
     database::Database,
     events::Events,
     health::Health,
-    http::{extract::body::BodyTimeout, layers::permits::RequestPermits},
+    http::{
+        extract::body::{BodyTimeout, LargeBodies},
+        layers::permits::RequestPermits,
+    },
     lanes::Lanes,
 };
 
@@ -25,9 +28,15 @@ pub(crate) struct Parts {
     pub events: Events,
     pub health: Health,
     pub policy: Policy,
+    pub hold_ttl: HoldTtl,
     pub body_timeout: BodyTimeout,
+    pub large_bodies: LargeBodies,
     pub permits: RequestPermits,
 }
+
+/// Time for which a piece is held if the request names none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldTtl(pub Duration);
 
 impl From<Parts> for AppState {
     fn from(parts: Parts) -> Self {
@@ -50,5 +59,7 @@ part!(lanes: Lanes);
 part!(events: Events);
 part!(health: Health);
 part!(policy: Policy);
+part!(hold_ttl: HoldTtl);
 part!(body_timeout: BodyTimeout);
+part!(large_bodies: LargeBodies);
 part!(permits: RequestPermits);

@@ -694,3 +694,28 @@ async fn streams_outlive_a_restart_of_the_database() -> Result<()> {
     }
     database.books().await
 }
+
+#[tokio::test]
+async fn database_without_events_says_so_until_it_is_updated() -> Result<()> {
+    let database = Database::create_released(crate::cluster(), "0.2.0").await?;
+    database.create_coupon("PROMO", 1).await?;
+    let api = Api::start(database.caller_url()).await?;
+    for path in [PROMO, ALL] {
+        let refused = answer(api.request(Method::GET, path)).await?;
+        assert_eq!(refused.shown(), "501 extension_outdated");
+    }
+    let client = database.connect().await?;
+    let update = format!(
+        "alter extension honcho update; grant execute on all functions in schema public to {}_caller",
+        database.name()
+    );
+    client.batch_execute(&update).await?;
+    for path in [PROMO, ALL] {
+        eventually("a stream", async || {
+            let opened = api.request(Method::GET, path).send().await?;
+            Ok((opened.status() == 200).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}

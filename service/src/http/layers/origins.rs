@@ -63,6 +63,7 @@ impl AllowedOrigins {
             .allow_headers([
                 header::AUTHORIZATION,
                 header::CONTENT_TYPE,
+                HeaderName::from_static("idempotency-key"),
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("traceparent"),
                 HeaderName::from_static("last-event-id"),
@@ -72,6 +73,7 @@ impl AllowedOrigins {
                 header::LOCATION,
                 header::RETRY_AFTER,
                 header::WWW_AUTHENTICATE,
+                HeaderName::from_static("idempotency-replayed"),
                 HeaderName::from_static("ratelimit"),
                 HeaderName::from_static("ratelimit-policy"),
                 HeaderName::from_static("x-request-id"),

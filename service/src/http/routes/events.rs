@@ -45,12 +45,16 @@ const HEADERS: [(HeaderName, HeaderValue); 3] = [
 
 problem_type! {
     /// Problems of a stream of all events.
-    EventListProblems: invalid(), Error::TooManyStreams
+    EventListProblems: invalid(), Error::TooManyStreams, Error::ExtensionOutdated
 }
 
 problem_type! {
     /// Problems of a stream of a coupon's events.
-    CouponEventProblems: invalid(), Error::COUPON_NOT_FOUND, Error::TooManyStreams
+    CouponEventProblems:
+    invalid(),
+    Error::COUPON_NOT_FOUND,
+    Error::TooManyStreams,
+    Error::ExtensionOutdated,
 }
 
 /// Watch all coupons
