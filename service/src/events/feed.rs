@@ -57,6 +57,8 @@ pub(super) struct Feed {
     pub stock_changes: u64,
     /// Number of comments.
     pub comments: u64,
+    /// Number of times at which events were lost.
+    pub losses: u64,
     /// True if its streams must end.
     pub is_over: bool,
 }
@@ -86,6 +88,7 @@ impl Feed {
             stock: None,
             stock_changes: 0,
             comments: 0,
+            losses: 0,
             is_over: false,
         }
     }
@@ -128,6 +131,14 @@ impl Feed {
             }
         }
         has_new
+    }
+
+    /// Goes back to `position`: later events are lost, and their ids may be given to others.
+    pub fn go_back(&mut self, position: i64) {
+        self.events.clear();
+        self.floor = position;
+        self.position = position;
+        self.losses += 1;
     }
 
     /// Notes that the events of all coupons are up to date.

@@ -45,6 +45,7 @@ pub(super) async fn run(hub: Arc<Hub>) {
     let mut poller = Poller {
         hub,
         position: None,
+        moved: None,
         has_ended: false,
     };
     let hub = Arc::clone(&poller.hub);
@@ -70,6 +71,8 @@ struct Poller {
     hub: Arc<Hub>,
     /// All events up to this id have been read; none before the first poll.
     position: Option<i64>,
+    /// Time of the failover before the last poll.
+    moved: Option<std::time::Instant>,
     has_ended: bool,
 }
 
@@ -119,10 +122,21 @@ impl Poller {
     /// Reads what is new, and passes it on.
     async fn poll(&mut self, poll: u64, coupons: &[Arc<str>]) -> Result<(), Error> {
         let database = &self.hub.database;
+        let moved = database.moved();
         let mut position = match self.position {
-            Some(position) => position,
-            None => database.last_event_id().await?,
+            Some(position) if self.moved == Some(moved) => position,
+            known => {
+                let last = database.last_event_id().await?;
+                if known.is_some_and(|known| known > last) {
+                    // The new primary does not have the events that were read last.
+                    for feed in self.hub.topics().feeds.values() {
+                        feed.send_modify(|feed| feed.go_back(last));
+                    }
+                }
+                known.map_or(last, |known| known.min(last))
+            }
         };
+        self.moved = Some(moved);
         loop {
             let events = database.list_events(position, EVENTS).await?;
             position = events.last().map_or(position, |event| event.id);

@@ -35,6 +35,7 @@ pub struct Watcher {
     after: i64,
     stock_changes: u64,
     comments: u64,
+    losses: u64,
     /// Frames to be sent. They are no more than a feed or a page has.
     ready: VecDeque<Bytes>,
     /// True if the stream ends after them.
@@ -67,23 +68,24 @@ impl Watcher {
         after: Option<i64>,
         permit: StreamPermit,
     ) -> Result<Self, Error> {
-        let (is_over, position, has_event, comments) = {
-            let feed = feed.borrow();
-            let has_event = after.is_none_or(|id| id == 0 || feed.has(id));
-            (feed.is_over, feed.position, has_event, feed.comments)
+        let has_event;
+        let mut watcher = {
+            let current = feed.borrow();
+            has_event = after.is_none_or(|id| id == 0 || current.has(id));
+            Self {
+                hub,
+                topic,
+                feed: feed.clone(),
+                after: after.unwrap_or(current.position),
+                stock_changes: 0,
+                comments: current.comments,
+                losses: current.losses,
+                ready: VecDeque::new(),
+                is_over: current.is_over,
+                _permit: permit,
+            }
         };
-        let mut watcher = Self {
-            hub,
-            topic,
-            feed,
-            after: after.unwrap_or(position),
-            stock_changes: 0,
-            comments,
-            ready: VecDeque::new(),
-            is_over,
-            _permit: permit,
-        };
-        if is_over {
+        if watcher.is_over {
             return Ok(watcher);
         }
         if has_event || watcher.is_in_database(watcher.after).await? {
@@ -128,6 +130,12 @@ impl Watcher {
         let feed = self.feed.borrow_and_update();
         if feed.is_over {
             self.is_over = true;
+            return Looked::Ready;
+        }
+        if self.losses != feed.losses {
+            self.losses = feed.losses;
+            drop(feed);
+            self.reset();
             return Looked::Ready;
         }
         if self.after < feed.floor {
