@@ -60,6 +60,7 @@ alter type @extschema@.honcho_outcome add value 'in_use';
 
 alter table @extschema@.coupons
     add column held_amount integer not null default 0,
+    add column next_expiry timestamptz,
     add constraint coupons_stock_check check (
         held_amount operator(pg_catalog.>=) 0
         and held_amount operator(pg_catalog.<=) (amount operator(pg_catalog.-) remaining_amount)
@@ -360,6 +361,8 @@ comment on type @extschema@.honcho_outcome is
     'The result of an operation on a coupon: what was done, or the reason of its refusal';
 comment on column @extschema@.coupons.held_amount is
     'Number of pieces that are held for users, including expired holds that have not been taken back';
+comment on column @extschema@.coupons.next_expiry is
+    'First moment at which one of the holds expires or has expired; null without holds';
 comment on column @extschema@.claims.request_key is
     'Key of the request that made it: the same request again is answered as the first time; null for none';
 comment on table @extschema@.holds is

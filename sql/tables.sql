@@ -47,6 +47,7 @@ create table @extschema@.coupons (
     ends_at          timestamptz,
     paused           boolean not null default false,
     held_amount      integer not null default 0,
+    next_expiry      timestamptz,
     constraint coupons_pkey primary key (id),
     constraint coupons_name_key unique (name),
     constraint coupons_amount_check check (amount operator(pg_catalog.>=) 0),
@@ -112,6 +113,8 @@ comment on column @extschema@.coupons.ends_at is
 comment on column @extschema@.coupons.paused is 'True while claims are refused';
 comment on column @extschema@.coupons.held_amount is
     'Number of pieces that are held for users, including expired holds that have not been taken back';
+comment on column @extschema@.coupons.next_expiry is
+    'First moment at which one of the holds expires or has expired; null without holds';
 
 comment on table @extschema@.claims is
     'Claims: at most one per user and coupon. pg_dump keeps only the rows: before you add columns, indexes or triggers, read the documentation on backup and restore';

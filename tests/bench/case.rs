@@ -1,14 +1,16 @@
 //! The cases, in the order of a round, and how each is run.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    before::Build,
     ground::{Books, Ground, Stock},
-    growth::Grown,
-    load::{self, Claimant, Http, Tally},
+    growth::{Grown, USERS},
+    load::{self, Claimant, Http, Operations},
     redis::{self, Redis},
+    watchers::Watchers,
 };
 
 /// Duration of a flush of the WAL.
@@ -25,6 +27,8 @@ pub enum Flush {
 pub enum Subject {
     /// The extension, and for HTTP the service.
     Honcho,
+    /// Another build of both, given with `--against`.
+    Before,
     /// The service's routes with nothing around them.
     Bare,
     /// The prior system's transaction, statement by statement.
@@ -52,12 +56,28 @@ pub enum Scene {
     Driver,
     /// Batches of this many users on one connection.
     Batch(u32),
+    /// Single reservations by new users.
+    SqlReserve,
+    /// Single confirmations of holds.
+    SqlConfirm,
+    /// Single claims on a coupon that is sold out.
+    SqlSoldOut,
+    /// Single claims on a coupon of which all is held.
+    SqlAllHeld,
     /// Claims on one coupon.
     Http,
     /// Claims on a coupon that is sold out.
     HttpSoldOut,
     /// Claims by users who have claimed already.
     HttpAlready,
+    /// Reservations by new users.
+    HttpReserve,
+    /// Confirmations of holds.
+    HttpConfirm,
+    /// Claims, and for every tenth of them another operation.
+    HttpMixed,
+    /// Claims on a coupon with a thousand watchers.
+    HttpWatched,
     /// Claims on 1,000 coupons at random.
     HttpCoupons,
     /// Single claims on a new coupon, with this many claims on others in the table.
@@ -103,20 +123,35 @@ pub enum Figures {
 pub const SQL_CLIENTS: [u32; 4] = [1, 8, 64, 200];
 pub const HTTP_CLIENTS: [u32; 3] = [1, 64, 256];
 pub const BATCHES: [u32; 3] = [16, 128, 1000];
+/// The clients of reservations and confirmations in SQL, and those of refusals.
+pub const HOLD_CLIENTS: [u32; 2] = [8, 64];
+pub const REFUSAL_CLIENTS: u32 = 8;
+/// The connections of holds, mixtures and watched claims.
+pub const OPERATION_CLIENTS: u32 = 256;
+/// Clients with which the version before claims, too.
+pub const SQL_CLIENTS_BEFORE: [u32; 3] = [1, 8, 64];
+pub const HTTP_CLIENTS_BEFORE: [u32; 2] = [64, 256];
 pub const GROWN: [u64; 3] = [10_000, 1_000_000, 10_000_000];
 /// Enough clients for the growth cases to queue on the coupon.
 pub const GROWN_CLIENTS: u32 = 8;
 /// Number of users in the already-claimed case.
 const REGULARS: u32 = 10_000;
 const COUPONS: u32 = 1_000;
+/// Holds of a coupon of which all is held.
+pub const HELD: u32 = 100_000;
+pub const WATCHERS: u32 = 1_000;
+/// Holds that are made for each second of confirmations: more than can be confirmed.
+const SQL_HOLDS: u32 = 100_000;
+const HTTP_HOLDS: u32 = 150_000;
 
 impl Case {
-    /// Every case, Honcho and peer in turns.
-    pub fn all() -> Vec<Self> {
+    /// Every case, Honcho and peer in turns, with or without the version before.
+    pub fn all(with_before: bool) -> Vec<Self> {
         use Subject::*;
         let mut cases = Vec::new();
+        let is_measured = |subject: &Subject| with_before || *subject != Before;
         let mut add = |flush, scene, clients, subjects: &[Subject]| {
-            for &subject in subjects {
+            for &subject in subjects.iter().filter(|subject| is_measured(subject)) {
                 cases.push(Self {
                     flush,
                     scene,
@@ -126,21 +161,44 @@ impl Case {
             }
         };
         for clients in SQL_CLIENTS {
-            let subjects = [Honcho, Prior, PriorFunction, RedisAlways, RedisEverysec];
-            add(Flush::Disk, Scene::Sql, clients, &subjects);
+            add(Flush::Disk, Scene::Sql, clients, &[Honcho]);
+            if SQL_CLIENTS_BEFORE.contains(&clients) {
+                add(Flush::Disk, Scene::Sql, clients, &[Before]);
+            }
+            if HOLD_CLIENTS.contains(&clients) {
+                add(Flush::Disk, Scene::SqlReserve, clients, &[Honcho]);
+                add(Flush::Disk, Scene::SqlConfirm, clients, &[Honcho]);
+            }
+            let peers = [Prior, PriorFunction, RedisAlways, RedisEverysec];
+            add(Flush::Disk, Scene::Sql, clients, &peers);
             if clients > 1 {
                 add(Flush::Disk, Scene::Driver, clients, &[Honcho, Prior]);
             }
         }
+        for scene in [Scene::SqlSoldOut, Scene::SqlAllHeld] {
+            add(Flush::Disk, scene, REFUSAL_CLIENTS, &[Honcho]);
+        }
         for users in BATCHES {
             add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
         }
+        add(Flush::Disk, Scene::Batch(BATCHES[2]), 1, &[Before]);
         for clients in HTTP_CLIENTS {
-            let subjects: &[Subject] = match clients {
-                256 => &[Honcho, Bare, Pool4, NoOp, Pool16],
-                _ => &[Honcho, Pool4, NoOp, Pool16],
-            };
-            add(Flush::Disk, Scene::Http, clients, subjects);
+            add(Flush::Disk, Scene::Http, clients, &[Honcho]);
+            if HTTP_CLIENTS_BEFORE.contains(&clients) {
+                add(Flush::Disk, Scene::Http, clients, &[Before]);
+            }
+            if clients == OPERATION_CLIENTS {
+                add(Flush::Disk, Scene::Http, clients, &[Bare]);
+                for scene in [
+                    Scene::HttpReserve,
+                    Scene::HttpConfirm,
+                    Scene::HttpMixed,
+                    Scene::HttpWatched,
+                ] {
+                    add(Flush::Disk, scene, clients, &[Honcho]);
+                }
+            }
+            add(Flush::Disk, Scene::Http, clients, &[Pool4, NoOp, Pool16]);
             if clients > 1 {
                 add(Flush::Disk, Scene::HttpSoldOut, clients, &[Honcho, Pool4]);
                 add(Flush::Disk, Scene::HttpAlready, clients, &[Honcho, Pool4]);
@@ -189,6 +247,8 @@ impl Case {
 pub struct Stage {
     pub directory: PathBuf,
     seconds: u32,
+    build: Option<Build>,
+    before: Option<Ground>,
     disk: Option<Ground>,
     slow: Option<Ground>,
     grown: Option<Grown>,
@@ -199,10 +259,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new(directory: PathBuf, seconds: u32) -> Self {
+    pub fn new(directory: PathBuf, seconds: u32, build: Option<Build>) -> Self {
         Self {
             directory,
             seconds,
+            build,
+            before: None,
             disk: None,
             slow: None,
             grown: None,
@@ -217,11 +279,18 @@ impl Stage {
         match (case.scene, case.subject) {
             (_, Subject::RedisAlways | Subject::RedisEverysec) => self.redis(case).await,
             (Scene::Sql | Scene::Driver | Scene::Batch(_), _) => self.sql(case).await,
+            (Scene::SqlReserve | Scene::SqlConfirm, _) => self.sql_holds(case).await,
+            (Scene::SqlSoldOut | Scene::SqlAllHeld, _) => self.sql_refusals(case).await,
             (
                 Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons,
                 Subject::NoOp,
             ) => self.no_op(case).await,
-            (Scene::Http | Scene::HttpCoupons, _) => self.http_claims(case).await,
+            (Scene::Http | Scene::HttpCoupons | Scene::HttpWatched, _) => {
+                self.http_claims(case).await
+            }
+            (Scene::HttpReserve | Scene::HttpConfirm | Scene::HttpMixed, _) => {
+                self.http_operations(case).await
+            }
             (Scene::HttpSoldOut | Scene::HttpAlready, _) => self.http_refusals(case).await,
             (Scene::GrownNew(rows), _) => self.grown_claims(case, rows, false).await,
             (Scene::GrownOld(rows), _) => self.grown_claims(case, rows, true).await,
@@ -239,7 +308,7 @@ impl Stage {
 
     async fn sql(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
-        let ground = self.ground(case.flush).await?;
+        let ground = self.ground(case).await?;
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         books
@@ -248,12 +317,12 @@ impl Stage {
         let url = ground.url(case.subject)?;
         let tally = match case.scene {
             Scene::Sql => {
-                let script = load::script(case.subject)?;
+                let script = load::script(case.scene, case.subject)?;
                 load::pgbench(
                     ground.cluster(),
                     &url,
                     script,
-                    &coupon,
+                    &[("coupon", &coupon)],
                     case.clients,
                     seconds,
                 )
@@ -270,13 +339,127 @@ impl Stage {
                 load::drive(&url, claimant, &coupon, case.clients, seconds).await?
             }
         };
-        books.ensure(&tally).await?;
+        books.ensure(tally.done(), 0..=0).await?;
+        Ok(tally.figures)
+    }
+
+    async fn sql_holds(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        let holders = match case.scene {
+            Scene::SqlConfirm => SQL_HOLDS * (load::warm_up(case.clients) + seconds),
+            _ => 0,
+        };
+        let (step, users) = pgbench_users(holders);
+        books.reserve_beforehand(&coupon, &users).await?;
+        let variables = [
+            ("coupon", coupon.as_str()),
+            ("serial", "0"),
+            ("clients", &case.clients.to_string()),
+            ("holders", &holders.to_string()),
+            ("step", &step.to_string()),
+        ];
+        let tally = load::pgbench(
+            ground.cluster(),
+            &ground.url(case.subject)?,
+            load::script(case.scene, case.subject)?,
+            &variables,
+            case.clients,
+            seconds,
+        )
+        .await?;
+        match case.scene {
+            Scene::SqlConfirm => books.ensure_confirmed(tally.done(), holders.into()).await?,
+            _ => books.ensure(0..=0, tally.done()).await?,
+        }
+        Ok(tally.figures)
+    }
+
+    async fn sql_refusals(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        let (outcome, claims, holds) = match case.scene {
+            Scene::SqlAllHeld => ("all_held", 0, HELD),
+            _ => ("sold_out", 1, 0),
+        };
+        let stock = Stock::Pieces(i32::try_from(claims + holds)?);
+        books.start_over(&[(coupon.clone(), stock)]).await?;
+        books.claim_beforehand(&coupon, claims).await?;
+        books
+            .reserve_beforehand(&coupon, &pgbench_users(holds).1)
+            .await?;
+        books.ensure_refused(&coupon, outcome).await?;
+        let tally = load::pgbench(
+            ground.cluster(),
+            &ground.url(case.subject)?,
+            load::script(case.scene, case.subject)?,
+            &[("coupon", &coupon)],
+            case.clients,
+            seconds,
+        )
+        .await?;
+        books.ensure_refused(&coupon, outcome).await?;
+        let (claims, holds) = (claims.into(), holds.into());
+        books.ensure(claims..=claims, holds..=holds).await?;
+        Ok(tally.figures)
+    }
+
+    async fn http_operations(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        let (operations, holders) = match case.scene {
+            Scene::HttpConfirm => (
+                Operations::Confirm,
+                load::wrk_users(case.clients, HTTP_HOLDS * seconds)?,
+            ),
+            Scene::HttpReserve => (Operations::Reserve, Vec::new()),
+            _ => (Operations::Mixed, Vec::new()),
+        };
+        books.reserve_beforehand(&coupon, &holders).await?;
+        let url = ground.service(case.subject).await?.url("/");
+        let tally = load::wrk_operations(&url, operations, &coupon, case.clients, seconds).await?;
+        // In a mixture, an operation may overtake the one that it follows.
+        let tolerated = match operations {
+            Operations::Mixed => tally.answers / 100,
+            Operations::Reserve | Operations::Confirm => 0,
+        };
+        ensure!(
+            tally.refused <= tolerated,
+            "{} of {} answers were refusals",
+            tally.refused,
+            tally.answers
+        );
+        match operations {
+            Operations::Reserve => books.ensure(0..=0, tally.done()).await?,
+            Operations::Confirm => {
+                let holders = u64::try_from(holders.len())?;
+                books.ensure_confirmed(tally.done(), holders).await?;
+            }
+            Operations::Mixed => {
+                let amiss = tally.refused + tally.in_flight;
+                let about = |sought: u64| sought.saturating_sub(amiss)..=sought + amiss;
+                let (claims, holds) = tally.sought;
+                books.ensure(about(claims), about(holds)).await?;
+            }
+        }
         Ok(tally.figures)
     }
 
     async fn http_claims(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
-        let ground = self.ground(case.flush).await?;
+        let ground = self.ground(case).await?;
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         let coupons = match case.scene {
@@ -291,10 +474,12 @@ impl Stage {
                 .collect(),
         };
         books.start_over(&names).await?;
-        let url = ground
-            .service(case.subject)
-            .await?
-            .url("/api/coupons/claim");
+        let service = ground.service(case.subject).await?;
+        let url = service.url("/api/coupons/claim");
+        let watchers = match case.scene {
+            Scene::HttpWatched => Some(Watchers::open(service.address(), &coupon, WATCHERS).await?),
+            _ => None,
+        };
         let http = Http {
             coupon: &coupon,
             tag: "u",
@@ -303,24 +488,28 @@ impl Stage {
             audit: None,
         };
         let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        if let Some(watchers) = watchers {
+            books.restock(&coupon).await?;
+            watchers.finish().await?;
+        }
         ensure!(
             tally.refused == 0,
             "{} of {} answers were refusals",
             tally.refused,
             tally.answers
         );
-        books.ensure(&tally).await?;
+        books.ensure(tally.done(), 0..=0).await?;
         Ok(tally.figures)
     }
 
     async fn http_refusals(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
         let audit = !self.audited.contains(&case);
-        let ground = self.ground(case.flush).await?;
+        let ground = self.ground(case).await?;
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         let (stock, users) = match case.scene {
-            Scene::HttpSoldOut => (Stock::One, 0),
+            Scene::HttpSoldOut => (Stock::Pieces(1), 0),
             _ => (Stock::Endless, REGULARS),
         };
         books.start_over(&[(coupon.clone(), stock)]).await?;
@@ -356,19 +545,14 @@ impl Stage {
             tally.answers - tally.refused,
             tally.answers
         );
-        let refusals = Tally {
-            claims: before,
-            in_flight: 0,
-            ..tally
-        };
-        books.ensure(&refusals).await?;
+        books.ensure(before..=before, 0..=0).await?;
         self.audited.push(case);
         Ok(tally.figures)
     }
 
     async fn no_op(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
-        let ground = self.ground(case.flush).await?;
+        let ground = self.ground(case).await?;
         let coupon = ground.next_name();
         let url = ground
             .service(case.subject)
@@ -393,7 +577,7 @@ impl Stage {
 
     async fn memory(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
-        let ground = self.ground(case.flush).await?;
+        let ground = self.ground(case).await?;
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         books
@@ -421,13 +605,13 @@ impl Stage {
             tally.answers
         );
         let loaded = service.peak_resident_bytes()?;
-        books.ensure(&tally).await?;
+        books.ensure(tally.done(), 0..=0).await?;
         Ok(Figures::Memory { idle, loaded })
     }
 
     async fn grown_claims(&mut self, case: Case, rows: u64, old: bool) -> Result<Figures> {
         let seconds = self.seconds;
-        let script = load::script(case.subject)?;
+        let script = load::script(case.scene, case.subject)?;
         let grown = self.grown().await?;
         grown
             .claims(case.subject, script, rows, old, case.clients, seconds)
@@ -446,17 +630,24 @@ impl Stage {
         server.claims(case.clients, self.seconds).await
     }
 
-    async fn ground(&mut self, flush: Flush) -> Result<&mut Ground> {
+    async fn ground(&mut self, case: Case) -> Result<&mut Ground> {
+        if case.subject == Subject::Before {
+            if self.before.is_none() {
+                let build = self.build.clone();
+                self.before = Some(Ground::start(&self.directory, None, build).await?);
+            }
+            return self.before.as_mut().context("no cluster");
+        }
         // The first commit on the slow disk, compared with one on the other.
         if self.disk.is_none() {
-            self.disk = Some(Ground::start(&self.directory, None).await?);
+            self.disk = Some(Ground::start(&self.directory, None, None).await?);
         }
         let disk = self.disk.as_mut().context("no cluster")?;
-        match flush {
+        match case.flush {
             Flush::Disk => Ok(disk),
             Flush::Slow => {
                 if self.slow.is_none() {
-                    self.slow = Some(Ground::start(&self.directory, Some(disk)).await?);
+                    self.slow = Some(Ground::start(&self.directory, Some(disk), None).await?);
                 }
                 self.slow.as_mut().context("no cluster")
             }
@@ -489,20 +680,27 @@ impl Stage {
 }
 
 impl Books {
-    /// Fails unless the claims in the database equal the successful answers, except for answers in flight
-    /// when the load generator stopped.
-    async fn ensure(&self, tally: &Tally) -> Result<()> {
+    /// Fails unless the books are right and have as many claims and holds as the answers say: any number of these,
+    /// because requests were in flight when the load generator stopped.
+    async fn ensure(&self, claims: RangeInclusive<u64>, holds: RangeInclusive<u64>) -> Result<()> {
         self.settle().await?;
         self.check(None).await?;
-        let claims = self.claims().await?;
-        let most = tally.claims + tally.in_flight;
-        if claims < tally.claims || claims > most {
-            bail!(
-                "{claims} claims on the books, but {} to {most} answered",
-                tally.claims
-            );
+        for (what, found, answered) in [
+            ("claims", self.claims().await?, claims),
+            ("holds", self.holds().await?, holds),
+        ] {
+            if !answered.contains(&found) {
+                let (least, most) = answered.into_inner();
+                bail!("{found} {what} on the books, but {least} to {most} answered");
+            }
         }
         Ok(())
+    }
+
+    /// The same after so many confirmations of so many holds.
+    async fn ensure_confirmed(&self, confirmed: RangeInclusive<u64>, of: u64) -> Result<()> {
+        let left = of.saturating_sub(*confirmed.end())..=of.saturating_sub(*confirmed.start());
+        self.ensure(confirmed, left).await
     }
 }
 
@@ -519,6 +717,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Honcho => "honcho",
+            Self::Before => "before",
             Self::Bare => "bare",
             Self::Prior => "prior",
             Self::PriorFunction => "prior-function",
@@ -537,7 +736,15 @@ impl fmt::Display for Scene {
             Self::Sql => formatter.write_str("sql"),
             Self::Driver => formatter.write_str("driver"),
             Self::Batch(users) => write!(formatter, "batch-{users}"),
+            Self::SqlReserve => formatter.write_str("sql-reserve"),
+            Self::SqlConfirm => formatter.write_str("sql-confirm"),
+            Self::SqlSoldOut => formatter.write_str("sql-sold-out"),
+            Self::SqlAllHeld => formatter.write_str("sql-all-held"),
             Self::Http => formatter.write_str("http"),
+            Self::HttpReserve => formatter.write_str("http-reserve"),
+            Self::HttpConfirm => formatter.write_str("http-confirm"),
+            Self::HttpMixed => formatter.write_str("http-mixed"),
+            Self::HttpWatched => formatter.write_str("http-watched"),
             Self::HttpSoldOut => formatter.write_str("http-sold-out"),
             Self::HttpAlready => formatter.write_str("http-already-claimed"),
             Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
@@ -587,6 +794,14 @@ impl fmt::Display for Figures {
             ),
         }
     }
+}
+
+/// The users of the holds that pgbench confirms, with the step from one to the next: spread over the same range
+/// as those of claims.
+fn pgbench_users(count: u32) -> (i64, Vec<String>) {
+    let step = (USERS.1 - USERS.0) / i64::from(count.max(1));
+    let user = |number| (USERS.0 + i64::from(number) * step).to_string();
+    (step, (0..count).map(user).collect())
 }
 
 /// Bytes as MiB.

@@ -2,13 +2,6 @@
 -- users of this run its own, how many users there are (0: a new one for every request), how many
 -- coupons (0: just the one; else "<name>_<4 digits>" at random), and the status to look for
 -- (0: count no statuses, which costs the least).
-local threads = {}
-
-function setup(thread)
-    thread:set("number", #threads + 1)
-    table.insert(threads, thread)
-end
-
 function init(args)
     local coupon, tag, users, coupons = args[1], args[2], tonumber(args[3]), tonumber(args[4])
     local status_wanted = tonumber(args[5])
@@ -52,18 +45,4 @@ function init(args)
             end
         end
     end
-end
-
-function done(summary, latency)
-    local all_wanted, all_unwanted = 0, 0
-    for _, thread in ipairs(threads) do
-        all_wanted = all_wanted + thread:get("wanted")
-        all_unwanted = all_unwanted + thread:get("unwanted")
-    end
-    local errors = summary.errors
-    io.write(string.format(
-        "tally requests=%d duration=%d refused=%d broken=%d wanted=%d unwanted=%d p50=%d p99=%d\n",
-        summary.requests, summary.duration, errors.status,
-        errors.connect + errors.read + errors.write + errors.timeout,
-        all_wanted, all_unwanted, latency:percentile(50), latency:percentile(99)))
 end

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio_postgres::Client;
 
 use crate::{
+    before::Build,
     case::Subject,
     machine::{self, median},
 };
@@ -24,20 +25,23 @@ const DELAY: Duration = Duration::from_millis(1);
 /// More than any case can sell.
 pub const ENDLESS: i32 = 2_000_000_000;
 
+/// The most operations in a call of `honcho_apply`.
+const MOST_OPERATIONS: usize = 10_000;
+
 /// Numbers of coupons of each kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Stock {
     /// More than any case can sell.
     Endless,
-    /// One, which is sold out after [`Books::claim_beforehand`].
-    One,
+    /// This many.
+    Pieces(i32),
 }
 
 impl Stock {
     fn amount(self) -> i32 {
         match self {
             Self::Endless => ENDLESS,
-            Self::One => 1,
+            Self::Pieces(pieces) => pieces,
         }
     }
 }
@@ -57,6 +61,7 @@ pub fn cluster_options(directory: &Path) -> ClusterOptions {
 pub struct Ground {
     // Dropped in this order: the services before the cluster that they use.
     services: BTreeMap<Subject, Service>,
+    build: Option<Build>,
     honcho: Result<Database, String>,
     prior_url: String,
     cluster: Cluster,
@@ -68,9 +73,16 @@ pub struct Ground {
 
 impl Ground {
     /// Starts the cluster; with the ordinary ground given, one whose flushes take [`DELAY`]
-    /// longer, which is checked.
-    pub async fn start(directory: &Path, ordinary: Option<&Self>) -> Result<Self> {
+    /// longer, which is checked; with a build given, one of that build.
+    pub async fn start(
+        directory: &Path,
+        ordinary: Option<&Self>,
+        build: Option<Build>,
+    ) -> Result<Self> {
         let mut options = cluster_options(directory);
+        if let Some(build) = &build {
+            options = options.pg_config(&build.pg_config);
+        }
         let mut shim = None;
         let mut preload = None;
         if ordinary.is_some() {
@@ -101,6 +113,7 @@ impl Ground {
             .map_err(|error| format!("no extension to measure: {error:#}"));
         Ok(Self {
             services: BTreeMap::new(),
+            build,
             honcho,
             prior_url,
             cluster,
@@ -134,7 +147,9 @@ impl Ground {
     /// The URL for the subject's clients: for Honcho, with a role that may only execute its functions.
     pub fn url(&self, subject: Subject) -> Result<String> {
         match subject {
-            Subject::Honcho | Subject::Bare => Ok(self.honcho()?.caller_url().to_owned()),
+            Subject::Honcho | Subject::Before | Subject::Bare => {
+                Ok(self.honcho()?.caller_url().to_owned())
+            }
             _ => Ok(self.prior_url.clone()),
         }
     }
@@ -142,7 +157,9 @@ impl Ground {
     /// The subject's tables, through the superuser.
     pub async fn books(&self, subject: Subject) -> Result<Books> {
         match subject {
-            Subject::Honcho | Subject::Bare => Ok(Books::honcho(self.honcho()?.connect().await?)),
+            Subject::Honcho | Subject::Before | Subject::Bare => {
+                Ok(Books::honcho(self.honcho()?.connect().await?))
+            }
             _ => Ok(Books::prior(connect(&self.prior_url).await?)),
         }
     }
@@ -152,6 +169,10 @@ impl Ground {
         if !self.services.contains_key(&subject) {
             let service = match subject {
                 Subject::Honcho => Service::start(&self.url(subject)?).await?,
+                Subject::Before => {
+                    let build = self.build.as_ref().context("no version before")?;
+                    build.serve(&self.url(subject)?).await?
+                }
                 Subject::Bare => bare(&self.url(subject)?).await?,
                 Subject::Pool4 => peer(Some((4, &self.prior_url))).await?,
                 Subject::Pool16 => peer(Some((16, &self.prior_url))).await?,
@@ -221,11 +242,27 @@ impl Books {
     /// Empties the tables and creates these coupons, so that no table grows from case to case, and every case
     /// starts right after a checkpoint.
     pub async fn start_over(&self, coupons: &[(String, Stock)]) -> Result<()> {
-        self.client
-            .batch_execute("truncate claims, coupons cascade")
-            .await?;
+        self.empty().await?;
         self.create(coupons).await?;
         self.client.batch_execute("checkpoint").await?;
+        Ok(())
+    }
+
+    /// Empties the tables, those of them that this system has.
+    pub async fn empty(&self) -> Result<()> {
+        let tables: String = self
+            .client
+            .query_one(
+                "select string_agg(tablename, ', ') from pg_tables
+                  where schemaname = 'public'
+                    and tablename in ('claims', 'coupons', 'holds', 'coupon_events')",
+                &[],
+            )
+            .await?
+            .get(0);
+        self.client
+            .batch_execute(&format!("truncate {tables} cascade"))
+            .await?;
         Ok(())
     }
 
@@ -277,6 +314,54 @@ impl Books {
             claimed == i64::from(users),
             "{claimed} of {users} claims went through"
         );
+        Ok(())
+    }
+
+    /// Makes holds for these users, which outlive the case, and a checkpoint after them.
+    pub async fn reserve_beforehand(&self, coupon: &str, users: &[String]) -> Result<()> {
+        let reserve = self
+            .client
+            .prepare(
+                "select count(*) filter (where outcome::text = 'held')
+                   from honcho_apply($1, array_fill('reserve'::text, array[cardinality($2::text[])]), $2,
+                                     array_fill(interval '1 hour', array[cardinality($2)]))",
+            )
+            .await?;
+        for users in users.chunks(MOST_OPERATIONS) {
+            let held: i64 = self
+                .client
+                .query_one(&reserve, &[&coupon, &users])
+                .await?
+                .get(0);
+            ensure!(
+                usize::try_from(held)? == users.len(),
+                "{held} of {} reservations went through",
+                users.len()
+            );
+        }
+        // Else autovacuum would do it during the measurement.
+        self.client
+            .batch_execute("vacuum (analyze) coupons, holds")
+            .await?;
+        self.client.batch_execute("checkpoint").await?;
+        Ok(())
+    }
+
+    /// Fails unless a claim by a new user is refused with this outcome.
+    pub async fn ensure_refused(&self, coupon: &str, expected: &str) -> Result<()> {
+        let claim = "select honcho_claim('user_new', $1)::text";
+        let row = self.client.query_one(claim, &[&coupon]).await?;
+        let outcome: &str = row.get(0);
+        ensure!(outcome == expected, "a claim was answered {outcome}");
+        Ok(())
+    }
+
+    /// Adds a piece to a coupon.
+    pub async fn restock(&self, coupon: &str) -> Result<()> {
+        let restock = "select outcome::text from honcho_restock($1, 1)";
+        let row = self.client.query_one(restock, &[&coupon]).await?;
+        let outcome: &str = row.get(0);
+        ensure!(outcome == "updated", "a restock was answered {outcome}");
         Ok(())
     }
 
@@ -337,6 +422,17 @@ impl Books {
             .await?
             .get(0);
         Ok(claims.try_into()?)
+    }
+
+    /// Counts all holds; none if this system has no table of them.
+    pub async fn holds(&self) -> Result<u64> {
+        let table = "select to_regclass('holds') is not null";
+        if !self.client.query_one(table, &[]).await?.get::<_, bool>(0) {
+            return Ok(0);
+        }
+        let count = "select count(*) from holds";
+        let holds: i64 = self.client.query_one(count, &[]).await?.get(0);
+        Ok(holds.try_into()?)
     }
 
     /// The superuser's connection.

@@ -21,7 +21,7 @@ const OLD_CLAIMS: u64 = 1_000_000;
 
 /// Users are numbers of 19 digits over the same range as in the pgbench scripts, so that later claims fall
 /// between the existing ones.
-const USERS: (i64, i64) = (1_000_000_000_000_000_000, 9_000_000_000_000_000_000);
+pub const USERS: (i64, i64) = (1_000_000_000_000_000_000, 9_000_000_000_000_000_000);
 
 /// One size of both systems' tables.
 struct Size {
@@ -117,7 +117,15 @@ impl Grown {
             books.create(&[(coupon.clone(), Stock::Endless)]).await?;
         }
         let before = books.claims_on(&coupon).await?;
-        let tally = load::pgbench(&self.cluster, url, script, &coupon, clients, seconds).await?;
+        let tally = load::pgbench(
+            &self.cluster,
+            url,
+            script,
+            &[("coupon", &coupon)],
+            clients,
+            seconds,
+        )
+        .await?;
         books.settle().await?;
         books.check(Some(&coupon)).await?;
         let after = books.claims_on(&coupon).await?;
@@ -207,9 +215,7 @@ async fn get_coupon(service: &Service, path: &str) -> Result<(load::Answer, Coup
 /// Fills empty tables with this many claims, and vacuums and analyzes them as a day without sales would.
 async fn fill(books: &Books, rows: u64) -> Result<()> {
     let client = books.client();
-    client
-        .batch_execute("truncate claims, coupons cascade")
-        .await?;
+    books.empty().await?;
     // An index is built faster than it grows row by row. The foreign key holds by construction.
     let keys = client
         .query(

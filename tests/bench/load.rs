@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    ops::RangeInclusive,
     path::Path,
     process::Stdio,
     sync::Arc,
@@ -16,7 +17,7 @@ use tokio::{process::Command, sync::Barrier, task::JoinSet};
 use tokio_postgres::{Client, Statement};
 
 use crate::{
-    case::{Figures, Subject},
+    case::{Figures, Scene, Subject},
     machine::percentile,
 };
 
@@ -34,6 +35,8 @@ pub struct Tally {
     /// Answers with the expected status and with others, if they were counted.
     pub wanted: u64,
     pub unwanted: u64,
+    /// Claims and holds that there would be if every request of a mixture had its effect.
+    pub sought: (u64, u64),
     pub figures: Figures,
 }
 
@@ -47,27 +50,35 @@ impl Tally {
             refused: 0,
             wanted: 0,
             unwanted: 0,
+            sought: (0, 0),
             figures,
         }
+    }
+
+    /// The numbers of successful claims that fit the answers: some may be in flight.
+    pub fn done(&self) -> RangeInclusive<u64> {
+        self.claims..=self.claims + self.in_flight
     }
 }
 
 /// The pgbench script of one subject.
-pub fn script(subject: Subject) -> Result<&'static str> {
-    match subject {
-        Subject::Honcho => Ok(include_str!("honcho.pgbench")),
-        Subject::Prior => Ok(include_str!("prior.pgbench")),
-        Subject::PriorFunction => Ok(include_str!("prior_function.pgbench")),
+pub fn script(scene: Scene, subject: Subject) -> Result<&'static str> {
+    match (scene, subject) {
+        (Scene::SqlReserve, Subject::Honcho) => Ok(include_str!("reserve.pgbench")),
+        (Scene::SqlConfirm, Subject::Honcho) => Ok(include_str!("confirm.pgbench")),
+        (_, Subject::Honcho | Subject::Before) => Ok(include_str!("honcho.pgbench")),
+        (_, Subject::Prior) => Ok(include_str!("prior.pgbench")),
+        (_, Subject::PriorFunction) => Ok(include_str!("prior_function.pgbench")),
         _ => bail!("{subject} has no SQL"),
     }
 }
 
-/// Single claims with prepared statements, without pauses.
+/// Single transactions with prepared statements, without pauses. The script's variables have these values.
 pub async fn pgbench(
     cluster: &Cluster,
     url: &str,
     script: &str,
-    coupon: &str,
+    variables: &[(&str, &str)],
     clients: u32,
     seconds: u32,
 ) -> Result<Tally> {
@@ -90,8 +101,11 @@ pub async fn pgbench(
             &threads.to_string(),
         ])
         .args(["--time", &all_seconds.to_string()])
-        .arg("--define")
-        .arg(format!("coupon={coupon}"))
+        .args(
+            variables
+                .iter()
+                .map(|(name, value)| format!("--define={name}={value}")),
+        )
         .arg("--file")
         .args([file.as_os_str(), url.as_ref()])
         .current_dir(home.path())
@@ -360,9 +374,54 @@ pub async fn wrk(url: &str, http: &Http<'_>, connections: u32, seconds: u32) -> 
     .await
 }
 
+/// Operations on one coupon that wrk sends.
+#[derive(Clone, Copy, Debug)]
+pub enum Operations {
+    /// Reservations by new users.
+    Reserve,
+    /// Confirmations of the holds of [`wrk_users`].
+    Confirm,
+    /// Claims, and for every tenth request another operation.
+    Mixed,
+}
+
+/// Requests of these operations over this many connections. The URL's path is of no matter.
+pub async fn wrk_operations(
+    url: &str,
+    operations: Operations,
+    coupon: &str,
+    connections: u32,
+    seconds: u32,
+) -> Result<Tally> {
+    let operations = match operations {
+        Operations::Reserve => "reserve",
+        Operations::Confirm => "confirm",
+        Operations::Mixed => "mixed",
+    };
+    run_wrk(
+        include_str!("operations_wrk.lua"),
+        url,
+        &[operations, coupon],
+        connections,
+        seconds,
+    )
+    .await
+}
+
+/// The users whose holds wrk confirms, at least `count` of them: each of its threads has its own.
+pub fn wrk_users(connections: u32, count: u32) -> Result<Vec<String>> {
+    let threads = threads(connections)?;
+    let each = count.div_ceil(threads.try_into()?);
+    Ok((1..=threads)
+        .flat_map(|thread| {
+            (1..=each).map(move |serial| format!("user_{thread}_{}", 100_000_000 + serial))
+        })
+        .collect())
+}
+
 /// GETs over this many connections.
 pub async fn wrk_get(url: &str, connections: u32, seconds: u32) -> Result<Tally> {
-    run_wrk(include_str!("get_wrk.lua"), url, &[], connections, seconds).await
+    run_wrk("", url, &[], connections, seconds).await
 }
 
 async fn run_wrk(
@@ -374,7 +433,7 @@ async fn run_wrk(
 ) -> Result<Tally> {
     let home = tempfile::tempdir()?;
     let file = home.path().join("claim.lua");
-    fs::write(&file, script)?;
+    fs::write(&file, [include_str!("tally_wrk.lua"), script].concat())?;
     let output = Command::new("wrk")
         .args(["--threads", &threads(connections)?.to_string()])
         .args(["--connections", &connections.to_string()])
@@ -428,6 +487,7 @@ async fn run_wrk(
         refused,
         wanted: number("wanted")?,
         unwanted: number("unwanted")?,
+        sought: (number("claims")?, number("holds")?),
         figures,
     })
 }
@@ -441,7 +501,7 @@ fn threads(clients: u32) -> Result<usize> {
 
 /// Seconds of warm-up: one for each hundred clients, rounded. Each client has a session that takes about 10
 /// ms of a processor to load libraries and fill caches; for 200 clients, that is as long as a measurement.
-fn warm_up(clients: u32) -> u32 {
+pub fn warm_up(clients: u32) -> u32 {
     (clients + 50) / 100
 }
 

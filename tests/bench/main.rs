@@ -5,6 +5,7 @@
 //! writes `docs/benchmarks.md` and `docs/claims-per-second.svg`.
 #![forbid(unsafe_code)]
 
+mod before;
 mod case;
 mod ground;
 mod growth;
@@ -14,6 +15,7 @@ mod peer_service;
 mod plot;
 mod redis;
 mod report;
+mod watchers;
 
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +28,7 @@ use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    before::Build,
     case::{Case, Stage},
     report::{Results, Run},
 };
@@ -57,6 +60,9 @@ struct Options {
     /// List the cases and stop
     #[arg(long)]
     list: bool,
+    /// Checkout of another version, after `make build` there: the subject `before` of plain claims
+    #[arg(long, value_name = "DIRECTORY")]
+    against: Option<PathBuf>,
     /// Directory of the report and the plot [default: docs/, but only from a whole run]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -122,7 +128,7 @@ async fn until_stopped(options: Options) -> Result<bool> {
 
 /// Runs all cases, and tells if each was measured with correct books.
 async fn run(options: Options) -> Result<bool> {
-    let cases: Vec<Case> = Case::all()
+    let cases: Vec<Case> = Case::all(options.against.is_some())
         .into_iter()
         .filter(|case| {
             let name = case.to_string();
@@ -140,6 +146,7 @@ async fn run(options: Options) -> Result<bool> {
         return Ok(true);
     }
     machine::ensure_postgresql()?;
+    let before = options.against.as_deref().map(Build::of).transpose()?;
     machine::install_tools()?;
     std::fs::create_dir_all(&options.state)
         .with_context(|| format!("cannot make {}", options.state.display()))?;
@@ -148,7 +155,7 @@ async fn run(options: Options) -> Result<bool> {
     machine::ensure_disk(&state)?;
 
     let started = Instant::now();
-    let mut stage = Stage::new(state, options.seconds);
+    let mut stage = Stage::new(state, options.seconds, before.clone());
     let mut results = Results::new();
     for round in 0..options.rounds {
         // Every other round runs backwards, so that no case always follows the same neighbour.
@@ -177,12 +184,14 @@ async fn run(options: Options) -> Result<bool> {
             results.entry(case).or_default().push(outcome);
         }
     }
+    let mut machine = machine::describe(&stage.directory)?;
+    machine.extend(before.map(|build| ("Version before", build.commit)));
     let run = Run {
         date: machine::today()?,
         took: started.elapsed(),
         rounds: options.rounds,
         seconds: options.seconds,
-        machine: machine::describe(&stage.directory)?,
+        machine,
         settings: stage.settings().await?,
         flush: stage.flush_times(),
     };

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use crate::case::{
-    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HTTP_CLIENTS, SQL_CLIENTS, Scene, Subject,
-    mebibytes,
+    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HOLD_CLIENTS, HTTP_CLIENTS,
+    HTTP_CLIENTS_BEFORE, OPERATION_CLIENTS, REFUSAL_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE,
+    Scene, Subject, WATCHERS, mebibytes,
 };
 
 /// The figures of each case's rounds, or the reason why a round has none.
@@ -247,6 +248,9 @@ fn targets(results: &Results) -> Vec<Target> {
         ),
         0.8,
     );
+    for (what, figure, least) in against_claims(results).chain(against_before(results)) {
+        at_least(what, figure, least);
+    }
 
     let mut under = |what: &str, figure, most, unit| {
         targets.push(Target {
@@ -294,6 +298,91 @@ fn targets(results: &Results) -> Vec<Target> {
         "MiB",
     );
     targets
+}
+
+/// Targets of other operations than claims, and of claims among them, as multiples of plain claims.
+fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64>, f64)> {
+    let ours = |scene, clients| case(Flush::Disk, scene, clients, Subject::Honcho);
+    let sql = [
+        (Scene::SqlReserve, "reservations"),
+        (Scene::SqlConfirm, "confirmations"),
+    ];
+    let sql = sql.into_iter().flat_map(move |(scene, what)| {
+        HOLD_CLIENTS.map(|clients| {
+            (
+                format!("SQL {what}, {clients} clients, against claims"),
+                times(results, ours(scene, clients), ours(Scene::Sql, clients)),
+                0.8,
+            )
+        })
+    });
+    let refusals = (
+        format!(
+            "SQL claims on a coupon of which all is held, {} holds, {REFUSAL_CLIENTS} clients, against a sold-out one",
+            thousands(HELD.into())
+        ),
+        times(
+            results,
+            ours(Scene::SqlAllHeld, REFUSAL_CLIENTS),
+            ours(Scene::SqlSoldOut, REFUSAL_CLIENTS),
+        ),
+        0.9,
+    );
+    let watched = format!("claims with {} watchers", thousands(WATCHERS.into()));
+    let http = [
+        (Scene::HttpReserve, "reservations", 0.7),
+        (Scene::HttpConfirm, "confirmations", 0.7),
+        (
+            Scene::HttpMixed,
+            "claims with a tenth of other operations",
+            0.9,
+        ),
+        (Scene::HttpWatched, watched.as_str(), 0.95),
+    ];
+    let http = http.map(|(scene, what, least)| {
+        (
+            format!("HTTP {what}, {OPERATION_CLIENTS} connections, against claims alone"),
+            times(
+                results,
+                ours(scene, OPERATION_CLIENTS),
+                ours(Scene::Http, OPERATION_CLIENTS),
+            ),
+            least,
+        )
+    });
+    sql.chain([refusals]).chain(http)
+}
+
+/// Targets of plain claims as multiples of those of the version before, if there is one.
+fn against_before(results: &Results) -> impl Iterator<Item = (String, Option<f64>, f64)> {
+    let sql = SQL_CLIENTS_BEFORE.map(|clients| {
+        let plural = if clients == 1 { "" } else { "s" };
+        let what = format!("SQL claims, {clients} client{plural}");
+        (Scene::Sql, clients, what)
+    });
+    let batches = BATCHES.map(|users| {
+        let what = format!("SQL batches of {}", thousands(users.into()));
+        (Scene::Batch(users), 1, what)
+    });
+    let http = HTTP_CLIENTS_BEFORE.map(|clients| {
+        let what = format!("HTTP claims, {clients} connections");
+        (Scene::Http, clients, what)
+    });
+    let cases = sql.into_iter().chain(batches).chain(http);
+    cases.filter_map(|(scene, clients, what)| {
+        let ours = case(Flush::Disk, scene, clients, Subject::Honcho);
+        let theirs = Case {
+            subject: Subject::Before,
+            ..ours
+        };
+        results.contains_key(&theirs).then(|| {
+            (
+                format!("{what}, against the version before"),
+                times(results, ours, theirs),
+                0.97,
+            )
+        })
+    })
 }
 
 fn get_million() -> Case {
@@ -371,11 +460,20 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
         Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons
     );
     match subject {
+        Subject::Honcho if scene == Scene::SqlReserve => "honcho_reserve",
+        Subject::Honcho if scene == Scene::SqlConfirm => "honcho_confirm",
+        Subject::Honcho if scene == Scene::SqlSoldOut => "honcho_claim, sold out",
+        Subject::Honcho if scene == Scene::SqlAllHeld => "honcho_claim, all held",
+        Subject::Honcho if scene == Scene::HttpReserve => "reservations",
+        Subject::Honcho if scene == Scene::HttpConfirm => "confirmations",
+        Subject::Honcho if scene == Scene::HttpMixed => "claims with a tenth of other operations",
+        Subject::Honcho if scene == Scene::HttpWatched => "claims on a watched coupon",
         Subject::Honcho if http => "Honcho over HTTP",
         Subject::Honcho if scene == Scene::Batch(1000) => "honcho_claim_batch, 1,000 users",
         Subject::Honcho if matches!(scene, Scene::Batch(_)) => "honcho_claim_batch",
         Subject::Honcho if matches!(scene, Scene::GrownGet(_)) => "Honcho over HTTP",
         Subject::Honcho => "honcho_claim",
+        Subject::Before => "the version before",
         Subject::Bare => "Honcho's routes with nothing around them",
         Subject::Prior => "usual transaction",
         Subject::PriorFunction => "the same as a PL/pgSQL function",
@@ -403,7 +501,7 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
          rounds of {} s for each case, {:.0} minutes in all on this machine. Figures are medians \
          of the rounds, p50 and p99 too. Ratios of rates are medians of the rounds' own, for the \
          machine is not as fast in each. After each measurement the books are checked \
-         (`honcho_verify`, and as many claims in the table as the clients were told of), so a fast \
+         (`honcho_verify`, and as many claims and holds in the tables as the answers say), so a fast \
          wrong answer is no figure here.\n",
         run.date,
         run.rounds,
@@ -484,6 +582,39 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
             "connections",
         )?;
     }
+    section(
+        report,
+        results,
+        "SQL reservations and confirmations on one coupon",
+        "Through pgbench, as claims are. The holds to be confirmed are made beforehand.",
+        [Scene::SqlReserve, Scene::SqlConfirm]
+            .map(|scene| HOLD_CLIENTS.map(|clients| (Flush::Disk, scene, clients)))
+            .as_flattened(),
+        "clients",
+    )?;
+    section(
+        report,
+        results,
+        "SQL claims that are refused",
+        "Through pgbench.",
+        [Scene::SqlSoldOut, Scene::SqlAllHeld].map(|scene| (Flush::Disk, scene, REFUSAL_CLIENTS)),
+        "clients",
+    )?;
+    section(
+        report,
+        results,
+        "HTTP operations on one coupon",
+        "Through wrk. Of fifty requests in the mixture, two are reservations, and one each a confirmation, a \
+         cancellation and a release.",
+        [
+            Scene::HttpReserve,
+            Scene::HttpConfirm,
+            Scene::HttpMixed,
+            Scene::HttpWatched,
+        ]
+        .map(|scene| (Flush::Disk, scene, OPERATION_CLIENTS)),
+        "connections",
+    )?;
     section(
         report,
         results,
@@ -572,16 +703,16 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
 }
 
 /// Writes a table of all subjects that were measured in these scenes.
-fn section<const N: usize>(
+fn section(
     report: &mut String,
     results: &Results,
     heading: &str,
     note: &str,
-    scenes: [(Flush, Scene, u32); N],
+    scenes: impl AsRef<[(Flush, Scene, u32)]>,
     clients_are: &str,
 ) -> std::fmt::Result {
     let cases = || {
-        scenes.iter().flat_map(|&(flush, scene, clients)| {
+        scenes.as_ref().iter().flat_map(|&(flush, scene, clients)| {
             results.keys().filter(move |case| {
                 (case.flush, case.scene, case.clients) == (flush, scene, clients)
             })
@@ -607,7 +738,9 @@ fn section<const N: usize>(
     for &case in cases() {
         let mut name = title(case.subject, case.scene).to_owned();
         match case.scene {
-            Scene::Batch(users) if users < 1000 => write!(name, ", {users} users")?,
+            Scene::Batch(users) if users < 1000 || case.subject == Subject::Before => {
+                write!(name, ", {} users", thousands(users.into()))?
+            }
             Scene::GrownNew(rows) | Scene::GrownOld(rows) | Scene::GrownGet(rows) => {
                 write!(name, ", {} claims in the table", thousands(rows as f64))?;
             }

@@ -51,6 +51,7 @@ pub enum Stop {
 /// Options of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
+    pg_config: Option<PathBuf>,
     parent: PathBuf,
     settings: Vec<(String, String)>,
     environment: Vec<(OsString, OsString)>,
@@ -60,6 +61,7 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
+            pg_config: None,
             parent: env::temp_dir(),
             settings: Vec::new(),
             environment: Vec::new(),
@@ -72,6 +74,12 @@ impl ClusterOptions {
     /// Listens on a port of the loopback address too.
     pub fn tcp(mut self) -> Self {
         self.tcp = true;
+        self
+    }
+
+    /// The `pg_config` of the PostgreSQL to run, instead of the one that `$PG_CONFIG` names.
+    pub fn pg_config(mut self, program: impl Into<PathBuf>) -> Self {
+        self.pg_config = Some(program.into());
         self
     }
 
@@ -159,7 +167,7 @@ impl Cluster {
 
     /// A cluster without a data directory yet.
     fn prepare(options: ClusterOptions) -> Result<Self> {
-        let bindir = bindir()?;
+        let bindir = bindir(options.pg_config.as_deref())?;
         let owner = owner()?;
         let port = if options.tcp {
             free_port()?
@@ -451,9 +459,10 @@ fn is_alive(pid: u32) -> bool {
     })
 }
 
-/// The directory of PostgreSQL's programs, from `$PG_CONFIG`.
-fn bindir() -> Result<PathBuf> {
-    let pg_config = env::var_os("PG_CONFIG").context(
+/// The directory of PostgreSQL's programs, from this `pg_config` or `$PG_CONFIG`.
+fn bindir(pg_config: Option<&Path>) -> Result<PathBuf> {
+    let named = pg_config.map(OsString::from);
+    let pg_config = named.or_else(|| env::var_os("PG_CONFIG")).context(
         "PG_CONFIG must name the pg_config of the PostgreSQL to test (make test-it does)",
     )?;
     let output = Command::new(&pg_config)

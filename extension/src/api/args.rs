@@ -108,11 +108,11 @@ pub fn length(name: &str, length: usize, count: usize) {
 /// `22004` when it is null, `22023` when it is out of range or has months, whose length varies.
 pub fn ttl(name: &str, value: Option<Interval>) -> i64 {
     let value = not_null(name, value);
-    let micros = i64::from(value.days()) * DAY + value.micros();
-    if value.months() != 0 || !(SECOND..=DAY).contains(&micros) {
-        invalid(format!("{name} must be between 1 second and 24 hours"));
-    }
-    micros
+    let micros = i64::from(value.days())
+        .checked_mul(DAY)
+        .and_then(|days| days.checked_add(value.micros()))
+        .filter(|micros| value.months() == 0 && (SECOND..=DAY).contains(micros));
+    micros.unwrap_or_else(|| invalid(format!("{name} must be between 1 second and 24 hours")))
 }
 
 /// The value of argument `name`, which must lie within `range`.

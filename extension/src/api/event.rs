@@ -83,15 +83,19 @@ fn honcho_list_events(
     let mut rests_on = durability::NOTHING;
     let read = |row: &spi::SpiHeapTupleData<'_>| {
         let writer: pg_sys::TransactionId = column(row, 7)?;
+        // What this transaction has written may still be rolled back.
+        if durability::is_own(writer) {
+            return Ok(None);
+        }
         rests_on = rests_on.max(durability::commit_position(writer));
-        Ok((
+        Ok(Some((
             column(row, 1)?,
             column(row, 2)?,
             column(row, 3)?,
             column(row, 4)?,
             column(row, 5)?,
             row.get(6)?.ok_or(spi::Error::InvalidPosition)?,
-        ))
+        )))
     };
     let rows = match coupon_name {
         Some(coupon_name) => {
@@ -113,7 +117,7 @@ fn honcho_list_events(
         }
     };
     durability::wait_until_durable(rests_on);
-    Ok(TableIterator::new(rows))
+    Ok(TableIterator::new(rows.into_iter().flatten()))
 }
 
 /// The last id up to which no transaction in progress may still write an event
@@ -177,12 +181,12 @@ fn honcho_purge_events(
     thread_local!(static PLAN: Plan = const {
         Plan::new(
             "delete from {schema}.coupon_events e
-             using (
+             where e.id operator(pg_catalog.=) any (array(
                  select o.id from {schema}.coupon_events o
                  where o.at operator(pg_catalog.<) $1
                  order by o.id limit $2
-             ) old
-             where e.id operator(pg_catalog.=) old.id",
+                 for update skip locked
+             ))",
             &[PgBuiltInOids::TIMESTAMPTZOID, PgBuiltInOids::INT4OID],
         )
     });

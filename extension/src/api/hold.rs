@@ -131,7 +131,8 @@ fn honcho_cancel(
 /// The number of holds that were taken back.
 ///
 /// # Errors
-/// `22004`, `22023` for a bad argument; `25006` in a read-only transaction.
+/// `22004`, `22023` for a bad argument; `25006` in a read-only transaction; `40001` under repeatable read and
+/// serializable when a coupon changed after the snapshot.
 ///
 /// # Locks
 /// The turn and the row of each coupon that it changes, in the order of their ids, until the transaction ends.
@@ -161,7 +162,7 @@ reading! {
     select
         "select user_id::pg_catalog.text, coupon_name::pg_catalog.text, expires_at, created_at
          from {schema}.holds
-         where expires_at operator(pg_catalog.>) pg_catalog.statement_timestamp()"
+         where expires_at operator(pg_catalog.>) pg_catalog.clock_timestamp()"
 
     /// Reads one hold.
     ///

@@ -8,8 +8,8 @@ use crate::api::args;
 use crate::api::outcome::SqlOutcome;
 use crate::api::reading::moment;
 use crate::claiming::life::{self, Amount, Change, Fault};
+use crate::claiming::outcome::Outcome;
 use crate::claiming::stock::{self, Stock};
-use crate::claiming::store::coupons::Coupon;
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 use crate::pg::session::Command;
@@ -204,7 +204,6 @@ fn honcho_get_stock(
         let Stock {
             coupon,
             state,
-            next_expiry,
             last_claim_id,
         } = stock;
         (
@@ -216,7 +215,7 @@ fn honcho_get_stock(
             coupon.ends_at.and_then(moment),
             coupon.paused,
             state.to_owned(),
-            next_expiry.and_then(moment),
+            coupon.next_expiry.and_then(moment),
             last_claim_id,
         )
     });
@@ -250,33 +249,30 @@ fn changed(
     name: &str,
     change: &Change,
 ) -> TableIterator<'static, Changed> {
-    let (outcome, coupon) = match life::change(schema, command, name, change) {
-        Ok(changed) => changed,
+    let outcome = match life::change(schema, command, name, change) {
+        Ok(outcome) => outcome,
         Err(Fault::EmptyWindow) => args::invalid("ends_at must lie after starts_at".into()),
         Err(Fault::AmountTooLarge(amount)) => args::invalid(format!(
             "the amount must be at most {MAX_AMOUNT}, and would be {amount}"
         )),
     };
-    let state = coupon
-        .as_ref()
-        .map(|coupon| stock::state(schema, name, coupon).to_owned());
+    let changed = match outcome {
+        Outcome::NotFound => None,
+        _ => stock::changed(schema, name),
+    };
     let outcome = SqlOutcome::new(outcome, schema);
-    let field = |read: fn(&Coupon) -> i32| coupon.as_ref().map(read);
-    TableIterator::new([(
-        outcome,
-        coupon.as_ref().map(|_| name.to_owned()),
-        field(|coupon| coupon.amount),
-        field(|coupon| coupon.remaining),
-        field(|coupon| coupon.held),
-        coupon
-            .as_ref()
-            .and_then(|coupon| coupon.starts_at)
-            .and_then(moment),
-        coupon
-            .as_ref()
-            .and_then(|coupon| coupon.ends_at)
-            .and_then(moment),
-        coupon.as_ref().map(|coupon| coupon.paused),
-        state,
-    )])
+    TableIterator::new([match changed {
+        None => (outcome, None, None, None, None, None, None, None, None),
+        Some((coupon, state)) => (
+            outcome,
+            Some(name.to_owned()),
+            Some(coupon.amount),
+            Some(coupon.remaining),
+            Some(coupon.held),
+            coupon.starts_at.and_then(moment),
+            coupon.ends_at.and_then(moment),
+            Some(coupon.paused),
+            Some(state.to_owned()),
+        ),
+    }])
 }

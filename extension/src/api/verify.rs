@@ -4,13 +4,14 @@ use pgrx::prelude::*;
 use pgrx::spi;
 
 use crate::api::args;
+use crate::claiming::store::coupons::Coupons;
 use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
 
 /// The query of the books, with the column of the number of holds and the table of holds.
 macro_rules! books {
-    ($held_amount:literal, $holds:literal) => {
+    ($held_amount:literal, $next_expiry:literal, $holds:literal) => {
         concat!(
             "with claimed as (
                  select coupon_name, pg_catalog.count(*) as claims,
@@ -19,7 +20,7 @@ macro_rules! books {
                  where $1 is null or coupon_name operator(pg_catalog.=) $1
                  group by coupon_name
              ), held as (
-                 select coupon_name, pg_catalog.count(*) as holds
+                 select coupon_name, pg_catalog.count(*) as holds, pg_catalog.min(expires_at) as first
                  from ",
             $holds,
             " h
@@ -28,14 +29,16 @@ macro_rules! books {
              ), named as (
                  select coalesce(claimed.coupon_name, held.coupon_name) as name,
                         coalesce(claims, 0) as claims, coalesce(users, 0) as users,
-                        coalesce(last, 0) as last, coalesce(holds, 0) as holds
+                        coalesce(last, 0) as last, coalesce(holds, 0) as holds, first
                  from claimed
                  full join held on held.coupon_name operator(pg_catalog.=) claimed.coupon_name
              ), book as (
                  select coalesce(c.name, n.name) as name, c.id is not null as known,
                         c.amount, c.remaining_amount, ",
             $held_amount,
-            " as held_amount,
+            " as held_amount, ",
+            $next_expiry,
+            " as next_expiry, first,
                         coalesce(claims, 0) as claims, coalesce(users, 0) as users,
                         coalesce(holds, 0) as holds, c.id, coalesce(last, 0) as last
                  from {schema}.coupons c
@@ -66,7 +69,9 @@ macro_rules! books {
                  (3, true, 'one_per_user', claims operator(pg_catalog.=) users,
                   pg_catalog.format('claims %s, users %s', claims, users)),
                  (4, holds operator(pg_catalog.>) 0 or held_amount operator(pg_catalog.<>) 0, 'held',
-                  held_amount operator(pg_catalog.=) holds and not exists (
+                  held_amount operator(pg_catalog.=) holds
+                      and (next_expiry operator(pg_catalog.=) first) is true
+                      and not exists (
                       select from ",
             $holds,
             " h
@@ -75,7 +80,11 @@ macro_rules! books {
                        and o.user_id operator(pg_catalog.=) h.user_id
                       where h.coupon_name operator(pg_catalog.=) book.name
                   ),
-                  pg_catalog.format('held_amount %s, holds %s', held_amount, holds)),
+                  pg_catalog.format('held_amount %s, holds %s', held_amount, holds)
+                      operator(pg_catalog.||) case
+                          when (next_expiry operator(pg_catalog.=) first) is true then ''
+                          else pg_catalog.format(', next_expiry %s, first of holds %s', next_expiry, first)
+                      end),
                  (5, id operator(pg_catalog.>) coupon_ids or last operator(pg_catalog.>) claim_ids,
                   'ids', false,
                   pg_catalog.format('id %s of %s given, last claim id %s of %s given',
@@ -99,7 +108,7 @@ macro_rules! books {
 /// # Returns
 /// One row per coupon and invariant, coupons by name, with the figures.
 /// `stock`: amount = remaining_amount + held_amount + claims. `range`: 0 <= remaining_amount <= amount.
-/// `one_per_user`: no user has the coupon twice. `held`: held_amount is the number of holds, and no user has
+/// `one_per_user`: no user has the coupon twice. `held`: held_amount is the number of holds, next_expiry the first expiry of theirs, and no user has
 /// both a hold and a claim; reported if there are any. Two more are reported only if they do not hold:
 /// `ids`: the sequences are past the ids of the coupon and its claims, so they repeat none.
 /// `coupon_exists`: the coupon of the claims and holds exists.
@@ -128,23 +137,30 @@ fn honcho_verify(
     thread_local! {
         static PLAN: Plan = const {
             Plan::new(
-                books!("c.held_amount", "{schema}.holds"),
+                books!("c.held_amount", "c.next_expiry", "{schema}.holds"),
                 &[PgBuiltInOids::TEXTOID],
             )
         };
         /// Before the extension is updated to a version that has holds.
         static WITHOUT_HOLDS: Plan = const {
             Plan::new(
-                books!("0", "(select null::pg_catalog.text as coupon_name, null::pg_catalog.text as user_id where false)"),
+                books!(
+                    "0",
+                    "null::pg_catalog.timestamptz",
+                    "(select null::pg_catalog.text as coupon_name, null::pg_catalog.text as user_id,
+                             null::pg_catalog.timestamptz as expires_at
+                      where false)"
+                ),
                 &[PgBuiltInOids::TEXTOID],
             )
         };
     }
     let name = name.map(|name| args::text("name", Some(name)));
     let schema = Schema::of_call(fcinfo);
-    let plan = match schema.find_relation(c"holds") {
-        Some(_) => &PLAN,
-        None => &WITHOUT_HOLDS,
+    let plan = if Coupons::open(schema).have_holds() {
+        &PLAN
+    } else {
+        &WITHOUT_HOLDS
     };
     let rows = Plan::rows(plan, schema, &[name.into()], |row| {
         Ok((

@@ -11,12 +11,15 @@ use crate::claiming::operation::{Action, Answer, Operation};
 use crate::claiming::outcome::Outcome;
 use crate::claiming::queue::Turn;
 use crate::claiming::store::claims::Claim;
-use crate::claiming::store::events::{self, Event};
+use crate::claiming::store::events::{Event, Log};
 use crate::claiming::store::{Ledger, Tables, View};
 use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::schema::Schema;
 use crate::pg::session::{self, Command};
+
+/// The most times that a call gives its turn back to wait for the commits that some of its answers rest on.
+const MOST_WAITS: u32 = 2;
 
 /// The id of the claim that this transaction has just made.
 ///
@@ -64,6 +67,7 @@ pub fn operate(
     let mut decided = Decided {
         answers: Vec::with_capacity(operations.len()),
         rests_on: durability::NOTHING,
+        waits: 0,
         waited_for: durability::NOTHING,
     };
     let (mut id, held) = (coupon.id, coupon.held);
@@ -125,6 +129,8 @@ struct Decided {
     /// The position in the WAL up to which it must be durable before the answers may be reported that rest on
     /// others' work.
     rests_on: pg_sys::XLogRecPtr,
+    /// The number of waits so far.
+    waits: u32,
     /// The position that the wait has reached. A wait may end early: if the server no longer has
     /// synchronous standbys, and this session has yet to read the new setting.
     waited_for: pg_sys::XLogRecPtr,
@@ -138,6 +144,9 @@ impl Decided {
 
     /// Waits until the answers may be reported.
     fn wait(&mut self) {
+        if !self.is_durable() {
+            self.waits += 1;
+        }
         durability::wait_until_durable(self.rests_on);
         self.waited_for = self.rests_on;
     }
@@ -250,14 +259,28 @@ impl<'a> Request<'a> {
             return Taken::None;
         }
         if !decided.is_durable() {
-            return Taken::NotYet;
+            if decided.waits < MOST_WAITS {
+                return Taken::NotYet;
+            }
+            // On a hot coupon there is always a newer commit. Their flush is short; if they still wait for a
+            // standby, so will the commit of this transaction, which comes after them.
+            durability::flush(decided.rests_on);
         }
+        let asked = session::now();
 
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
             return self.not_found(decided);
         };
-        // Only a writer that bypasses the queue can have changed it or made this wait.
-        if coupon.written_by != draft.before().written_by || !draft.move_to_now() {
+        // Only a writer that bypasses the queue can have changed it or made this wait. Its work must be seen.
+        if coupon.written_by != draft.before().written_by || !draft.is_current(asked) {
+            view.release();
+            view.renew();
+            if view.coupon(self.coupon_name).is_none() {
+                return self.not_found(decided);
+            }
+            let Some(coupon) = view.lock_coupon(self.coupon_name) else {
+                return self.not_found(decided);
+            };
             draft = Draft::new(coupon, self.coupon_name, operations.len());
             let (again, rests_on) = draft_all(&mut draft, view, operations);
             answers = again;
@@ -268,7 +291,8 @@ impl<'a> Request<'a> {
             }
         }
         decided.answers.append(&mut answers);
-        write(ledger, view, self.coupon_name, &draft, &draft.events());
+        let events = draft.events();
+        write(ledger, view, self.coupon_name, &mut draft, &events);
         Taken::Some
     }
 
@@ -300,15 +324,26 @@ fn draft_all<'a>(
     (answers, bases.position())
 }
 
-/// Writes what `draft` makes of the coupon that `view` last locked, and `events`.
+/// Writes `events` and what `draft` makes of the coupon that `view` last locked. The events come first, because
+/// triggers of users on the rows may call functions that write more of them; triggers on the events run last.
 pub fn write(
     ledger: &mut Ledger<'_>,
     view: &mut View<'_>,
     coupon_name: Text,
-    draft: &Draft<'_>,
+    draft: &mut Draft<'_>,
     events: &[Event<'_>],
 ) {
+    draft.settle(view);
+    let log = match events {
+        [] => None,
+        _ => Log::open(ledger.schema()),
+    };
+    let inserted = log
+        .as_ref()
+        .map(|log| log.insert(coupon_name, draft.now(), events));
     let stock = (draft.before(), draft.after());
     ledger.write(view, coupon_name, stock, &draft.rows(), draft.now());
-    events::write(ledger.schema(), coupon_name, draft.now(), events);
+    if let Some(inserted) = inserted {
+        inserted.end();
+    }
 }

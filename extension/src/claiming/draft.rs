@@ -5,8 +5,8 @@
 //! the tables have is written at the end.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use pgrx::pg_sys;
 use serde_json::json;
@@ -23,6 +23,9 @@ use crate::pg::session;
 /// The most expired holds that are taken back for one operation that finds no stock: the work is bounded, and
 /// the next operations find what is left of it.
 const SWEEP: usize = 100;
+
+/// The time in microseconds of a wait after which a draft is made again.
+const MOMENT: i64 = 1000;
 
 /// A coupon and its users as the operations so far leave them.
 pub struct Draft<'a> {
@@ -43,10 +46,13 @@ pub struct Draft<'a> {
     expired: usize,
     /// The claims that are given back: the user, and the label of the actor.
     released: Vec<(&'a str, Option<&'a str>)>,
-    /// The first expiry of the holds that were there before and have not changed, if it is known.
-    first_unchanged: Option<Option<i64>>,
-    /// The first expiry of the holds that are new.
-    first_new: Option<i64>,
+    /// True if the hold that expired first before is among those that change.
+    has_lost_first: bool,
+    /// The hold at which the search in the order of expiry stands, if it has begun: its expiry and user, or none
+    /// after the last. Holds only go while a draft is made, so the search never goes back.
+    searched: Option<Option<(i64, String)>>,
+    /// The expiries of the holds that are new, and the number of holds of each.
+    new_expiries: BTreeMap<i64, usize>,
 }
 
 /// The change of a user's rows.
@@ -104,8 +110,9 @@ impl<'a> Draft<'a> {
             changes: 0,
             expired: 0,
             released: Vec::new(),
-            first_unchanged: None,
-            first_new: None,
+            has_lost_first: false,
+            searched: None,
+            new_expiries: BTreeMap::new(),
         }
     }
 
@@ -134,11 +141,11 @@ impl<'a> Draft<'a> {
         self.now
     }
 
-    /// Moves the decisions to this moment. Returns false if some of them would be others now.
-    pub fn move_to_now(&mut self) -> bool {
-        // The clock may be set back.
-        self.now = self.now.max(session::now());
-        self.now < self.until
+    /// Returns true if all decisions would be the same now, and no wait since the moment `asked` lets new holds end
+    /// noticeably early.
+    pub fn is_current(&self, asked: i64) -> bool {
+        let now = session::now();
+        now < self.until && now - asked < MOMENT
     }
 
     /// Answers `operation` if it changes nothing.
@@ -165,16 +172,24 @@ impl<'a> Draft<'a> {
             Ok(answer) => return (answer, basis),
             Err(step) => step,
         };
+        if let State::Held(expires_at, _) = state
+            && Some(expires_at) == self.before.next_expiry
+        {
+            self.has_lost_first = true;
+        }
         let request_key = operation.request_key.map(Cow::Borrowed);
         let (after, answer) = match step {
             Step::Claim => {
-                self.take_one(view, &state, left);
+                if !self.take_one(view, &state, left) {
+                    return (self.out_of_stock(view), basis);
+                }
                 (State::Claimed(request_key), Outcome::Claimed.into())
             }
             Step::Hold(expires_at) => {
-                self.take_one(view, &state, left);
+                if !self.take_one(view, &state, left) {
+                    return (self.out_of_stock(view), basis);
+                }
                 self.after.held += 1;
-                self.first_new = Some(self.first_new.map_or(expires_at, |it| it.min(expires_at)));
                 let answer = Answer {
                     expires_at: Some(expires_at),
                     ..Outcome::Held.into()
@@ -188,7 +203,10 @@ impl<'a> Draft<'a> {
                     _ => None,
                 };
                 (
-                    State::Claimed(request_key.or(held_key)),
+                    State::Claimed(match operation.action {
+                        Action::Claim => request_key.or(held_key),
+                        _ => held_key,
+                    }),
                     Outcome::Claimed.into(),
                 )
             }
@@ -214,27 +232,25 @@ impl<'a> Draft<'a> {
 
     /// Takes up to `max` expired holds back.
     pub fn take_back(&mut self, view: &mut View<'_>, max: usize) {
-        let (mut expired, mut user_ids) = (0, Vec::new());
-        let mut hold = view.first_hold(self.coupon_name);
-        while let Some(found) = hold
-            && found.expires_at() <= self.now
-            && expired < max
-        {
-            if let Some(user_id) = found.user_id().map(Text::to_string)
-                && !self.has_changed_hold(&user_id)
-            {
-                user_ids.push(user_id);
-                expired += 1;
+        for _ in 0..max {
+            let Some((expires_at, user_id)) = self.first_unchanged(view) else {
+                return;
+            };
+            if expires_at > self.now {
+                return;
             }
-            hold = view.next_hold();
-        }
-        for user_id in user_ids {
             let user = Text::new(&user_id);
             self.change(Cow::Owned(user_id), user, Row::Hold, State::Nothing);
+            self.has_lost_first = true;
+            self.expired += 1;
+            self.after.held -= 1;
+            self.after.remaining += 1;
         }
-        self.expired += expired;
-        self.after.held -= expired as i32;
-        self.after.remaining += expired as i32;
+    }
+
+    /// Ends the draft: notes the moment at which the first of the holds expires.
+    pub fn settle(&mut self, view: &mut View<'_>) {
+        self.after.next_expiry = self.first_expiry(view);
     }
 
     /// The number of expired holds that are taken back.
@@ -294,7 +310,7 @@ impl<'a> Draft<'a> {
         if let Some(change) = self.users.get(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
         }
-        let owned = |key: Text| Cow::Owned(key.to_string());
+        let owned = |key: Text| Cow::Owned(key.string());
         if let Some(claim) = view.claim(operation.user, self.coupon_name) {
             let basis = Basis::Row(claim.written_by());
             // Only a request with a key is compared with it.
@@ -361,7 +377,9 @@ impl<'a> Draft<'a> {
             return Ok(refusal);
         }
         Err(match action {
-            Action::Reserve(ttl) => Step::Hold(self.now.saturating_add(ttl)),
+            // Each a microsecond later than the one before, so that the search in the order of expiry does not
+            // meet all that are made in one call again and again.
+            Action::Reserve(ttl) => Step::Hold(self.now + ttl + self.changes as i64),
             _ => Step::Claim,
         })
     }
@@ -374,22 +392,29 @@ impl<'a> Draft<'a> {
         if self.after.remaining > 0 {
             return None;
         }
+        // An expired hold is stock.
+        let has_expired = self.after.held > 0
+            && self
+                .first_expiry(view)
+                .is_some_and(|first| !self.is_before(first));
+        (!has_expired).then(|| self.out_of_stock(view))
+    }
+
+    /// The answer if nothing is left.
+    fn out_of_stock(&mut self, view: &mut View<'_>) -> Answer {
         if self.after.held == 0 {
-            return Some(Outcome::SoldOut.into());
+            return Outcome::SoldOut.into();
         }
-        let first = self.first_expiry(view);
-        match first {
-            Some(moment) if !self.is_before(moment) => None,
-            _ => Some(Answer {
-                expires_at: first,
-                ..Outcome::AllHeld.into()
-            }),
+        Answer {
+            expires_at: self.first_expiry(view),
+            ..Outcome::AllHeld.into()
         }
     }
 
     /// Takes a piece off the stock for a user in this state. If nothing is left, expired holds become stock
-    /// first, the user's own before others.
-    fn take_one(&mut self, view: &mut View<'_>, state: &State<'a>, left: usize) {
+    /// first, the user's own before others. Returns false if there are none, because a session that bypasses the
+    /// functions has deleted them.
+    fn take_one(&mut self, view: &mut View<'_>, state: &State<'a>, left: usize) -> bool {
         if let State::Held(..) = state {
             self.expired += 1;
             self.after.held -= 1;
@@ -397,18 +422,30 @@ impl<'a> Draft<'a> {
         } else if self.after.remaining == 0 {
             self.take_back(view, left.max(SWEEP));
         }
+        if self.after.remaining == 0 {
+            return false;
+        }
         self.after.remaining -= 1;
+        true
     }
 
     fn change(&mut self, user_id: Cow<'a, str>, user: Text, before: Row, after: State<'a>) {
-        if before == Row::Hold {
-            self.first_unchanged = None;
-        }
         self.changes += 1;
         let place = self.changes;
+        if let State::Held(expires_at, _) = after {
+            *self.new_expiries.entry(expires_at).or_default() += 1;
+        }
         match self.users.entry(user_id) {
             Entry::Occupied(mut change) => {
                 let change = change.get_mut();
+                if let State::Held(expires_at, _) = change.after
+                    && let Some(count) = self.new_expiries.get_mut(&expires_at)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.new_expiries.remove(&expires_at);
+                    }
+                }
                 change.after = after;
                 change.place = place;
             }
@@ -449,22 +486,28 @@ impl<'a> Draft<'a> {
 
     /// The moment when the first of the coupon's holds expires.
     fn first_expiry(&mut self, view: &mut View<'_>) -> Option<i64> {
-        let unchanged = match self.first_unchanged {
-            Some(known) => known,
-            None => {
-                let mut hold = view.first_hold(self.coupon_name);
-                while let Some(found) = hold
-                    && found
-                        .user_id()
-                        .is_some_and(|user_id| self.has_changed_hold(&user_id.to_string()))
-                {
-                    hold = view.next_hold();
-                }
-                let first = hold.map(Hold::expires_at);
-                self.first_unchanged = Some(first);
-                first
-            }
+        let unchanged = if self.has_lost_first {
+            self.first_unchanged(view).map(|(expires_at, _)| expires_at)
+        } else {
+            self.before.next_expiry
         };
-        [unchanged, self.first_new].into_iter().flatten().min()
+        let new = self.new_expiries.keys().next().copied();
+        [unchanged, new].into_iter().flatten().min()
+    }
+
+    /// The hold that expires first of those that were there before and have not changed: its expiry and user.
+    fn first_unchanged(&mut self, view: &mut View<'_>) -> Option<(i64, String)> {
+        loop {
+            let hold = match &self.searched {
+                None => view.first_hold_from(self.coupon_name, self.before.next_expiry?),
+                Some(None) => return None,
+                Some(Some(found)) if !self.has_changed_hold(&found.1) => {
+                    return Some(found.clone());
+                }
+                Some(Some(_)) => view.next_hold(),
+            };
+            let user = |hold: Hold<'_>| hold.user_id().map(Text::string).unwrap_or_default();
+            self.searched = Some(hold.map(|hold| (hold.expires_at(), user(hold))));
+        }
     }
 }

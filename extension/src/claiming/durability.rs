@@ -42,6 +42,8 @@ enum State {
     Ordinary,
     /// It will release its locks early.
     Early,
+    /// It must not release its locks early.
+    Late,
     /// It is committing without a flush, which is due when its locks are released. Holds the caller's
     /// `synchronous_commit`.
     FlushDue(i32),
@@ -78,6 +80,11 @@ pub fn release_locks_early() {
     if EARLY_LOCK_RELEASE.get() && STATE.get() == State::Ordinary {
         STATE.set(State::Early);
     }
+}
+
+/// Keeps the locks of the current transaction until its commit is durable, even if it has claimed or will.
+pub fn keep_locks() {
+    STATE.set(State::Late);
 }
 
 /// Returns true if this transaction's commit waits for synchronous standbys.
@@ -132,6 +139,12 @@ pub fn commit_position(xid: pg_sys::TransactionId) -> pg_sys::XLogRecPtr {
         pg_sys::LWLockRelease(lock);
         position
     }
+}
+
+/// Returns true if `xid` is this transaction, or a part of it.
+pub fn is_own(xid: pg_sys::TransactionId) -> bool {
+    // SAFETY: looks at the state of this backend.
+    unsafe { pg_sys::TransactionIdIsCurrentTransactionId(xid) }
 }
 
 /// Returns true if transaction `a` is older than `b`. Transaction ids wrap around.
@@ -207,6 +220,12 @@ pub fn wait_until_durable(position: pg_sys::XLogRecPtr) {
             "The refusal rests on a commit that the standby has not confirmed."
         );
     }
+}
+
+/// Flushes everything up to `position` here.
+pub fn flush(position: pg_sys::XLogRecPtr) {
+    // SAFETY: `position` has been written.
+    unsafe { pg_sys::XLogFlush(position) };
 }
 
 /// Returns true if the synchronous standbys have confirmed the WAL up to `position`, as far as this session's

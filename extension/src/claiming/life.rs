@@ -13,13 +13,13 @@ use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::{self, Event};
 use crate::claiming::store::{self, Ledger, Row, Tables, View};
 use crate::pg::column::Text;
-use crate::pg::errors::Context;
+use crate::pg::errors::{self, Context};
 use crate::pg::plan::{Plan, column};
 use crate::pg::schema::Schema;
 use crate::pg::session::{self, Command};
 
-/// The most expired holds that are taken back for a smaller amount.
-const MOST_TAKEN_BACK: usize = 10_000;
+/// The most coupons that are tidied in one call: each takes room in the server's table of locks.
+const MOST_TIDIED: i64 = 1000;
 
 /// A change of a coupon's settings; none leaves them as they are.
 #[derive(Default)]
@@ -51,7 +51,7 @@ pub enum Fault {
     EmptyWindow,
 }
 
-/// Changes the coupon called `name`, in its turn; returns it as it is then.
+/// Changes the coupon called `name`, in its turn.
 ///
 /// # Errors
 /// The fault of the change, which has changed nothing.
@@ -60,11 +60,10 @@ pub fn change(
     command: Command,
     name: &str,
     change: &Change,
-) -> Result<(Outcome, Option<Coupon>), Fault> {
+) -> Result<Outcome, Fault> {
     let _context = Context::new(command.doing, name);
     let coupon_name = Text::new(name);
     let decide = |view: &mut View<'_>, mut draft: Draft<'static>| {
-        let refuse = |outcome, coupon: &Coupon| Err(Ok((outcome, Some(coupon.clone()))));
         let before = draft.before().clone();
         let mut after = before.clone();
         after.starts_at = change.starts_at.unwrap_or(before.starts_at);
@@ -83,10 +82,9 @@ pub fn change(
         let delta = amount - i64::from(before.amount);
         let missing = -(i64::from(before.remaining) + delta);
         if missing > 0 {
-            let max = MOST_TAKEN_BACK.min(missing as usize);
-            draft.take_back(view, max);
+            draft.take_back(view, missing as usize);
             if (draft.expired() as i64) < missing {
-                return refuse(Outcome::BelowGiven, &before);
+                return Err(Ok(Outcome::BelowGiven));
             }
         }
         let Ok(amount) = i32::try_from(amount) else {
@@ -97,18 +95,18 @@ pub fn change(
         after.remaining = (i64::from(draft.after().remaining) + delta) as i32;
         after.held = draft.after().held;
         if after.has_settings_of(&before) {
-            return refuse(Outcome::Updated, &before);
+            return Err(Ok(Outcome::Updated));
         }
-        *draft.after_mut() = after.clone();
-        Ok((draft, Ok((Outcome::Updated, Some(after)))))
+        *draft.after_mut() = after;
+        Ok((draft, Ok(Outcome::Updated)))
     };
-    let write = |ledger: &mut Ledger<'_>, view: &mut View<'_>, draft: &Draft<'_>| {
+    let write = |ledger: &mut Ledger<'_>, view: &mut View<'_>, draft: &mut Draft<'_>| {
         let mut events = settings_events(draft.before(), draft.after());
         events.extend(draft.events());
         decision::write(ledger, view, coupon_name, draft, &events);
         durability::release_locks_early();
     };
-    in_turn(schema, command, coupon_name, decide, write).unwrap_or(Ok((Outcome::NotFound, None)))
+    in_turn(schema, command, coupon_name, decide, write).unwrap_or(Ok(Outcome::NotFound))
 }
 
 /// The events of a change of settings.
@@ -169,7 +167,7 @@ pub fn delete(
         }
     };
     let mut result = Ok(());
-    let write = |_: &mut Ledger<'_>, _: &mut View<'_>, draft: &Draft<'_>| {
+    let write = |_: &mut Ledger<'_>, _: &mut View<'_>, draft: &mut Draft<'_>| {
         result = delete_rows(schema, name, draft);
     };
     let outcome =
@@ -201,7 +199,9 @@ fn delete_rows(schema: Schema, name: &str, draft: &Draft<'_>) -> spi::Result<()>
     }
     let claims = Plan::write(&CLAIMS, schema, &[name.into()])?;
     let holds = Plan::write(&HOLDS, schema, &[name.into()])?;
-    Plan::write(&COUPON, schema, &[draft.before().id.into()])?;
+    if Plan::write(&COUPON, schema, &[draft.before().id.into()])? != 1 {
+        errors::refuse_triggers_change("a trigger kept the coupon from being deleted");
+    }
     let event = Event {
         kind: "deleted",
         actor: None,
@@ -216,21 +216,15 @@ fn delete_rows(schema: Schema, name: &str, draft: &Draft<'_>) -> spi::Result<()>
 pub fn expire(schema: Schema, command: Command, max: usize) -> spi::Result<usize> {
     thread_local!(static PLAN: Plan = const {
         Plan::new(
-            "select c.id, c.name::pg_catalog.text
-             from {schema}.coupons c
-             where c.held_amount operator(pg_catalog.>) 0
-               and exists (
-                   select from {schema}.holds h
-                   where h.coupon_name operator(pg_catalog.=) c.name
-                     and h.expires_at operator(pg_catalog.<=) pg_catalog.clock_timestamp()
-               )
-             order by c.id",
-            &[],
+            "select id, name::pg_catalog.text from {schema}.coupons
+             where next_expiry operator(pg_catalog.<=) pg_catalog.clock_timestamp()
+             order by id limit $1",
+            &[PgBuiltInOids::INT8OID],
         )
     });
     session::require_writable(command.name);
     session::next_command();
-    let coupons: Vec<(i64, String)> = Plan::rows(&PLAN, schema, &[], |row| {
+    let coupons: Vec<(i64, String)> = Plan::rows(&PLAN, schema, &[MOST_TIDIED.into()], |row| {
         Ok((column(row, 1)?, column(row, 2)?))
     })?;
     let tables = Tables::open(schema);
@@ -258,10 +252,10 @@ pub fn expire(schema: Schema, command: Command, max: usize) -> spi::Result<usize
             })
             .filter(|draft| !draft.is_empty());
         match draft {
-            Some(draft) if is_locked_as(&mut view, coupon_name, &draft) => {
+            Some(mut draft) if is_locked_as(&mut view, coupon_name, &draft) => {
                 expired += draft.expired();
                 let events = draft.events();
-                decision::write(&mut ledger, &mut view, coupon_name, &draft, &events);
+                decision::write(&mut ledger, &mut view, coupon_name, &mut draft, &events);
                 durability::release_locks_early();
             }
             _ => turn.pass(),
@@ -284,7 +278,7 @@ fn in_turn<R>(
     command: Command,
     coupon_name: Text,
     mut decide: impl FnMut(&mut View<'_>, Draft<'static>) -> Result<(Draft<'static>, R), R>,
-    write: impl FnOnce(&mut Ledger<'_>, &mut View<'_>, &Draft<'_>),
+    mut write: impl FnMut(&mut Ledger<'_>, &mut View<'_>, &mut Draft<'_>),
 ) -> Option<R> {
     session::next_command();
     let tables = Tables::open(schema);
@@ -308,9 +302,9 @@ fn in_turn<R>(
         }
         let writer = coupon.written_by;
         match decide(&mut view, Draft::new(coupon, coupon_name, 0)) {
-            Ok((draft, result)) => {
+            Ok((mut draft, result)) => {
                 if is_locked_as(&mut view, coupon_name, &draft) {
-                    write(&mut ledger, &mut view, &draft);
+                    write(&mut ledger, &mut view, &mut draft);
                     return Some(result);
                 }
                 // A writer that bypasses the queue has changed it: the next look sees that.

@@ -4,6 +4,7 @@
 //! check of each claim would find nothing. And `pg_restore` with several jobs may load the claims before
 //! the coupons: a foreign key, which `create extension` has made by then, would refuse them.
 
+use crate::claiming::durability;
 use crate::claiming::store::{self, Row};
 use crate::pg::errors::{self, Constraint};
 use crate::pg::schema::Schema;
@@ -18,7 +19,11 @@ pub fn keep_claimed(schema: Schema, old: Option<&str>, new: Option<&str>) {
         return;
     }
     let (table, rows) = match store::given(schema, old) {
-        Row::None => return,
+        Row::None => {
+            // Others may be told that there is no such coupon as soon as they no longer see it.
+            durability::keep_locks();
+            return;
+        }
         Row::Claim => (c"claims", "claims"),
         Row::Hold => (c"holds", "holds"),
     };
@@ -29,7 +34,7 @@ pub fn keep_claimed(schema: Schema, old: Option<&str>, new: Option<&str>) {
         ),
         None => (
             format!("coupons cannot be truncated: there are {rows}"),
-            "Both tables must be truncated at once.".to_owned(),
+            format!("The table {rows} must be truncated at the same time."),
         ),
     };
     let constraint = Constraint {

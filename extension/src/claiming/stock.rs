@@ -2,7 +2,6 @@
 
 use crate::claiming::draft::Draft;
 use crate::claiming::store::coupons::Coupon;
-use crate::claiming::store::holds::Hold;
 use crate::claiming::store::{Tables, View};
 use crate::pg::column::Text;
 use crate::pg::schema::Schema;
@@ -14,8 +13,6 @@ pub struct Stock {
     pub coupon: Coupon,
     /// What a claim by a new user would meet.
     pub state: &'static str,
-    /// The moment when the first hold expires.
-    pub next_expiry: Option<i64>,
     /// The id of the newest claim, 0 if there is none.
     pub last_claim_id: i64,
 }
@@ -26,26 +23,22 @@ pub fn read(schema: Schema, name: &str) -> Option<Stock> {
     let mut view = View::of_statement(&tables);
     let coupon_name = Text::new(name);
     let coupon = view.coupon(coupon_name)?;
-    let next_expiry = if coupon.held > 0 {
-        view.first_hold(coupon_name).map(Hold::expires_at)
-    } else {
-        None
-    };
-    let state = state_of(&mut view, coupon_name, coupon.clone());
     Some(Stock {
-        state,
-        next_expiry,
+        state: state_of(&mut view, coupon_name, coupon.clone()),
         last_claim_id: tables.claims.last_id(coupon_name),
         coupon,
     })
 }
 
-/// The state of `coupon`, which is called `name`, as this transaction sees it.
-pub fn state(schema: Schema, name: &str, coupon: &Coupon) -> &'static str {
+/// The coupon called `name` and its state, as this transaction, and triggers in it, have left it.
+pub fn changed(schema: Schema, name: &str) -> Option<(Coupon, &'static str)> {
     session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
-    state_of(&mut view, Text::new(name), coupon.clone())
+    let coupon_name = Text::new(name);
+    let coupon = view.coupon(coupon_name)?;
+    let state = state_of(&mut view, coupon_name, coupon.clone());
+    Some((coupon, state))
 }
 
 fn state_of(view: &mut View<'_>, coupon_name: Text, coupon: Coupon) -> &'static str {

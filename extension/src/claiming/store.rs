@@ -26,9 +26,8 @@ pub struct Tables {
     pub claims: Claims,
     /// The schema that they are in.
     pub schema: Schema,
-    /// The holds, opened when they are needed first: a coupon without holds does not pay for them. None if
-    /// the extension is not yet updated to a version that has them.
-    holds: OnceCell<Option<Holds>>,
+    /// The holds, opened when they are needed first: a coupon without holds does not pay for them.
+    holds: OnceCell<Holds>,
 }
 
 impl Tables {
@@ -43,7 +42,10 @@ impl Tables {
     }
 
     fn holds(&self) -> Option<&Holds> {
-        self.holds.get_or_init(|| Holds::open(self.schema)).as_ref()
+        let open = || Holds::open(self.schema);
+        self.coupons
+            .have_holds()
+            .then(|| self.holds.get_or_init(open))
     }
 }
 
@@ -119,9 +121,9 @@ impl<'t> View<'t> {
         self.holds()?.find(user_id, coupon_name)
     }
 
-    /// The hold on `coupon_name` that expires first.
-    pub fn first_hold(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
-        self.holds()?.first(coupon_name)
+    /// The hold on `coupon_name` that expires first of those that expire at `moment` or later.
+    pub fn first_hold_from(&mut self, coupon_name: Text, moment: i64) -> Option<Hold<'_>> {
+        self.holds()?.first_from(coupon_name, moment)
     }
 
     /// The hold on `coupon_name` that expires last.
@@ -129,7 +131,7 @@ impl<'t> View<'t> {
         self.holds()?.last(coupon_name)
     }
 
-    /// The hold that expires next after the one last found by `first_hold` or this.
+    /// The hold that expires next after the one last found by `first_hold_from` or this.
     pub fn next_hold(&mut self) -> Option<Hold<'_>> {
         self.holds()?.next()
     }
@@ -232,8 +234,8 @@ impl<'t> Ledger<'t> {
     /// moment `now`. Later commands of the transaction see all of it.
     ///
     /// # Errors
-    /// `23505`, `23514` if a unique key or a check is violated, which only a write that bypassed the queue
-    /// can cause; any error of a trigger; `09000` if a trigger has changed the written rows so that they are
+    /// `23505`, `23514` if a unique key or a check is violated, and `40001` if a row is gone, which only a write
+    /// that bypassed the queue can cause; any error of a trigger; `09000` if a trigger has changed the written rows so that they are
     /// not those that the stock says there are.
     pub fn write(
         &mut self,
@@ -261,16 +263,21 @@ impl<'t> Ledger<'t> {
             match user.before {
                 Row::None => {}
                 Row::Claim => {
-                    if view.claim(user.user_id, coupon_name).is_some() {
-                        self.claims.delete(&view.claims);
+                    let found = view.claim(user.user_id, coupon_name).is_some();
+                    if !found || !view.claims.lock(user.user_id) {
+                        errors::refuse_concurrent_delete("claim");
                     }
+                    self.claims.delete(&view.claims);
                 }
                 Row::Hold => {
-                    if view.hold(user.user_id, coupon_name).is_some()
-                        && let (Some(writer), Some(search)) = (&mut self.holds, &view.holds)
-                    {
-                        writer.delete(search);
+                    let found = view.hold(user.user_id, coupon_name).is_some();
+                    let (Some(writer), Some(search)) = (&mut self.holds, &mut view.holds) else {
+                        continue;
+                    };
+                    if !found || !search.lock(user.user_id) {
+                        errors::refuse_concurrent_delete("hold");
                     }
+                    writer.delete(search);
                 }
             }
         }
@@ -303,18 +310,22 @@ impl<'t> Ledger<'t> {
         }
         for user in users {
             let claim = view.claim(user.user_id, coupon_name).is_some();
-            let hold = self.holds.is_some() && view.hold(user.user_id, coupon_name).is_some();
+            let hold = view
+                .hold(user.user_id, coupon_name)
+                .map(|hold| hold.expires_at());
             match user.after {
                 New::Claim(_) if !claim => errors::refuse_triggers_change(
                     "a trigger removed the claim or changed its user or coupon",
                 ),
-                New::Hold(..) if !hold => errors::refuse_triggers_change(
-                    "a trigger removed the hold or changed its user or coupon",
-                ),
+                New::Hold(expires_at, _) if hold != Some(expires_at) => {
+                    errors::refuse_triggers_change(
+                        "a trigger removed the hold or changed its user, coupon or expiry",
+                    );
+                }
                 New::None | New::Hold(..) if claim => {
                     errors::refuse_triggers_change("a trigger kept the claim from being deleted");
                 }
-                New::None | New::Claim(_) if hold => {
+                New::None | New::Claim(_) if hold.is_some() => {
                     errors::refuse_triggers_change("a trigger kept the hold from being deleted");
                 }
                 _ => {}

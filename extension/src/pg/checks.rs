@@ -8,16 +8,16 @@
 //! objects, so what is kept here cannot become stale and is never dropped.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
 use pgrx::{PgMemoryContexts, pg_sys};
 
-/// The largest number of checks that are kept. The extension has two.
+/// The largest number of checks that are kept. The extension has three.
 const MOST: usize = 16;
 
 thread_local! {
-    static COMPILED: RefCell<HashMap<CString, *mut pg_sys::ExprState>> = RefCell::default();
+    /// The checks by their texts. There are few, and to compare texts takes less time than to hash one.
+    static COMPILED: RefCell<Vec<(CString, *mut pg_sys::ExprState)>> = RefCell::default();
 }
 
 /// Gives `target` the compiled checks of its table, if all of them may be kept. If not, the executor
@@ -53,10 +53,14 @@ pub unsafe fn attach(target: &mut pg_sys::ResultRelInfo) {
 /// # Safety
 /// `text` is a node as PostgreSQL writes it to `pg_constraint`.
 unsafe fn compiled(text: &CStr) -> Option<*mut pg_sys::ExprState> {
-    if let Some(known) = COMPILED.with_borrow(|all| all.get(text).copied()) {
-        return Some(known);
+    let known = COMPILED.with_borrow(|all| {
+        all.iter()
+            .find_map(|(known, check)| (**known == *text).then_some(*check))
+    });
+    if known.is_some() {
+        return known;
     }
-    if !names_only_built_ins(text) || COMPILED.with_borrow(HashMap::len) == MOST {
+    if !names_only_built_ins(text) || COMPILED.with_borrow(Vec::len) == MOST {
         return None;
     }
     // SAFETY: as above; the expression lives as long as the backend.
@@ -66,7 +70,7 @@ unsafe fn compiled(text: &CStr) -> Option<*mut pg_sys::ExprState> {
             pg_sys::ExecInitExpr(pg_sys::expression_planner(node), std::ptr::null_mut())
         })
     };
-    COMPILED.with_borrow_mut(|all| all.insert(text.to_owned(), expression));
+    COMPILED.with_borrow_mut(|all| all.push((text.to_owned(), expression)));
     Some(expression)
 }
 

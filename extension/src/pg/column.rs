@@ -39,7 +39,7 @@ impl Text {
     }
 
     /// A copy as a string.
-    pub fn to_string(self) -> String {
+    pub fn string(self) -> String {
         // SAFETY: a varlena of a database whose encoding is UTF8.
         unsafe { String::from_datum(self.0, false) }.unwrap_or_default()
     }
@@ -172,7 +172,20 @@ impl<T: Key> Column<T> {
     pub const fn key(self) -> KeyColumn {
         KeyColumn {
             attribute: self.attribute,
-            equal: T::EQUAL,
+            function: T::EQUAL,
+            strategy: pg_sys::BTEqualStrategyNumber,
+        }
+    }
+}
+
+impl Column<i64> {
+    /// The column, a `timestamptz`, as the last part of a key, of which all values from the given one on are
+    /// searched for.
+    pub const fn key_from(self) -> KeyColumn {
+        KeyColumn {
+            attribute: self.attribute,
+            function: pg_sys::F_TIMESTAMPTZ_GE,
+            strategy: pg_sys::BTGreaterEqualStrategyNumber,
         }
     }
 }
@@ -189,5 +202,7 @@ pub struct Cell {
 #[derive(Clone, Copy)]
 pub struct KeyColumn {
     pub(super) attribute: usize,
-    pub(super) equal: u32,
+    /// PostgreSQL's function that compares a value with the given one, and its place in the operator class.
+    pub(super) function: u32,
+    pub(super) strategy: u32,
 }

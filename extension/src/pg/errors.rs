@@ -31,15 +31,21 @@ struct Frame {
 impl Context {
     /// `doing` names the operation, as in "while claiming".
     pub fn new(doing: &'static CStr, coupon_name: &str) -> Context {
-        let name = coupon_name.as_ptr().cast();
-        Context::push(Some((doing, name, coupon_name.len() as c_int)))
+        Context::push(Some((doing, coupon_name)))
     }
 
-    fn push(doing: Option<(&'static CStr, *const c_char, c_int)>) -> Context {
-        // SAFETY: what `palloc` returns has room for a frame. PostgreSQL calls each callback of this
-        // list with its argument; `drop` takes it off again, or the error handler does.
+    fn push(doing: Option<(&'static CStr, &str)>) -> Context {
+        let length = doing.map_or(0, |(_, name)| name.len());
+        // SAFETY: what `palloc` returns has room for a frame and the name behind it, which must outlive the
+        // caller's. PostgreSQL calls each callback of this list with its argument; `drop` takes it off again, or
+        // the error handler does.
         unsafe {
-            let frame = pg_sys::palloc(size_of::<Frame>()).cast::<Frame>();
+            let frame = pg_sys::palloc(size_of::<Frame>() + length).cast::<Frame>();
+            let doing = doing.map(|(doing, name)| {
+                let copy = frame.add(1).cast::<c_char>();
+                copy.copy_from_nonoverlapping(name.as_ptr().cast(), length);
+                (doing, copy.cast_const(), length as c_int)
+            });
             frame.write(Frame {
                 callback: pg_sys::ErrorContextCallback {
                     previous: pg_sys::error_context_stack,
@@ -110,6 +116,18 @@ pub fn refuse_triggers_change(message: &'static str) -> ! {
         ERROR,
         PgSqlErrorCode::ERRCODE_TRIGGERED_ACTION_EXCEPTION,
         message
+    );
+}
+
+/// Refuses to change a row that another session has deleted, past the queue.
+///
+/// # Errors
+/// `40001`.
+pub fn refuse_concurrent_delete(row: &str) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+        format!("could not serialize access: the {row} was deleted meanwhile")
     );
 }
 

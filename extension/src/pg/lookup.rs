@@ -41,8 +41,8 @@ impl<'t, const N: usize> Lookup<'t, N> {
                 pg_sys::ScanKeyInit(
                     key,
                     i as pg_sys::AttrNumber + 1,
-                    pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-                    pg_sys::Oid::from(column.equal),
+                    column.strategy as pg_sys::StrategyNumber,
+                    pg_sys::Oid::from(column.function),
                     Datum::null(),
                 );
             }

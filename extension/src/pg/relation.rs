@@ -44,10 +44,21 @@ impl Relation {
         unsafe { CStr::from_ptr((*(*self.0).rd_rel).relname.data.as_ptr()) }
     }
 
-    /// The number of its columns.
-    pub fn columns(&self) -> usize {
-        // SAFETY: the relation is open.
-        unsafe { (*(*self.0).rd_att).natts as usize }
+    /// The column called `name`, with values of the type with the OID `type_oid`, if there is one. Columns that
+    /// a release has added are found by name: users may have added columns of their own before.
+    pub fn column<T: Value>(&self, name: &CStr, type_oid: pg_sys::Oid) -> Option<Column<T>> {
+        // SAFETY: the relation is open; its descriptor has an entry for each of its columns, whose name is a C
+        // string.
+        unsafe {
+            let descriptor = (*self.0).rd_att;
+            (0..(*descriptor).natts as usize).rev().find_map(|i| {
+                let attribute = &*attribute(descriptor, i);
+                (CStr::from_ptr(attribute.attname.data.as_ptr()) == name
+                    && attribute.atttypid == type_oid
+                    && !attribute.attisdropped)
+                    .then(|| Column::new(i + 1))
+            })
+        }
     }
 
     /// Its OID.
@@ -65,6 +76,27 @@ impl Drop for Relation {
         }
     }
 }
+
+/// The entry of column `i`, which counts from 0.
+///
+/// # Safety
+/// The descriptor is valid and has that column.
+unsafe fn attribute(
+    descriptor: pg_sys::TupleDesc,
+    i: usize,
+) -> *const pg_sys::FormData_pg_attribute {
+    #[cfg(not(feature = "pg18"))]
+    // SAFETY: as above.
+    unsafe {
+        (*descriptor).attrs.as_ptr().add(i)
+    }
+    #[cfg(feature = "pg18")]
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::TupleDescAttr(descriptor, i as i32)
+    }
+}
+
 /// Room for one row of a table.
 pub(super) struct Slot(pub(super) *mut pg_sys::TupleTableSlot);
 
@@ -114,14 +146,6 @@ impl Drop for Slot {
 pub struct Row<'a>(pub(super) &'a Slot);
 
 impl Row<'_> {
-    /// The value in a column that earlier releases do not have; none for null or if it is missing.
-    pub fn get_added<T: Value>(self, column: Column<T>) -> Option<T> {
-        if column.attribute() > self.0.columns() {
-            return None;
-        }
-        self.get(column)
-    }
-
     /// The value in `column`; none for null.
     pub fn get<T: Value>(self, column: Column<T>) -> Option<T> {
         let slot = self.0.0;
@@ -129,7 +153,9 @@ impl Row<'_> {
         // SAFETY: the slot holds a row that has this attribute; a column has the type that
         // sql/tables.sql gives it.
         unsafe {
-            pg_sys::slot_getsomeattrs(slot, attribute as i32);
+            if ((*slot).tts_nvalid as usize) < attribute {
+                pg_sys::slot_getsomeattrs(slot, attribute as i32);
+            }
             (!*(*slot).tts_isnull.add(attribute - 1))
                 .then(|| T::from_datum(*(*slot).tts_values.add(attribute - 1)))
         }

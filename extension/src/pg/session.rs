@@ -1,6 +1,7 @@
 //! The session and its transaction: clock, commands, snapshots.
 
 use std::ffi::{CStr, CString};
+use std::time::SystemTime;
 
 use pgrx::{
     GucContext, GucFlags, GucRegistry, GucSetting, IntoDatum, PgSqlErrorCode, direct_function_call,
@@ -18,10 +19,15 @@ pub fn silence_backtraces() {
     }
 }
 
-/// The clock, in microseconds as PostgreSQL counts them.
+/// The beginning of PostgreSQL's years, 2000-01-01, in microseconds after that of Unix.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// The clock, in microseconds as PostgreSQL counts them, which is what `clock_timestamp()` reads.
 pub fn now() -> i64 {
-    // SAFETY: takes and touches nothing.
-    unsafe { pg_sys::GetCurrentTimestamp() }
+    let unix = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    unix.as_micros() as i64 - POSTGRES_EPOCH
 }
 
 /// The next value of `sequence`.

@@ -15,7 +15,6 @@ const ID: Column<i64> = Column::new(1);
 const USER_ID: Column<Text> = Column::new(2);
 const COUPON_NAME: Column<Text> = Column::new(3);
 const CLAIMED_AT: Column<i64> = Column::new(4);
-const REQUEST_KEY: Column<Text> = Column::new(5);
 
 /// The table, open with the index that it is searched by.
 pub struct Claims {
@@ -23,7 +22,7 @@ pub struct Claims {
     table: Relation,
     by_user: Relation,
     /// Earlier releases have none.
-    has_request_keys: bool,
+    request_key: Option<Column<Text>>,
 }
 
 impl Claims {
@@ -37,7 +36,7 @@ impl Claims {
         ];
         let by_user = Relation::index(schema.index(table.oid(), &keys));
         Claims {
-            has_request_keys: table.columns() >= REQUEST_KEY.attribute(),
+            request_key: table.column(c"request_key", pg_sys::VARCHAROID),
             schema,
             table,
             by_user,
@@ -78,7 +77,10 @@ impl Claims {
     /// Prepares to search it, under the active snapshot.
     pub fn search(&self) -> ClaimSearch<'_> {
         let key = [COUPON_NAME.key(), USER_ID.key()];
-        ClaimSearch(Lookup::new(&self.table, &self.by_user, key))
+        ClaimSearch {
+            by_user: Lookup::new(&self.table, &self.by_user, key),
+            request_key: self.request_key,
+        }
     }
 
     /// Locks it as an `insert` or a `delete` does, and prepares to write.
@@ -86,7 +88,7 @@ impl Claims {
         ClaimWriter {
             writer: Writer::new(&self.table, None),
             ids: self.schema.relation(c"claims_id_seq"),
-            has_request_keys: self.has_request_keys,
+            request_key: self.request_key,
             has_user_triggers: self.table.has_user_triggers(None),
         }
     }
@@ -94,44 +96,60 @@ impl Claims {
 
 /// A claim's row.
 #[derive(Clone, Copy)]
-pub struct Claim<'a>(Row<'a>);
+pub struct Claim<'a> {
+    row: Row<'a>,
+    request_key: Option<Column<Text>>,
+}
 
 impl Claim<'_> {
     /// Its identity.
     pub fn id(self) -> Option<i64> {
-        self.0.get(ID)
+        self.row.get(ID)
     }
 
     /// The key of the request that made it.
     pub fn request_key(self) -> Option<Text> {
-        self.0.get_added(REQUEST_KEY)
+        self.row.get(self.request_key?)
     }
 
     /// The transaction that wrote this version.
     pub fn written_by(self) -> pg_sys::TransactionId {
-        self.0.written_by()
+        self.row.written_by()
     }
 }
 
 /// Searches the table by coupon and user.
-pub struct ClaimSearch<'t>(Lookup<'t, 2>);
+pub struct ClaimSearch<'t> {
+    by_user: Lookup<'t, 2>,
+    request_key: Option<Column<Text>>,
+}
 
 impl ClaimSearch<'_> {
     /// The claim of `user_id` on `coupon_name`.
     pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Claim<'_>> {
-        self.0
+        let request_key = self.request_key;
+        self.by_user
             .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
-            .map(Claim)
+            .map(|row| Claim { row, request_key })
+    }
+
+    /// Locks the claim last found, of `user_id`; returns false if it was deleted or moved meanwhile. Only a
+    /// session that bypasses the queue can make this wait.
+    ///
+    /// # Errors
+    /// `40001` under repeatable read and serializable when the row changed after the snapshot.
+    pub fn lock(&mut self, user_id: Text) -> bool {
+        self.by_user.lock(USER_ID, user_id).is_some()
     }
 
     /// Releases the row last found.
     pub fn release(&mut self) {
-        self.0.release();
+        self.by_user.release();
     }
 
     /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
-        self.0.renew();
+        self.by_user.renew();
     }
 }
 
@@ -139,7 +157,7 @@ impl ClaimSearch<'_> {
 pub struct ClaimWriter<'t> {
     writer: Writer<'t>,
     ids: pg_sys::Oid,
-    has_request_keys: bool,
+    request_key: Option<Column<Text>>,
     /// Users' triggers may change what is written.
     pub has_user_triggers: bool,
 }
@@ -158,26 +176,31 @@ impl ClaimWriter<'_> {
     ) {
         self.writer.begin();
         for (user_id, request_key) in claims {
-            let cells = [
-                ID.of(session::next_value(self.ids)),
-                USER_ID.of(user_id),
-                COUPON_NAME.of(coupon_name),
-                CLAIMED_AT.of(claimed_at),
-                REQUEST_KEY.of_option(request_key),
-            ];
-            let count = cells.len() - usize::from(!self.has_request_keys);
-            self.writer.insert(&cells[..count]);
+            let id = ID.of(session::next_value(self.ids));
+            let user_id = USER_ID.of(user_id);
+            let coupon_name = COUPON_NAME.of(coupon_name);
+            let claimed_at = CLAIMED_AT.of(claimed_at);
+            match self.request_key {
+                Some(column) => self.writer.insert(&[
+                    id,
+                    user_id,
+                    coupon_name,
+                    claimed_at,
+                    column.of_option(request_key),
+                ]),
+                None => self.writer.insert(&[id, user_id, coupon_name, claimed_at]),
+            }
         }
         self.writer.end();
     }
 
-    /// Deletes the claim that `search` last found.
+    /// Deletes the claim that `search` last locked.
     ///
     /// # Errors
-    /// Any error of a trigger; `XX000` if a session that bypasses the queue changes it at the same moment.
+    /// Any error of a trigger.
     pub fn delete(&mut self, search: &ClaimSearch<'_>) {
         self.writer.begin();
-        self.writer.delete(search.0.found());
+        self.writer.delete(search.by_user.found());
         self.writer.end();
     }
 }

@@ -22,13 +22,20 @@ const REMAINING_AMOUNT: Column<i32> = Column::new(4);
 const STARTS_AT: Column<i64> = Column::new(6);
 const ENDS_AT: Column<i64> = Column::new(7);
 const PAUSED: Column<bool> = Column::new(8);
-const HELD_AMOUNT: Column<i32> = Column::new(9);
 
 /// The table, open with the index that it is searched by.
 pub struct Coupons {
     schema: Schema,
     table: Relation,
     by_name: Relation,
+    of_holds: Option<OfHolds>,
+}
+
+/// The columns about holds.
+#[derive(Clone, Copy)]
+struct OfHolds {
+    held_amount: Column<i32>,
+    next_expiry: Column<i64>,
 }
 
 impl Coupons {
@@ -36,11 +43,25 @@ impl Coupons {
     pub fn open(schema: Schema) -> Coupons {
         let table = Relation::table(schema.relation(c"coupons"));
         let by_name = Relation::index(schema.index(table.oid(), &[c"coupons_name_key"]));
+        let of_holds = table
+            .column(c"held_amount", pg_sys::INT4OID)
+            .zip(table.column(c"next_expiry", pg_sys::TIMESTAMPTZOID))
+            .map(|(held_amount, next_expiry)| OfHolds {
+                held_amount,
+                next_expiry,
+            });
         Coupons {
             schema,
             table,
             by_name,
+            of_holds,
         }
+    }
+
+    /// Returns true if the extension is updated to a version that has holds and events. The names alone of these
+    /// tables say nothing before: any role that may create in the schema can use them.
+    pub fn have_holds(&self) -> bool {
+        self.of_holds.is_some()
     }
 
     /// The table's OID.
@@ -50,7 +71,10 @@ impl Coupons {
 
     /// Prepares to search it, under the active snapshot.
     pub fn search(&self) -> CouponSearch<'_> {
-        CouponSearch(Lookup::new(&self.table, &self.by_name, [NAME.key()]))
+        CouponSearch {
+            by_name: Lookup::new(&self.table, &self.by_name, [NAME.key()]),
+            of_holds: self.of_holds,
+        }
     }
 
     /// Locks it as an `update` does, and prepares to write.
@@ -60,6 +84,7 @@ impl Coupons {
         CouponWriter {
             writer: Writer::new(&self.table, ours),
             has_user_triggers: self.table.has_user_triggers(ours),
+            of_holds: self.of_holds,
         }
     }
 }
@@ -75,6 +100,8 @@ pub struct Coupon {
     pub remaining: i32,
     /// The number of pieces that are held, including expired holds that have not been taken back.
     pub held: i32,
+    /// The first moment at which one of the holds expires or has expired.
+    pub next_expiry: Option<i64>,
     /// The first moment for claims.
     pub starts_at: Option<i64>,
     /// The first moment after them.
@@ -86,12 +113,13 @@ pub struct Coupon {
 }
 
 impl Coupon {
-    fn read(row: Row<'_>) -> Coupon {
+    fn read(row: Row<'_>, of_holds: Option<OfHolds>) -> Coupon {
         Coupon {
             id: row.get(ID).unwrap_or(0),
             amount: row.get(AMOUNT).unwrap_or(0),
             remaining: row.get(REMAINING_AMOUNT).unwrap_or(0),
-            held: row.get_added(HELD_AMOUNT).unwrap_or(0),
+            held: of_holds.and_then(|it| row.get(it.held_amount)).unwrap_or(0),
+            next_expiry: of_holds.and_then(|it| row.get(it.next_expiry)),
             starts_at: row.get(STARTS_AT),
             ends_at: row.get(ENDS_AT),
             paused: row.get(PAUSED).unwrap_or(false),
@@ -136,12 +164,16 @@ pub fn name_in(
 }
 
 /// Searches the table by name.
-pub struct CouponSearch<'t>(Lookup<'t, 1>);
+pub struct CouponSearch<'t> {
+    by_name: Lookup<'t, 1>,
+    of_holds: Option<OfHolds>,
+}
 
 impl CouponSearch<'_> {
     /// The coupon called `name`.
     pub fn find(&mut self, name: Text) -> Option<Coupon> {
-        self.0.find([NAME.of(name)]).map(Coupon::read)
+        let found = self.by_name.find([NAME.of(name)]);
+        found.map(|row| Coupon::read(row, self.of_holds))
     }
 
     /// Locks the row of the coupon last found, called `name`, as an `update` of its stock does, and
@@ -151,23 +183,25 @@ impl CouponSearch<'_> {
     /// # Errors
     /// `40001` under repeatable read and serializable when the row changed after the snapshot.
     pub fn lock(&mut self, name: Text) -> Option<Coupon> {
-        self.0.lock(NAME, name).map(Coupon::read)
+        let locked = self.by_name.lock(NAME, name);
+        locked.map(|row| Coupon::read(row, self.of_holds))
     }
 
     /// Releases the row last found.
     pub fn release(&mut self) {
-        self.0.release();
+        self.by_name.release();
     }
 
     /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
-        self.0.renew();
+        self.by_name.renew();
     }
 }
 
 /// Writes to the table.
 pub struct CouponWriter<'t> {
     writer: Writer<'t>,
+    of_holds: Option<OfHolds>,
     /// Users' triggers may change what is written.
     pub has_user_triggers: bool,
 }
@@ -186,29 +220,26 @@ impl CouponWriter<'_> {
         new: &Coupon,
         is_checked: bool,
     ) {
-        // Earlier releases have no holds, and no column for them.
-        let held = (new.held != old.held).then_some(HELD_AMOUNT.of(new.held));
-        let remaining = REMAINING_AMOUNT.of(new.remaining);
-        self.writer.begin();
-        if new.has_settings_of(old) {
-            match held {
-                Some(held) => self.writer.update(search.0.found(), &[remaining, held]),
-                None => self.writer.update(search.0.found(), &[remaining]),
-            }
-        } else {
-            let mut cells = vec![
-                remaining,
+        let mut cells = vec![REMAINING_AMOUNT.of(new.remaining)];
+        if let Some(of_holds) = self.of_holds
+            && (old.held, old.next_expiry) != (new.held, new.next_expiry)
+        {
+            cells.push(of_holds.held_amount.of(new.held));
+            cells.push(of_holds.next_expiry.of_option(new.next_expiry));
+        }
+        if !new.has_settings_of(old) {
+            cells.extend([
                 AMOUNT.of(new.amount),
                 STARTS_AT.of_option(new.starts_at),
                 ENDS_AT.of_option(new.ends_at),
                 PAUSED.of(new.paused),
-            ];
-            cells.extend(held);
-            self.writer.update(search.0.found(), &cells);
+            ]);
         }
+        self.writer.begin();
+        self.writer.update(search.by_name.found(), &cells);
         if is_checked {
             // A trigger may restock in passing: what counts is how many claims and holds there are.
-            let written = Coupon::read(self.writer.written());
+            let written = Coupon::read(self.writer.written(), self.of_holds);
             if written.given() != new.given() || written.held != new.held {
                 errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
             }

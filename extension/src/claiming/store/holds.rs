@@ -22,20 +22,20 @@ pub struct Holds {
 }
 
 impl Holds {
-    /// Opens the table for reading; holds the locks of a `select`. None if the extension is not yet updated to
-    /// a version that has holds.
-    pub fn open(schema: Schema) -> Option<Holds> {
-        let table = Relation::table(schema.find_relation(c"holds")?);
+    /// Opens the table for reading; holds the locks of a `select`. The extension must have it: see
+    /// [`Coupons::have_holds`](super::coupons::Coupons::have_holds).
+    pub fn open(schema: Schema) -> Holds {
+        let table = Relation::table(schema.relation(c"holds"));
         let index = |name| Relation::index(schema.index(table.oid(), &[name]));
         let (by_user, by_expiry) = (
             index(c"holds_pkey"),
             index(c"holds_coupon_name_expires_at_idx"),
         );
-        Some(Holds {
+        Holds {
             table,
             by_user,
             by_expiry,
-        })
+        }
     }
 
     /// Prepares to search it, under the active snapshot.
@@ -46,7 +46,11 @@ impl Holds {
                 &self.by_user,
                 [COUPON_NAME.key(), USER_ID.key()],
             ),
-            by_expiry: Lookup::new(&self.table, &self.by_expiry, [COUPON_NAME.key()]),
+            by_expiry: Lookup::new(
+                &self.table,
+                &self.by_expiry,
+                [COUPON_NAME.key(), EXPIRES_AT.key_from()],
+            ),
         }
     }
 
@@ -100,7 +104,7 @@ impl Hold<'_> {
 /// Searches the table by coupon and user, and by coupon in the order of expiry.
 pub struct HoldSearch<'t> {
     by_user: Lookup<'t, 2>,
-    by_expiry: Lookup<'t, 1>,
+    by_expiry: Lookup<'t, 2>,
 }
 
 impl HoldSearch<'_> {
@@ -111,21 +115,33 @@ impl HoldSearch<'_> {
             .map(Hold)
     }
 
-    /// The hold on `coupon_name` that expires first.
-    pub fn first(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
-        self.by_expiry.find([COUPON_NAME.of(coupon_name)]).map(Hold)
+    /// Locks the hold last found, of `user_id`; returns false if it was deleted or moved meanwhile. Only a
+    /// session that bypasses the queue can make this wait.
+    ///
+    /// # Errors
+    /// `40001` under repeatable read and serializable when the row changed after the snapshot.
+    pub fn lock(&mut self, user_id: Text) -> bool {
+        self.by_user.lock(USER_ID, user_id).is_some()
+    }
+
+    /// The hold on `coupon_name` that expires first of those that expire at `moment` or later. The search does
+    /// not see those before, nor what is left of them in the index while an old snapshot lives.
+    pub fn first_from(&mut self, coupon_name: Text, moment: i64) -> Option<Hold<'_>> {
+        self.by_expiry
+            .find([COUPON_NAME.of(coupon_name), EXPIRES_AT.of(moment)])
+            .map(Hold)
+    }
+
+    /// The hold that expires next after the one that `first_from` or this last found.
+    pub fn next(&mut self) -> Option<Hold<'_>> {
+        self.by_expiry.next().map(Hold)
     }
 
     /// The hold on `coupon_name` that expires last.
     pub fn last(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
         self.by_expiry
-            .find_last([COUPON_NAME.of(coupon_name)])
+            .find_last([COUPON_NAME.of(coupon_name), EXPIRES_AT.of(i64::MIN)])
             .map(Hold)
-    }
-
-    /// The hold that expires next after the one that `first` or this last found.
-    pub fn next(&mut self) -> Option<Hold<'_>> {
-        self.by_expiry.next().map(Hold)
     }
 
     /// Releases the rows last found.
@@ -172,10 +188,10 @@ impl HoldWriter<'_> {
         self.writer.end();
     }
 
-    /// Deletes the hold that `search` last found by its user.
+    /// Deletes the hold that `search` last locked.
     ///
     /// # Errors
-    /// Any error of a trigger; `XX000` if a session that bypasses the queue changes it at the same moment.
+    /// Any error of a trigger.
     pub fn delete(&mut self, search: &HoldSearch<'_>) {
         self.writer.begin();
         self.writer.delete(search.by_user.found());
