@@ -16,6 +16,9 @@ pub use jwt::Jwt;
 pub use scope::{Scope, Scopes};
 pub use tokens::Tokens;
 
+/// The longest label of a caller, in characters.
+const LONGEST_LABEL: usize = 255;
+
 /// The longest token that is checked, in bytes. Longer ones cost time before their signature is known.
 const LONGEST_TOKEN: usize = 8 * 1024;
 
@@ -70,9 +73,9 @@ pub struct Caller {
 /// Identity of a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CallerId {
-    /// One of the configured tokens, by the beginning of its digest, which stays the same when the tokens are
+    /// One of the configured tokens, by the beginning of its SHA-256 digest, which stays the same when the tokens are
     /// reloaded.
-    Token(u64),
+    Token([u8; 8]),
     /// Subject of a JSON Web Token.
     Subject(Arc<str>),
 }
@@ -169,7 +172,7 @@ impl Caller {
         }
     }
 
-    /// Checks that this caller may claim for `user_id`: a JSON Web Token claims for its subject only.
+    /// Checks that this caller may claim and hold for `user_id`: a JSON Web Token does so for its subject only.
     ///
     /// # Errors
     /// [`Denied::ForeignSubject`].
@@ -177,6 +180,29 @@ impl Caller {
         match &self.id {
             CallerId::Subject(subject) if **subject != *user_id => Err(Denied::ForeignSubject),
             _ => Ok(()),
+        }
+    }
+
+    /// Label of this caller in events: `token-` and the first 8 hexadecimal digits of the token's SHA-256 digest, or
+    /// `sub:` and the subject of its JSON Web Token, without control characters and cut to 255 characters. It is never
+    /// the token.
+    ///
+    /// ```
+    /// use honcho_service::auth::{Policy, Tokens};
+    ///
+    /// let tokens = Tokens::parse("0123456789abcdef:admin").expect("a token and its scope");
+    /// let policy = Policy::new(tokens, None);
+    /// let caller = policy.identify([&b"Bearer 0123456789abcdef"[..]].into_iter()).expect("an accepted token");
+    /// assert_eq!(caller.expect("the service is not open").label(), "token-9f9f5111");
+    /// ```
+    pub fn label(&self) -> String {
+        match &self.id {
+            CallerId::Token([a, b, c, d, ..]) => format!("token-{a:02x}{b:02x}{c:02x}{d:02x}"),
+            CallerId::Subject(subject) => "sub:"
+                .chars()
+                .chain(subject.chars().filter(|character| !character.is_control()))
+                .take(LONGEST_LABEL)
+                .collect(),
         }
     }
 

@@ -34,6 +34,7 @@ use self::{
 use crate::{
     auth::Policy,
     database::DatabaseOptions,
+    events::StreamOptions,
     http::{AllowedOrigins, ConnectionLimits, RequestLimits},
     lanes::LaneLimits,
     telemetry::TelemetryOptions,
@@ -115,22 +116,26 @@ impl Listen {
     }
 }
 
-/// Limits of the lanes.
+/// Limits of the lanes, and holds.
 #[derive(Clone, Copy, Debug, Args)]
-#[command(next_help_heading = "Claims")]
+#[command(next_help_heading = "Claims and holds")]
 struct LaneSettings {
-    /// Most claims in one batch
+    /// Most claims and other operations in one batch
     #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().batch,
           value_parser = whole::<usize>(1..=10_000))]
     batch_limit: usize,
-    /// Most claims waiting for one coupon; more are answered 503
+    /// Most claims and other operations waiting for one coupon; more are answered 503
     #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().lane,
           value_parser = whole::<usize>(1..=u64::MAX))]
     lane_limit: usize,
-    /// Most claims waiting for all coupons together; more are answered 503
+    /// Most claims and other operations waiting for all coupons together; more are answered 503
     #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().total,
           value_parser = whole::<usize>(1..=u64::MAX))]
     waiting_limit: usize,
+    /// Time for which a coupon is held if the request names none
+    #[arg(long, value_name = "TIME", default_value = "5m",
+          value_parser = duration(Duration::from_secs(1)..=Duration::from_secs(24 * 3600)))]
+    hold_ttl: Duration,
 }
 
 impl From<LaneSettings> for LaneLimits {
@@ -166,6 +171,8 @@ pub struct Config {
     pub database: DatabaseOptions,
     /// Limits of the lanes.
     pub lanes: LaneLimits,
+    /// Time for which a coupon is held if the request names none.
+    pub hold_ttl: Duration,
     /// Accepted tokens.
     pub policy: Policy,
     /// Origins of web pages that may use the API.
@@ -174,6 +181,8 @@ pub struct Config {
     pub requests: RequestLimits,
     /// Limits of connections.
     pub connections: ConnectionLimits,
+    /// Event streams.
+    pub streams: StreamOptions,
     /// Logs and traces.
     pub telemetry: TelemetryOptions,
     /// Separate address of /metrics, if there is one.
@@ -217,16 +226,18 @@ pub fn load(
     }
     let checked = || -> Result<Config, InvalidSetting> {
         let (policy, origins) = auth.check()?;
-        let (requests, connections) = limits.check(&policy)?;
+        let (requests, connections, streams) = limits.check(&policy)?;
         let (telemetry, metrics_listen) = telemetry.options();
         Ok(Config {
             listen,
             database: database.check(variable)?,
+            hold_ttl: lanes.hold_ttl,
             lanes: lanes.into(),
             policy,
             origins,
             requests,
             connections,
+            streams,
             telemetry,
             metrics_listen,
             shutdown,

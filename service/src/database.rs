@@ -1,15 +1,43 @@
-//! The database: one method per function of the extension. All SQL of requests is here and in `claimants`.
+//! The database: one method per function of the extension. All SQL of requests is here and in the parts below.
 //!
 //! The functions are found through the search path of the service's role, because the extension may be in any
 //! schema.
 
+/// SQL that formats a timestamp as RFC 3339, in UTC. Values beyond its years, such as infinity, become the
+/// first or the last moment in them.
+macro_rules! utc {
+    ($column:literal) => {
+        concat!(
+            "case when ",
+            $column,
+            " is not null then to_char(least(greatest(",
+            $column,
+            ", '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') at time zone 'UTC', ",
+            r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') end"#
+        )
+    };
+}
+
+/// SQL that labels the events of its transaction with `$1`. The function that writes them takes an argument that is
+/// computed from `label`, so it cannot be called before.
+macro_rules! with_actor {
+    () => {
+        "with actor as materialized (select set_config('honcho.actor', $1, true) as label)"
+    };
+}
+
+mod apply;
 mod claimants;
 mod connections;
+mod events;
+mod extension;
+mod holds;
 mod options;
 mod permits;
 pub mod server;
 pub(crate) mod settings;
 pub(crate) mod sqlstate;
+mod stock;
 pub(crate) mod symptoms;
 
 use std::{sync::Arc, time::Instant};
@@ -21,15 +49,22 @@ use time::OffsetDateTime;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 
-use self::connections::{Argument, Connections};
 pub use self::{
+    apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
+    events::CouponEvent,
+    holds::Hold,
     options::{DatabaseOptions, Sessions},
+    stock::{Bound, CouponChange, Stock},
+};
+use self::{
+    connections::{Argument, Connections},
+    extension::Extension,
 };
 use crate::{error::Error, outcome::Outcome};
 
-/// Every function of the extension that the service calls, with its argument types: the service's role must be
-/// able to execute them all.
+/// The functions that the service calls and that the release before this version has, too, with their argument types:
+/// the service is ready only if its role can execute them all.
 pub(crate) const FUNCTIONS: [&str; 6] = [
     "honcho_create_coupon(text, integer, timestamp with time zone, timestamp with time zone)",
     "honcho_claim_batch(text, text[])",
@@ -37,6 +72,20 @@ pub(crate) const FUNCTIONS: [&str; 6] = [
     "honcho_list_coupons(bigint, integer)",
     "honcho_get_claim(text, text)",
     "honcho_list_claims(text, bigint, integer)",
+];
+
+/// The functions that the service calls and that this version has added. Until `alter extension honcho update` has run,
+/// their routes are answered `extension_outdated`; after that, the service's role must be able to execute them, too.
+pub(crate) const NEWER_FUNCTIONS: [&str; 9] = [
+    "honcho_apply(text, text[], text[], interval[], text[], text[])",
+    "honcho_get_stock(text)",
+    "honcho_update_coupon(text, integer, timestamp with time zone, timestamp with time zone, boolean)",
+    "honcho_restock(text, integer)",
+    "honcho_delete_coupon(text, boolean)",
+    "honcho_get_hold(text, text)",
+    "honcho_list_holds(text, text, integer)",
+    "honcho_list_user_claims(text, bigint, integer)",
+    "honcho_list_events(bigint, integer, text)",
 ];
 
 /// A coupon.
@@ -85,71 +134,106 @@ pub struct Claim {
     pub claimed_at: String,
 }
 
-/// SQL that formats a timestamp as RFC 3339, in UTC. Values beyond its years, such as infinity, become the
-/// first or the last moment in them.
-macro_rules! utc {
-    ($column:literal) => {
-        concat!(
-            "case when ",
-            $column,
-            " is not null then to_char(least(greatest(",
-            $column,
-            ", '0001-01-01 00:00:00+00'), '9999-12-31 23:59:59.999999+00') at time zone 'UTC', ",
-            r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') end"#
-        )
-    };
+/// A claim in the list of one user's claims.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UserClaim {
+    /// Id of the coupon: the order of the list.
+    #[schema(example = 17)]
+    pub coupon_id: i64,
+    /// Name of the coupon.
+    #[schema(example = "PROMO_SUPER")]
+    pub coupon_name: String,
+    /// Time of the claim, taken in its turn.
+    #[schema(format = DateTime, example = "2026-01-31T12:00:00.123456Z")]
+    pub claimed_at: String,
 }
 
 /// The database. Clones share its connections.
 #[derive(Clone, Debug)]
-pub struct Database(Arc<Connections>);
+pub struct Database(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    connections: Arc<Connections>,
+    extension: Extension,
+}
 
 impl Database {
     /// Prepares the pools of connections. Does not connect yet, so the database may be down.
     pub fn new(options: &DatabaseOptions) -> anyhow::Result<Self> {
-        Ok(Self(Arc::new(Connections::new(options)?)))
+        Ok(Self(Arc::new(Parts {
+            connections: Arc::new(Connections::new(options)?),
+            extension: Extension::default(),
+        })))
+    }
+
+    fn connections(&self) -> &Arc<Connections> {
+        &self.0.connections
+    }
+
+    /// Carries out a call of one of [`NEWER_FUNCTIONS`].
+    async fn newer<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.0.extension.newer(call).await
+    }
+
+    /// Records if [`NEWER_FUNCTIONS`] are missing.
+    pub(crate) fn set_outdated(&self, is_outdated: bool) {
+        self.0.extension.set_outdated(is_outdated);
     }
 
     /// Returns true if there is no connection, in use or idle.
     pub(crate) fn is_without_connections(&self) -> bool {
-        self.0.are_none()
+        self.connections().are_none()
     }
 
     /// Drops idle connections: they lead to a server that is gone.
     pub(crate) fn forget_idle_connections(&self) {
-        self.0.forget_idle();
+        self.connections().forget_idle();
     }
 
     /// Gives up the calls on connections from before `when`.
     pub(crate) fn give_up_before(&self, when: Instant) {
-        self.0.give_up_before(when);
+        self.connections().give_up_before(when);
+    }
+
+    /// Time of the last failover, or of the start.
+    pub(crate) fn moved(&self) -> Instant {
+        self.connections().moved()
     }
 
     /// Closes all connections, those in use at the end of their calls.
     pub fn close(&self) {
-        self.0.close();
+        self.connections().close();
     }
 
     /// Status of the two pools, with their names.
     pub fn pools(&self) -> [(&'static str, PoolStatus); 2] {
-        self.0.status()
+        self.connections().status()
     }
 
     /// `honcho_create_coupon`: returns false if the name is taken. Without `starts_at` the coupon can be claimed
     /// from its creation on, without `ends_at` it has no end.
+    ///
+    /// # Arguments
+    /// `actor`: label of the caller in events; empty for none.
     pub async fn create_coupon(
         &self,
         name: &str,
         amount: i32,
         starts_at: Option<OffsetDateTime>,
         ends_at: Option<OffsetDateTime>,
+        actor: &str,
     ) -> Result<bool, Error> {
-        let sql = "select honcho_create_coupon($1, $2, $3, $4)";
+        let sql = concat!(
+            with_actor!(),
+            " select honcho_create_coupon($2::text || left(label, 0), $3, $4, $5) from actor"
+        );
         let rows = self
-            .0
+            .connections()
             .create(
                 sql,
                 vec![
+                    Box::new(actor.to_owned()),
                     Box::new(name.to_owned()),
                     Box::new(amount),
                     Box::new(starts_at),
@@ -157,36 +241,35 @@ impl Database {
                 ],
             )
             .await?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::Internal(anyhow!("the result has no row")))?;
-        Ok(row.try_get(0)?)
+        Ok(only(&rows)?.try_get(0)?)
     }
 
     /// `honcho_claim_batch`: returns an outcome for each of `user_ids`, in their order, after the batch has
-    /// committed.
+    /// committed. For lanes.
     pub async fn claim_batch(
         &self,
         coupon_name: &str,
         user_ids: &[&str],
     ) -> Result<Vec<Outcome>, Error> {
-        // As text, so that no connection has to look up the enum, and in one row, which is less to send and
-        // to read.
-        let sql = "select string_agg(outcome::text, ',' order by ordinal)
-                   from honcho_claim_batch($1, $2)";
-        let rows = self.0.write(sql, &[&coupon_name, &user_ids]).await?;
-        let row = rows
-            .first()
-            .ok_or_else(|| Error::Internal(anyhow!("the result has no row")))?;
-        let outcomes: Option<&str> = row.try_get(0)?;
-        outcomes
-            .into_iter()
-            .flat_map(|outcomes| outcomes.split(','))
-            .map(|label| {
-                Outcome::from_label(label)
-                    .ok_or_else(|| Error::Internal(anyhow!("unknown honcho_outcome {label:?}")))
-            })
-            .collect()
+        let rows = self
+            .connections()
+            .write(CLAIM_BATCH, &[&coupon_name, &user_ids])
+            .await?;
+        outcomes(&rows)
+    }
+
+    /// The same for a batch that a client has made itself.
+    pub async fn claim_client_batch(
+        &self,
+        coupon_name: &str,
+        user_ids: Vec<String>,
+    ) -> Result<Vec<Outcome>, Error> {
+        let coupon_name = Box::new(coupon_name.to_owned());
+        let rows = self
+            .connections()
+            .change(CLAIM_BATCH, vec![coupon_name, Box::new(user_ids)])
+            .await?;
+        outcomes(&rows)
     }
 
     /// `honcho_get_coupon` and `honcho_list_claims`: returns a coupon, its first claimants, and the rest of them,
@@ -199,7 +282,7 @@ impl Database {
         &self,
         name: &str,
     ) -> Result<Option<(CouponStock, Vec<String>, Option<Claimants>)>, Error> {
-        claimants::begin(&self.0, name).await
+        claimants::begin(self.connections(), &self.0.extension, name).await
     }
 
     /// `honcho_list_coupons`: returns at most `max` coupons with ids above `after`, in the order of creation.
@@ -214,7 +297,7 @@ impl Database {
             ", paused from honcho_list_coupons($1, $2)"
         );
         let rows = self
-            .0
+            .connections()
             .read(sql, vec![Box::new(after), Box::new(max)])
             .await?;
         rows.iter()
@@ -250,7 +333,7 @@ impl Database {
         );
         let coupon_name = Box::new(coupon_name.to_owned());
         let arguments: Vec<Argument> = vec![coupon_name, Box::new(after), Box::new(max)];
-        let rows = self.0.read(sql, arguments).await?;
+        let rows = self.connections().read(sql, arguments).await?;
         claims_of(&rows)
     }
 
@@ -268,9 +351,62 @@ impl Database {
         );
         let user_id = Box::new(user_id.to_owned());
         let arguments: Vec<Argument> = vec![user_id, Box::new(coupon_name.to_owned())];
-        let rows = self.0.read(sql, arguments).await?;
+        let rows = self.connections().read(sql, arguments).await?;
         claims_of(&rows)
     }
+
+    /// `honcho_list_user_claims`: returns at most `max` of the user's claims on coupons with ids above `after`, in
+    /// the order of these ids.
+    pub async fn list_user_claims(
+        &self,
+        user_id: &str,
+        after: i64,
+        max: i32,
+    ) -> Result<Vec<UserClaim>, Error> {
+        let sql = concat!(
+            "select coupon_id, coupon_name, ",
+            utc!("claimed_at"),
+            " from honcho_list_user_claims($1, $2, $3) order by coupon_id"
+        );
+        let user_id = Box::new(user_id.to_owned());
+        let arguments: Vec<Argument> = vec![user_id, Box::new(after), Box::new(max)];
+        let rows = self.newer(self.connections().read(sql, arguments)).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(UserClaim {
+                    coupon_id: row.try_get(0)?,
+                    coupon_name: row.try_get(1)?,
+                    claimed_at: row.try_get(2)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// As text, so that no connection has to look up the enum, and in one row, which is less to send and to read.
+const CLAIM_BATCH: &str = "
+    select string_agg(outcome::text, ',' order by ordinal) from honcho_claim_batch($1, $2)";
+
+/// Reads the outcomes of [`CLAIM_BATCH`].
+fn outcomes(rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+    let outcomes: Option<&str> = only(rows)?.try_get(0)?;
+    outcomes
+        .into_iter()
+        .flat_map(|outcomes| outcomes.split(','))
+        .map(outcome)
+        .collect()
+}
+
+/// Reads an outcome's label.
+fn outcome(label: &str) -> Result<Outcome, Error> {
+    Outcome::from_label(label)
+        .ok_or_else(|| Error::Internal(anyhow!("unknown honcho_outcome {label:?}")))
+}
+
+/// The row of a result that has one.
+fn only(rows: &[Row]) -> Result<&Row, Error> {
+    rows.first()
+        .ok_or_else(|| Error::Internal(anyhow!("the result has no row")))
 }
 
 /// Reads the claims of a left join from their coupon: it has no row without a coupon, and one row of nulls
@@ -297,16 +433,21 @@ fn claims_of(rows: &[Row]) -> Result<Option<Vec<Claim>>, Error> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::FUNCTIONS;
+    use super::{FUNCTIONS, NEWER_FUNCTIONS};
 
     #[test]
     fn readiness_asks_for_every_function_that_is_called() {
         let name = |text: &'static str| text.split('(').next().unwrap_or_default();
-        let listed: BTreeSet<&str> = FUNCTIONS.into_iter().map(name).collect();
+        let listed = FUNCTIONS.into_iter().chain(NEWER_FUNCTIONS);
+        let listed: BTreeSet<&str> = listed.map(name).collect();
         let mut called = BTreeSet::new();
         for source in [
             include_str!("database.rs"),
+            include_str!("database/apply.rs"),
             include_str!("database/claimants.rs"),
+            include_str!("database/events.rs"),
+            include_str!("database/holds.rs"),
+            include_str!("database/stock.rs"),
         ] {
             for (position, _) in source.match_indices("honcho_") {
                 let rest = &source[position..];

@@ -35,12 +35,15 @@ pub enum Error {
     /// The body is too large.
     #[error("the body is too large")]
     BodyTooLarge,
-    /// The claim, or the coupon to be read, has this outcome.
+    /// The operation has this outcome, or would have it: nothing was changed.
     #[error("{}", .0.label())]
     Refused(Outcome),
-    /// The user has no claim on this coupon.
-    #[error("no such claim")]
-    ClaimNotFound,
+    /// All that is left of the coupon is held, until this time has passed at least.
+    #[error("{}", Outcome::AllHeld.label())]
+    AllHeld(Duration),
+    /// The user has no live hold on this coupon.
+    #[error("no such hold")]
+    HoldNotFound,
     /// The name of the new coupon is taken.
     #[error("the name is taken")]
     CouponExists,
@@ -62,7 +65,7 @@ pub enum Error {
     /// The database took too long and gave up; nothing was changed.
     #[error("timeout")]
     Timeout(anyhow::Error),
-    /// Too many claims are waiting.
+    /// Too many claims and other operations are waiting.
     #[error("overloaded")]
     Overloaded,
     /// The service is not ready, for this reason.
@@ -74,6 +77,9 @@ pub enum Error {
     /// Too many long lists are being read.
     #[error("too many long lists at once")]
     TooManyLists,
+    /// Too many event streams are open.
+    #[error("too many event streams at once")]
+    TooManyStreams,
     /// Too many connections are open.
     #[error("too many connections")]
     TooManyConnections,
@@ -84,6 +90,13 @@ pub enum Error {
     /// permission; nothing was changed.
     #[error("refused")]
     Rejected(anyhow::Error),
+    /// The function is not found: the extension is missing, not in the search path, or older than the function;
+    /// nothing was changed.
+    #[error("no such function")]
+    FunctionNotFound(anyhow::Error),
+    /// The database still has an older version of the extension, without this; nothing was changed.
+    #[error("the extension is outdated")]
+    ExtensionOutdated,
     /// A defect of the service.
     #[error("internal")]
     Internal(anyhow::Error),
@@ -92,6 +105,9 @@ pub enum Error {
 impl Error {
     /// No coupon has this name.
     pub const COUPON_NOT_FOUND: Self = Self::Refused(Outcome::NotFound);
+
+    /// The user has no claim on this coupon.
+    pub const CLAIM_NOT_FOUND: Self = Self::Refused(Outcome::NotClaimed);
 
     /// Turns the error of a call into that of a call that may have been carried out before it failed.
     pub(crate) fn after_sending(self) -> Self {
@@ -106,9 +122,12 @@ impl Error {
         matches!(self, Self::Conflict(_) | Self::Disconnected(_))
     }
 
-    /// Returns true if nothing was changed and one claim of a batch may be the cause.
-    pub(crate) fn may_concern_one_claim(&self) -> bool {
-        matches!(self, Self::Argument(_) | Self::Rejected(_))
+    /// Returns true if nothing was changed and one operation of a batch may be the cause.
+    pub(crate) fn may_concern_one_operation(&self) -> bool {
+        matches!(
+            self,
+            Self::Argument(_) | Self::Rejected(_) | Self::ExtensionOutdated
+        )
     }
 
     /// The underlying error, which only the log may show.
@@ -122,6 +141,7 @@ impl Error {
             | Self::OutcomeUnknown(cause)
             | Self::Timeout(cause)
             | Self::Rejected(cause)
+            | Self::FunctionNotFound(cause)
             | Self::Internal(cause) => Some(cause),
             Self::Invalid(_)
             | Self::RouteNotFound
@@ -131,12 +151,15 @@ impl Error {
             | Self::BodyTimeout
             | Self::BodyTooLarge
             | Self::Refused(_)
-            | Self::ClaimNotFound
+            | Self::AllHeld(_)
+            | Self::HoldNotFound
             | Self::CouponExists
+            | Self::ExtensionOutdated
             | Self::Overloaded
             | Self::NotReady(_)
             | Self::TooManyRequests
             | Self::TooManyLists
+            | Self::TooManyStreams
             | Self::TooManyConnections
             | Self::RateLimited(_) => None,
         }

@@ -9,6 +9,8 @@ mod routes;
 mod server;
 mod state;
 
+use std::time::Duration;
+
 use axum::{
     Router,
     extract::FromRef,
@@ -18,9 +20,9 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::{
-    extract::body::BodyTimeout,
+    extract::body::{BodyTimeout, LargeBodies},
     layers::{admission::Admission, permits::RequestPermits, stack::Stack},
-    state::{AppState, Parts},
+    state::{AppState, HoldTtl, Parts},
 };
 pub use self::{
     layers::{
@@ -32,21 +34,25 @@ pub use self::{
     server::{ConnectionLimits, raise_file_limit, runtime, serve},
 };
 use crate::{
-    auth::Policy, database::Database, error::Error, health::Health, lanes::Lanes,
+    auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,
     telemetry::metrics::metrics,
 };
 
 /// The parts behind the HTTP interface.
 #[derive(Debug)]
 pub struct App {
-    /// Database, for everything but claims.
+    /// Database, for everything that takes no lane.
     pub database: Database,
-    /// Lanes, for claims.
+    /// Lanes, for claims, holds and releases.
     pub lanes: Lanes,
+    /// Events, for streams.
+    pub events: Events,
     /// Health of the service.
     pub health: Health,
     /// Accepted tokens.
     pub policy: Policy,
+    /// Time for which a piece is held if the request names none.
+    pub hold_ttl: Duration,
     /// Limits of requests.
     pub limits: RequestLimits,
     /// Origins of web pages that may use the API.
@@ -63,8 +69,10 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let App {
         database,
         lanes,
+        events,
         health,
         policy,
+        hold_ttl,
         limits,
         origins,
         metrics: has_metrics,
@@ -73,9 +81,12 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let state = AppState::from(Parts {
         database,
         lanes,
+        events,
         health,
         policy: policy.clone(),
+        hold_ttl: HoldTtl(hold_ttl),
         body_timeout: BodyTimeout(limits.body_timeout),
+        large_bodies: LargeBodies::default(),
         permits: permits.clone(),
     });
     let (mut router, mut document) = described();
@@ -118,9 +129,12 @@ pub fn bare_router(app: App) -> Router {
     described().0.with_state(AppState::from(Parts {
         database: app.database,
         lanes: app.lanes,
+        events: app.events,
         health: app.health,
         policy: app.policy,
+        hold_ttl: HoldTtl(app.hold_ttl),
         body_timeout: BodyTimeout(app.limits.body_timeout),
+        large_bodies: LargeBodies::default(),
         permits: RequestPermits::new(app.limits.in_progress),
     }))
 }
@@ -129,7 +143,11 @@ pub fn bare_router(app: App) -> Router {
 fn described() -> (Router<AppState>, OpenApi) {
     let (router, document) = OpenApiRouter::with_openapi(openapi::base())
         .merge(routes::coupons::routes())
+        .merge(routes::stock::routes())
         .merge(routes::claims::routes())
+        .merge(routes::events::routes())
+        .merge(routes::holds::routes())
+        .merge(routes::users::routes())
         .split_for_parts();
     (router.merge(routes::health::routes()), document)
 }

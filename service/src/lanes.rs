@@ -1,9 +1,12 @@
-//! Lanes: claims on one coupon gather while the batch before them is in progress.
+//! Lanes: operations on one coupon gather while the batch before them is in progress.
 //!
-//! There is one lane for each coupon that is being claimed, with at most one batch in progress. No timer delays a
-//! claim: on a quiet coupon it leaves immediately and alone, and under load batches grow. Lanes share only the
-//! pool of connections, so a coupon that another session has locked delays no other coupon. A lane without claims
+//! Claims, reservations, confirmations, cancellations and releases go through the lane of their coupon, in the order of
+//! their arrival. There is one lane for each coupon in use, with at most one batch in progress. No timer delays an
+//! operation: on a quiet coupon it leaves immediately and alone, and under load batches grow. Lanes share only the
+//! pool of connections, so a coupon that another session has locked delays no other coupon. A lane without operations
 //! closes.
+//!
+//! Most operations are claims without a request key. A batch of these alone takes a shorter way.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +15,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::anyhow;
@@ -21,7 +24,7 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    database::Database,
+    database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
     outcome::Outcome,
     telemetry::{
@@ -33,11 +36,11 @@ use crate::{
 /// Limits of the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneLimits {
-    /// The most claims in one batch; the extension accepts 10,000.
+    /// The most operations in one batch; the extension accepts 10,000.
     pub batch: usize,
-    /// The most claims waiting in one lane.
+    /// The most operations waiting in one lane.
     pub lane: usize,
-    /// The most claims waiting in all lanes together.
+    /// The most operations waiting in all lanes together.
     pub total: usize,
 }
 
@@ -52,6 +55,9 @@ impl Default for LaneLimits {
     }
 }
 
+/// Time for which the first expiry of a coupon's holds is not read again.
+const EXPIRY_AGE: Duration = Duration::from_secs(1);
+
 /// All lanes. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Lanes(Arc<LanesInner>);
@@ -60,24 +66,24 @@ pub struct Lanes(Arc<LanesInner>);
 struct LanesInner {
     database: Database,
     limits: LaneLimits,
-    /// The claims waiting in each lane. A coupon has an entry as long as the task of its lane runs.
+    /// The operations waiting in each lane. A coupon has an entry as long as the task of its lane runs.
     waiting: Mutex<Waiting>,
-    /// Number of waiting claims.
+    /// Number of waiting operations.
     total: AtomicUsize,
-    /// Number of clients that disconnected while they waited, since their claims were last removed.
+    /// Number of clients that disconnected while they waited, since their operations were last removed.
     departed: AtomicUsize,
     /// The tasks of the open lanes.
     tasks: TaskTracker,
 }
 
-/// Waiting claims by coupon.
-type Waiting = HashMap<Arc<str>, VecDeque<WaitingClaim>>;
+/// Waiting operations by coupon.
+type Waiting = HashMap<Arc<str>, VecDeque<WaitingOperation>>;
 
-/// A claim that waits for its batch.
+/// An operation that waits for its batch.
 #[derive(Debug)]
-struct WaitingClaim {
-    user_id: String,
-    reply: oneshot::Sender<Result<Outcome, SharedError>>,
+struct WaitingOperation {
+    operation: UserOperation,
+    reply: oneshot::Sender<Result<Applied, SharedError>>,
     entered: Instant,
     /// Span of the request, if spans are exported.
     span: Option<Box<SpanContext>>,
@@ -96,26 +102,31 @@ impl Lanes {
         }))
     }
 
-    /// Claims `coupon_name` for `user_id` in the coupon's next batch. Completes after the batch has committed. A
-    /// claim whose future is dropped while it waits is left out of the batch.
+    /// Carries out an operation on `coupon_name` in the coupon's next batch. Completes after the batch has committed.
+    /// An operation whose future is dropped while it waits is left out of the batch.
     ///
     /// # Errors
-    /// [`Error::Overloaded`] immediately if too many claims are waiting; otherwise the error of the batch.
-    pub async fn claim(&self, user_id: String, coupon_name: &str) -> Result<Outcome, SharedError> {
+    /// [`Error::Overloaded`] immediately if too many operations are waiting; otherwise the error of the batch.
+    pub async fn carry_out(
+        &self,
+        coupon_name: &str,
+        operation: UserOperation,
+    ) -> Result<Applied, SharedError> {
         let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
-        let claim = WaitingClaim {
-            user_id,
+        let kind = operation.operation();
+        let waiting = WaitingOperation {
+            operation,
             reply,
             entered: Instant::now(),
             span: traces::current(),
         };
-        let outcome = match self.enter(coupon_name, claim) {
+        let outcome = match self.enter(coupon_name, waiting) {
             Ok(()) => answer.await.unwrap_or_else(|_| {
                 Err(Error::Internal(anyhow!("a lane ended without an answer")).into())
             }),
             Err(error) => {
-                metrics().claim_overloaded();
+                metrics().overloaded(kind);
                 Err(error.into())
             }
         };
@@ -130,7 +141,7 @@ impl Lanes {
         self.0.tasks.wait().await;
     }
 
-    /// Counts the waiting claims.
+    /// Counts the waiting operations.
     pub fn depths(&self) -> LaneDepths {
         let waiting = self.0.waiting();
         LaneDepths {
@@ -140,7 +151,7 @@ impl Lanes {
         }
     }
 
-    fn enter(&self, coupon_name: &str, claim: WaitingClaim) -> Result<(), Error> {
+    fn enter(&self, coupon_name: &str, operation: WaitingOperation) -> Result<(), Error> {
         let mut waiting = self.0.waiting();
         if !self.0.has_room(&waiting, coupon_name) {
             self.0.remove_departed(&mut waiting);
@@ -149,14 +160,15 @@ impl Lanes {
             }
         }
         match waiting.get_mut(coupon_name) {
-            Some(claims) => claims.push_back(claim),
+            Some(operations) => operations.push_back(operation),
             None => {
                 let coupon_name: Arc<str> = coupon_name.into();
-                waiting.insert(Arc::clone(&coupon_name), VecDeque::from([claim]));
+                waiting.insert(Arc::clone(&coupon_name), VecDeque::from([operation]));
                 let lanes = Arc::clone(&self.0);
                 self.0.tasks.spawn(run(Lane {
                     lanes,
                     coupon_name,
+                    first_expiry: None,
                     closed: false,
                 }));
             }
@@ -168,7 +180,7 @@ impl Lanes {
 
 impl LanesInner {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Every claim is entered or taken completely at any point that could panic.
+        // Every operation is entered or taken completely at any point that could panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -176,20 +188,20 @@ impl LanesInner {
         self.total.load(Ordering::Relaxed) < self.limits.total
             && waiting
                 .get(coupon_name)
-                .is_none_or(|claims| claims.len() < self.limits.lane)
+                .is_none_or(|operations| operations.len() < self.limits.lane)
     }
 
-    /// Removes the claims of clients that have disconnected. It looks at all waiting claims, so it is only called
-    /// when there is no room left.
+    /// Removes the operations of clients that have disconnected. It looks at all waiting operations, so it is only
+    /// called when there is no room left.
     fn remove_departed(&self, waiting: &mut Waiting) {
         if self.departed.swap(0, Ordering::Relaxed) == 0 {
             return;
         }
-        for claims in waiting.values_mut() {
-            let entered = claims.len();
-            claims.retain(|claim| !claim.reply.is_closed());
+        for operations in waiting.values_mut() {
+            let entered = operations.len();
+            operations.retain(|operation| !operation.reply.is_closed());
             self.total
-                .fetch_sub(entered - claims.len(), Ordering::Relaxed);
+                .fetch_sub(entered - operations.len(), Ordering::Relaxed);
         }
     }
 }
@@ -207,11 +219,13 @@ impl Drop for Departure<'_> {
 struct Lane {
     lanes: Arc<LanesInner>,
     coupon_name: Arc<str>,
+    /// Time at which the first hold expires, and when this was read.
+    first_expiry: Option<(Instant, Instant)>,
     /// True if this lane is closed. Then an entry of its coupon belongs to another lane.
     closed: bool,
 }
 
-/// Carries out the claims of a lane until none is waiting.
+/// Carries out the operations of a lane until none is waiting.
 async fn run(mut lane: Lane) {
     while let Some(batch) = lane.next_batch() {
         lane.carry_out(batch).await;
@@ -219,23 +233,23 @@ async fn run(mut lane: Lane) {
 }
 
 impl Lane {
-    /// Takes the next batch: the oldest claims whose clients still wait. Closes the lane and returns nothing if
+    /// Takes the next batch: the oldest operations whose clients still wait. Closes the lane and returns nothing if
     /// there are none.
-    fn next_batch(&mut self) -> Option<Vec<WaitingClaim>> {
+    fn next_batch(&mut self) -> Option<Vec<WaitingOperation>> {
         let mut waiting = self.lanes.waiting();
-        let claims = waiting.get_mut(&self.coupon_name)?;
-        let entered = claims.len();
+        let operations = waiting.get_mut(&self.coupon_name)?;
+        let entered = operations.len();
         let mut batch = Vec::with_capacity(entered.min(self.lanes.limits.batch));
         while batch.len() < self.lanes.limits.batch
-            && let Some(claim) = claims.pop_front()
+            && let Some(operation) = operations.pop_front()
         {
-            if !claim.reply.is_closed() {
-                batch.push(claim);
+            if !operation.reply.is_closed() {
+                batch.push(operation);
             }
         }
         self.lanes
             .total
-            .fetch_sub(entered - claims.len(), Ordering::Relaxed);
+            .fetch_sub(entered - operations.len(), Ordering::Relaxed);
         if batch.is_empty() {
             waiting.remove(&self.coupon_name);
             self.closed = true;
@@ -244,30 +258,33 @@ impl Lane {
         Some(batch)
     }
 
-    /// Carries out a batch and answers its claims. The database may reject a whole batch because of one claim:
-    /// then each half is tried separately, the older one first. One such claim among n costs about 2 log n calls,
+    /// Carries out a batch and answers its operations. The database may reject a whole batch because of one of them:
+    /// then each half is tried separately, the older one first. One such operation among n costs about 2 log n calls,
     /// and the others still share theirs.
-    async fn carry_out(&self, batch: Vec<WaitingClaim>) {
+    async fn carry_out(&mut self, batch: Vec<WaitingOperation>) {
         let now = Instant::now();
-        metrics().batch(batch.iter().map(|claim| now - claim.entered));
+        metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
         let mut next = Some(batch);
         while let Some(mut part) = next {
-            match self.claim_batch(&part).await {
-                Ok(outcomes) => {
-                    for (claim, outcome) in part.into_iter().zip(outcomes) {
-                        answer(claim, Ok(outcome));
+            match self.apply(&part).await {
+                Ok(Answers::Outcomes(outcomes)) => {
+                    self.answer_claims(part, outcomes).await;
+                }
+                Ok(Answers::Applied(answers)) => {
+                    for (operation, applied) in part.into_iter().zip(answers) {
+                        answer(operation, Ok(applied));
                     }
                 }
-                Err(error) if error.may_concern_one_claim() && part.len() > 1 => {
+                Err(error) if error.may_concern_one_operation() && part.len() > 1 => {
                     later.push(part.split_off(part.len() / 2));
                     next = Some(part);
                     continue;
                 }
                 Err(error) => {
                     let error = SharedError::from(error);
-                    for claim in part {
-                        answer(claim, Err(error.clone()));
+                    for operation in part {
+                        answer(operation, Err(error.clone()));
                     }
                 }
             }
@@ -275,54 +292,122 @@ impl Lane {
         }
     }
 
-    async fn claim_batch(&self, batch: &[WaitingClaim]) -> Result<Vec<Outcome>, Error> {
+    async fn apply(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
+        let is_plain = batch
+            .iter()
+            .all(|waiting| waiting.operation.is_plain_claim());
+        let function = if is_plain {
+            "honcho_claim_batch"
+        } else {
+            "honcho_apply"
+        };
+        let traced = batch.iter().filter_map(|waiting| waiting.span.as_deref());
         let begun = Instant::now();
-        let span = BatchSpan::start(
-            batch.len(),
-            batch.iter().filter_map(|claim| claim.span.as_deref()),
-        );
-        let outcomes = self.call(batch).await;
+        let span = BatchSpan::start(function, batch.len(), traced);
+        let answers = if is_plain {
+            self.claim_batch(batch).await
+        } else {
+            self.apply_mixed(batch).await
+        };
         metrics().batch_done(begun.elapsed());
-        outcomes.inspect_err(|error| span.fail(error))
+        answers.inspect_err(|error| span.fail(error))
     }
 
-    async fn call(&self, batch: &[WaitingClaim]) -> Result<Vec<Outcome>, Error> {
-        let user_ids: Vec<&str> = batch.iter().map(|claim| claim.user_id.as_str()).collect();
-        let outcomes = self
-            .lanes
-            .database
-            .claim_batch(&self.coupon_name, &user_ids)
-            .await?;
-        if outcomes.len() == batch.len() {
-            Ok(outcomes)
-        } else {
-            Err(miscount())
+    async fn claim_batch(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
+        let users = batch.iter().map(|claim| claim.operation.user_id());
+        let users: Vec<&str> = users.collect();
+        let database = &self.lanes.database;
+        let outcomes = database.claim_batch(&self.coupon_name, &users).await?;
+        check_count(batch.len(), outcomes.len())?;
+        Ok(Answers::Outcomes(outcomes))
+    }
+
+    async fn apply_mixed(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
+        let operations = batch.iter().map(|waiting| &waiting.operation);
+        let database = &self.lanes.database;
+        let applied = database.apply(&self.coupon_name, operations).await?;
+        check_count(batch.len(), applied.len())?;
+        Ok(Answers::Applied(applied))
+    }
+
+    /// Answers a batch of plain claims. Those that find all stock held come last, because the time until the first hold
+    /// expires takes a call of its own.
+    async fn answer_claims(&mut self, batch: Vec<WaitingOperation>, outcomes: Vec<Outcome>) {
+        let mut without_stock = Vec::new();
+        for (claim, outcome) in batch.into_iter().zip(outcomes) {
+            if outcome == Outcome::AllHeld {
+                without_stock.push(claim);
+            } else {
+                answer(claim, Ok(outcome.into()));
+            }
+        }
+        if without_stock.is_empty() {
+            return;
+        }
+        let first_expiry = self.time_to_first_expiry().await;
+        for claim in without_stock {
+            let applied = Applied {
+                first_expiry,
+                ..Outcome::AllHeld.into()
+            };
+            answer(claim, Ok(applied));
         }
     }
+
+    /// Time until the first hold of the coupon expires, read at most once in [`EXPIRY_AGE`]; none if it cannot be
+    /// read.
+    async fn time_to_first_expiry(&mut self) -> Option<Duration> {
+        let expires = match self.first_expiry {
+            Some((expires, read)) if read.elapsed() < EXPIRY_AGE => expires,
+            _ => {
+                let first_expiry = self.lanes.database.first_expiry(&self.coupon_name).await;
+                let read = Instant::now();
+                let expires = read + first_expiry.ok().flatten()?;
+                self.first_expiry = Some((expires, read));
+                expires
+            }
+        };
+        Some(expires.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Answers to a batch, in the order of its operations.
+enum Answers {
+    /// To a batch of plain claims.
+    Outcomes(Vec<Outcome>),
+    /// To any other.
+    Applied(Vec<Applied>),
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
         if !self.closed {
-            // The task panicked: its waiting claims end with an error, because their senders are dropped.
+            // The task panicked: its waiting operations end with an error, because their senders are dropped.
             let mut waiting = self.lanes.waiting();
             let left = waiting
                 .remove(&self.coupon_name)
-                .map_or(0, |claims| claims.len());
+                .map_or(0, |operations| operations.len());
             self.lanes.total.fetch_sub(left, Ordering::Relaxed);
         }
     }
 }
 
-fn answer(claim: WaitingClaim, outcome: Result<Outcome, SharedError>) {
-    match &outcome {
-        Ok(outcome) => metrics().claimed(*outcome),
-        Err(_) => metrics().claim_failed(),
+fn answer(waiting: WaitingOperation, applied: Result<Applied, SharedError>) {
+    let operation = waiting.operation.operation();
+    match &applied {
+        Ok(applied) if applied.is_replay => metrics().replayed(operation),
+        Ok(applied) => metrics().carried_out(operation, applied.outcome),
+        Err(_) => metrics().failed(operation),
     }
-    // A client that has disconnected finds the outcome by claiming again.
-    let _ = claim.reply.send(outcome);
+    // A client that has disconnected finds the outcome by repeating the request.
+    let _ = waiting.reply.send(applied);
 }
 
-fn miscount() -> Error {
-    Error::Internal(anyhow!("a batch and its outcomes differ in number"))
+fn check_count(operations: usize, answers: usize) -> Result<(), Error> {
+    if operations == answers {
+        Ok(())
+    } else {
+        let why = anyhow!("a batch and its outcomes differ in number");
+        Err(Error::Internal(why))
+    }
 }

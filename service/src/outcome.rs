@@ -1,5 +1,5 @@
-//! Outcomes of claims: the one table from which errors, problem details, metrics and the API's description
-//! come.
+//! Outcomes: the one table from which errors, problem details, metrics and the API's description come, and the
+//! operations that have them.
 
 use axum::http::StatusCode;
 
@@ -37,7 +37,7 @@ pub(crate) use presentation;
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $name:ident: $label:literal,
        $status:ident $code:literal $title:literal $detail:literal;)+) => {
-        /// Outcome of a claim: a value of the extension's enum `honcho_outcome`.
+        /// Outcome of an operation: a value of the extension's enum `honcho_outcome`.
         ///
         /// ```
         /// use honcho_service::outcome::Outcome;
@@ -53,7 +53,7 @@ macro_rules! outcomes {
         }
 
         impl Outcome {
-            /// All outcomes, in the order of their numbers.
+            /// All outcomes, in the order of the enum.
             pub const ALL: [Self; [$($label),+].len()] = [$(Self::$name),+];
 
             /// Label in PostgreSQL and in metrics.
@@ -95,6 +95,39 @@ outcomes! {
     /// The coupon is paused.
     Paused: "paused",
         CONFLICT "paused" "Paused" "this coupon is paused";
+    /// No stock is left, but some is held: it may come back.
+    AllHeld: "all_held",
+        CONFLICT "all_held" "All held"
+        "what is left of this coupon is held by other users: Retry-After says when the first hold expires";
+    /// The user holds a piece.
+    Held: "held",
+        CREATED "held" "Held" "a piece of the coupon is held for the user";
+    /// The user has no live hold.
+    NotHeld: "not_held",
+        CONFLICT "not_held" "Not held"
+        "this user does not hold this coupon: there was no hold, it has expired, or it is a claim already";
+    /// The hold is gone and its piece is stock again.
+    Cancelled: "cancelled",
+        OK "cancelled" "Cancelled" "the hold is cancelled";
+    /// The claim is gone and its piece is stock again.
+    Released: "released",
+        OK "released" "Released" "the claim is released";
+    /// The user has no claim.
+    NotClaimed: "not_claimed",
+        NOT_FOUND "claim_not_found" "No such claim" "this user has no claim on this coupon";
+    /// The coupon is as the change asked for.
+    Updated: "updated",
+        OK "updated" "Updated" "the coupon is changed";
+    /// The new amount would be less than what is claimed and held.
+    BelowGiven: "below_given",
+        CONFLICT "below_given" "Below what is given"
+        "more of this coupon is claimed and held than the new amount: nothing was changed";
+    /// The coupon is gone.
+    Deleted: "deleted",
+        NO_CONTENT "deleted" "Deleted" "the coupon is deleted";
+    /// The coupon has claims or live holds.
+    InUse: "in_use",
+        CONFLICT "in_use" "In use" "this coupon has claims or holds: nothing was changed";
 }
 
 impl Outcome {
@@ -105,11 +138,104 @@ impl Outcome {
             .find(|outcome| outcome.label() == label)
     }
 
-    /// All outcomes that refuse a claim.
+    /// All outcomes that refuse something.
     pub fn refusals() -> impl Iterator<Item = Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|outcome| !outcome.presentation().status.is_success())
+        Self::ALL.into_iter().filter(|outcome| outcome.refuses())
+    }
+
+    /// Returns true if nothing was changed because of the state of the coupon.
+    fn refuses(self) -> bool {
+        !self.presentation().status.is_success()
+    }
+}
+
+/// Operation that has an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Takes a piece for a user.
+    Claim,
+    /// Holds a piece for a user.
+    Reserve,
+    /// Turns a hold into a claim.
+    Confirm,
+    /// Gives a hold back.
+    Cancel,
+    /// Gives a claim back.
+    Release,
+    /// Changes a coupon.
+    Update,
+    /// Changes a coupon's amount by a difference.
+    Restock,
+    /// Deletes a coupon.
+    Delete,
+}
+
+impl Operation {
+    /// All operations.
+    pub const ALL: [Self; 8] = [
+        Self::Claim,
+        Self::Reserve,
+        Self::Confirm,
+        Self::Cancel,
+        Self::Release,
+        Self::Update,
+        Self::Restock,
+        Self::Delete,
+    ];
+
+    /// Name in `honcho_apply` and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Claim => "claim",
+            Self::Reserve => "reserve",
+            Self::Confirm => "confirm",
+            Self::Cancel => "cancel",
+            Self::Release => "release",
+            Self::Update => "update",
+            Self::Restock => "restock",
+            Self::Delete => "delete",
+        }
+    }
+
+    /// Every outcome of this operation.
+    pub const fn outcomes(self) -> &'static [Outcome] {
+        use Outcome::{
+            AllHeld, AlreadyClaimed, BelowGiven, Cancelled, Claimed, Deleted, Ended, Held, InUse,
+            NotClaimed, NotFound, NotHeld, NotStarted, Paused, Released, SoldOut, Updated,
+        };
+        match self {
+            Self::Claim => &[
+                Claimed,
+                AlreadyClaimed,
+                SoldOut,
+                NotFound,
+                NotStarted,
+                Ended,
+                Paused,
+                AllHeld,
+            ],
+            Self::Reserve => &[
+                Held,
+                AlreadyClaimed,
+                SoldOut,
+                NotFound,
+                NotStarted,
+                Ended,
+                Paused,
+                AllHeld,
+            ],
+            Self::Confirm => &[Claimed, NotFound, NotHeld],
+            Self::Cancel => &[Cancelled, NotFound, NotHeld],
+            Self::Release => &[Released, NotFound, NotClaimed],
+            Self::Update | Self::Restock => &[Updated, NotFound, BelowGiven],
+            Self::Delete => &[Deleted, NotFound, InUse],
+        }
+    }
+
+    /// The outcomes that refuse this operation.
+    pub fn refusals(self) -> impl Iterator<Item = Outcome> {
+        let outcomes = self.outcomes().iter().copied();
+        outcomes.filter(|outcome| outcome.refuses())
     }
 }
 
@@ -132,6 +258,19 @@ mod tests {
             assert_eq!(Outcome::from_label(outcome.label()), Some(outcome));
         }
         assert_eq!(Outcome::from_label("told"), None);
-        assert_eq!(Outcome::refusals().count(), Outcome::ALL.len() - 1);
+        // Success: claimed, held, cancelled, released, updated, deleted.
+        assert_eq!(Outcome::refusals().count(), Outcome::ALL.len() - 6);
+    }
+
+    #[test]
+    fn operations_have_one_success_and_every_outcome_has_an_operation() {
+        let mut reached = BTreeSet::new();
+        for operation in Operation::ALL {
+            let outcomes = operation.outcomes();
+            reached.extend(outcomes.iter().map(|outcome| outcome.label()));
+            assert_eq!(operation.refusals().count(), outcomes.len() - 1);
+            assert!(!outcomes[0].refuses(), "{operation:?}");
+        }
+        assert_eq!(reached, Outcome::ALL.map(Outcome::label).into());
     }
 }

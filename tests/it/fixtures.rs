@@ -1,6 +1,7 @@
 //! Fixtures that several subjects share.
 
 pub mod api;
+pub mod event_stream;
 pub mod held_coupon;
 pub mod lives;
 pub mod long_list;

@@ -83,7 +83,7 @@ impl Tokens {
             if bool::from(known.ct_eq(&digest)) {
                 let beginning = known.first_chunk().copied().unwrap_or_default();
                 found = Some(Caller {
-                    id: CallerId::Token(u64::from_ne_bytes(beginning)),
+                    id: CallerId::Token(beginning),
                     scopes: *scopes,
                 });
             }

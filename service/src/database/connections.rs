@@ -54,6 +54,8 @@ pub(super) struct Connections {
     long_lists: Arc<Semaphore>,
     /// A quarter of the connections: a creation waits while an open transaction holds the name.
     creations: CallPermits,
+    /// A quarter of the connections: a change waits while another session holds the coupon.
+    changes: CallPermits,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -88,6 +90,7 @@ impl Connections {
             list_pages: CallPermits::new("list", size.div_ceil(4)),
             long_lists: Arc::new(Semaphore::new(LONG_LISTS)),
             creations: CallPermits::new("create", size.div_ceil(4)),
+            changes: CallPermits::new("change", size.div_ceil(4)),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -112,6 +115,11 @@ impl Connections {
     pub fn give_up_before(&self, when: std::time::Instant) {
         self.forget_idle();
         self.moved.send_replace(when);
+    }
+
+    /// Time of the last failover, or of the start.
+    pub fn moved(&self) -> std::time::Instant {
+        *self.moved.borrow()
     }
 
     /// Closes all, those in use at the end of their calls.
@@ -182,14 +190,44 @@ impl Connections {
         permit.map_err(|_| Error::TooManyLists)
     }
 
+    /// Reads for a lane, without a permit: a lane must not wait behind other reads, and has one call at a time.
+    ///
+    /// The caller must not be dropped before the answer, as with [`Self::write`].
+    pub async fn read_for_lane(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let deadline = self.waits.deadline();
+        self.query_once(&self.fast, sql, arguments, deadline).await
+    }
+
     /// Calls a function that creates something, under a permit, to the end even if the caller is dropped.
     pub async fn create(
         self: &Arc<Self>,
         sql: &'static str,
         arguments: Vec<Argument>,
     ) -> Result<Vec<Row>, Error> {
+        self.write_under(&self.creations, sql, arguments).await
+    }
+
+    /// Calls a function that changes a coupon, under a permit, to the end even if the caller is dropped.
+    pub async fn change(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        self.write_under(&self.changes, sql, arguments).await
+    }
+
+    async fn write_under(
+        self: &Arc<Self>,
+        permits: &CallPermits,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let permit = self.creations.acquire(deadline - self.waits.answer).await?;
+        let permit = permits.acquire(deadline - self.waits.answer).await?;
         let connections = Arc::clone(self);
         let call = async move {
             let arguments = borrowed(&arguments);
@@ -222,16 +260,22 @@ impl Connections {
         let client = self.connection(pool, deadline).await?;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let answer = async {
-            let statement = client.prepare_cached(sql).await?;
-            client.query(&statement, arguments).await
+            let statement = client.prepare_cached(sql).await;
+            let statement = statement.map_err(|error| (error, true))?;
+            let rows = client.query(&statement, arguments).await;
+            rows.map_err(|error| (error, false))
         };
         match timeout_at(by, answer).await {
             Ok(Ok(rows)) => Ok(rows),
-            Ok(Err(error)) => {
+            Ok(Err((error, is_of_prepare))) => {
                 if makes_unusable(&error) {
                     discard(client);
                 }
-                Err(error.into())
+                Err(if is_of_prepare {
+                    not_prepared(error)
+                } else {
+                    error.into()
+                })
             }
             Err(late) => {
                 metrics().answer_lost();
@@ -293,7 +337,7 @@ impl Connections {
                 if makes_unusable(&error) {
                     discard(client);
                 }
-                return Err(error.into());
+                return Err(not_prepared(error));
             }
             Err(_) => {
                 metrics().answer_lost();
@@ -363,6 +407,16 @@ fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
         .iter()
         .map(|argument| &**argument as &(dyn ToSql + Sync))
         .collect()
+}
+
+/// Classifies the error of a `prepare`. There, a function that is not found is the one that is called; later, it would be
+/// one that a trigger calls.
+fn not_prepared(error: tokio_postgres::Error) -> Error {
+    let is_not_found = error.code() == Some(&SqlState::UNDEFINED_FUNCTION);
+    match error.into() {
+        Error::Rejected(cause) if is_not_found => Error::FunctionNotFound(cause),
+        other => other,
+    }
 }
 
 /// Returns true if an error shows that its connection is unusable: it leads to a standby, while the primary may

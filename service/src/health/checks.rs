@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Statement, error::SqlState, types::Type};
 
 use super::{Cause, Reason};
 use crate::database::{
-    FUNCTIONS,
+    FUNCTIONS, NEWER_FUNCTIONS,
     server::{OpenConnection, Servers},
     settings::{Unfit, dropped_settings},
     sqlstate::describe,
@@ -17,8 +17,12 @@ use crate::database::{
 /// Longest wait for an answer of the database.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
-/// Version of the service. The extension's must be equal in the first two numbers.
+/// Version of the service.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Version of the extension's oldest SQL that this service speaks: that of the release before, so that the service can
+/// be upgraded before the database.
+const OLDEST: &str = "0.2.0";
 
 /// SQL that reads the extension's version, the functions that are not found and those that may not be executed,
 /// if transactions are read-only, if the server is a standby, and the server's version.
@@ -46,6 +50,8 @@ const WRITE: &str = "
 pub(super) struct Versions {
     pub extension: String,
     pub server: String,
+    /// True if the extension lacks the functions that this version of the service has added.
+    pub is_outdated: bool,
 }
 
 /// A failed check: the reason, and an explanation for the log only.
@@ -141,7 +147,7 @@ pub(super) async fn check_settings(client: &Client, servers: &Servers) -> Result
 
 /// Checks that calls would be served.
 pub(super) async fn ask(client: &Client, question: &Statement) -> Result<Versions, Trouble> {
-    let functions: &[&str] = &FUNCTIONS;
+    let functions = [&FUNCTIONS[..], &NEWER_FUNCTIONS].concat();
     let row = in_time(client.query_one(question, &[&functions])).await?;
     let odd = |error: tokio_postgres::Error| Trouble::new(Cause::Silent, error.into());
     let extension: Option<String> = row.try_get(0).map_err(odd)?;
@@ -154,10 +160,15 @@ pub(super) async fn ask(client: &Client, question: &Statement) -> Result<Version
         let log = anyhow!("create extension honcho; adds it");
         return Err(Trouble::new(Cause::NoExtension, log));
     };
-    if !are_compatible(&extension, VERSION) {
+    if !speaks(&extension) {
         let log = anyhow!("the extension is {extension}, the service {VERSION}");
         return Err(Trouble::new(Cause::OtherVersion, log));
     }
+    let is_outdated = first_two(&extension) < first_two(VERSION);
+    let missing: Vec<String> = missing
+        .into_iter()
+        .filter(|function| !is_outdated || FUNCTIONS.contains(&&**function))
+        .collect();
     if !missing.is_empty() {
         let detail = format!(
             "the service's role does not find {}: its search_path needs the extension's schema, \
@@ -182,7 +193,11 @@ pub(super) async fn ask(client: &Client, question: &Statement) -> Result<Version
         let log = anyhow!("set it to off for the service's role, its database or the server");
         return Err(Trouble::explained(Cause::ReadOnly, detail, log));
     }
-    Ok(Versions { extension, server })
+    Ok(Versions {
+        extension,
+        server,
+        is_outdated,
+    })
 }
 
 /// Waits for an answer for a limited time.
@@ -207,30 +222,41 @@ fn trouble(error: tokio_postgres::Error) -> Trouble {
     Trouble::new(cause, describe(error))
 }
 
-/// Returns true if two versions are equal in their first two numbers: then either side may be upgraded first.
-fn are_compatible(one: &str, other: &str) -> bool {
-    let first_two = |version: &str| {
-        let mut numbers = version.split('.').map(str::to_owned);
-        (numbers.next(), numbers.next())
-    };
-    first_two(one) == first_two(other)
+/// Returns true if this service speaks the SQL of this version of the extension. The last number does not matter.
+fn speaks(extension: &str) -> bool {
+    let extension = first_two(extension);
+    extension.is_some() && (first_two(OLDEST)..=first_two(VERSION)).contains(&extension)
+}
+
+/// The first two numbers of a version; none if it does not begin with two numbers.
+fn first_two(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::are_compatible;
+    use super::{OLDEST, VERSION, first_two, speaks};
 
     #[test]
-    fn compatible_versions_agree_in_two_numbers() {
-        for (one, other, agree) in [
-            ("0.2.0", "0.2.0", true),
-            ("0.2.0", "0.2.17", true),
-            ("0.2.0", "0.3.0", false),
-            ("0.2.0", "1.2.0", false),
-            ("0.2.0", "0.20.0", false),
-            ("0.2", "0.2.1", true),
+    fn extension_may_be_one_release_older_and_not_newer() {
+        for (extension, expected) in [
+            (VERSION, true),
+            (OLDEST, true),
+            ("0.2.17", true),
+            ("0.2", true),
+            ("0.3.1", true),
+            ("0.1.0", false),
+            ("0.20.0", false),
+            ("0.30.0", false),
+            ("1.2.0", false),
+            ("1", false),
+            ("", false),
+            ("0.next", false),
         ] {
-            assert_eq!(are_compatible(one, other), agree, "{one} {other}");
+            assert_eq!(speaks(extension), expected, "{extension}");
         }
+        // The next version speaks this one and no older one.
+        assert_eq!(first_two(VERSION), Some((0, 3)));
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Watcher {
     session: Option<Session>,
     /// Index of the server of the last session.
     server: Option<usize>,
+    /// True if the extension was outdated at the last check.
+    is_outdated: bool,
     /// Time of the last successful test write.
     written: Option<Instant>,
     /// Time of the last change between ready and not ready.
@@ -56,6 +58,7 @@ impl Watcher {
             database,
             session: None,
             server: None,
+            is_outdated: false,
             written: None,
             since: Instant::now(),
         }
@@ -79,8 +82,30 @@ impl Watcher {
         }
     }
 
+    /// Passes on if the extension is outdated, and logs a change.
+    fn note_version(&mut self, versions: &Versions) {
+        let Versions {
+            extension,
+            is_outdated,
+            ..
+        } = versions;
+        self.database.set_outdated(*is_outdated);
+        match (self.is_outdated, is_outdated) {
+            (false, true) => warn!(
+                "the extension is {extension}, older than the service: only what it has is served, until \
+                 alter extension honcho update"
+            ),
+            (true, false) => info!("the extension is {extension} now: everything is served"),
+            _ => {}
+        }
+        self.is_outdated = *is_outdated;
+    }
+
     /// Sets the state, and logs a change.
     fn report(&mut self, health: &Health, found: &Result<Versions, Trouble>) {
+        if let Ok(versions) = found {
+            self.note_version(versions);
+        }
         let state = match found {
             Ok(_) => Readiness::Ready,
             Err(Trouble { reason, .. }) => Readiness::NotReady(reason.clone()),
@@ -90,7 +115,9 @@ impl Watcher {
             return;
         }
         match found {
-            Ok(Versions { extension, server }) => match before {
+            Ok(Versions {
+                extension, server, ..
+            }) => match before {
                 Readiness::NotReady(_) => {
                     let left_out = take_left_out();
                     info!(

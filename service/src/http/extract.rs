@@ -3,4 +3,6 @@
 pub(crate) mod body;
 pub(crate) mod caller;
 pub(crate) mod fields;
+pub(crate) mod key;
 pub(crate) mod page;
+pub(crate) mod resume;

@@ -116,7 +116,7 @@ pub(crate) fn write_problem(error: &SharedError, ids: RequestIds<'_>, response: 
     // Caches may keep some errors otherwise.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     match error {
-        Error::RateLimited(wait) => {
+        Error::RateLimited(wait) | Error::AllHeld(wait) => {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(*wait)));
         }
         Error::Denied(denied) => {

@@ -1,14 +1,18 @@
 //! State that the routes share.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::FromRef;
 
 use crate::{
     auth::Policy,
     database::Database,
+    events::Events,
     health::Health,
-    http::{extract::body::BodyTimeout, layers::permits::RequestPermits},
+    http::{
+        extract::body::{BodyTimeout, LargeBodies},
+        layers::permits::RequestPermits,
+    },
     lanes::Lanes,
 };
 
@@ -21,11 +25,18 @@ pub(crate) struct AppState(Arc<Parts>);
 pub(crate) struct Parts {
     pub database: Database,
     pub lanes: Lanes,
+    pub events: Events,
     pub health: Health,
     pub policy: Policy,
+    pub hold_ttl: HoldTtl,
     pub body_timeout: BodyTimeout,
+    pub large_bodies: LargeBodies,
     pub permits: RequestPermits,
 }
+
+/// Time for which a piece is held if the request names none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldTtl(pub Duration);
 
 impl From<Parts> for AppState {
     fn from(parts: Parts) -> Self {
@@ -45,7 +56,10 @@ macro_rules! part {
 
 part!(database: Database);
 part!(lanes: Lanes);
+part!(events: Events);
 part!(health: Health);
 part!(policy: Policy);
+part!(hold_ttl: HoldTtl);
 part!(body_timeout: BodyTimeout);
+part!(large_bodies: LargeBodies);
 part!(permits: RequestPermits);

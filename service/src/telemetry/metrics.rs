@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 
 use self::{process::ProcessCollector, requests::Requests};
-use crate::outcome::Outcome;
+use crate::outcome::{Operation, Outcome};
 
 pub(crate) use requests::{RequestTimer, UNMATCHED};
 
@@ -31,19 +31,19 @@ const SECONDS: [f64; 15] = [
     10.0,
 ];
 
-/// Buckets of batches, in claims.
+/// Buckets of batches, in claims and other operations.
 const CLAIMS: [f64; 12] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0,
 ];
 
-/// Number of waiting claims.
+/// Number of waiting operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneDepths {
     /// Open lanes.
     pub lanes: usize,
-    /// Claims waiting in them.
+    /// Operations waiting in them.
     pub waiting: usize,
-    /// Claims waiting in the fullest lane.
+    /// Operations waiting in the fullest lane.
     pub deepest: usize,
 }
 
@@ -60,7 +60,8 @@ pub struct Metrics {
     requests: Requests,
     broken_off: Counter,
     cut_off: Counter,
-    claims: ClaimCounters,
+    /// One for each operation, by its number.
+    operations: [OperationCounters; Operation::ALL.len()],
     batch_size: Histogram,
     batch_duration: Histogram,
     lane_wait: Histogram,
@@ -68,6 +69,7 @@ pub struct Metrics {
     pool_timeouts: Counter,
     permit_waits: Family<PermitLabels, Histogram, fn() -> Histogram>,
     permit_timeouts: Family<PermitLabels, Counter>,
+    streams: StreamMetrics,
     retries: Counter,
     database_errors: Family<ErrorLabels, Counter>,
     readiness: Family<ReasonLabels, Gauge>,
@@ -145,11 +147,11 @@ impl Metrics {
                 "connections_cut_off",
                 "Connections closed because the client did not read its answer",
             ),
-            claims: ClaimCounters::new(honcho),
+            operations: operations(honcho),
             batch_size: histogram(
                 honcho,
                 "lane_batch_claims",
-                "Claims in a batch",
+                "Claims and other operations in a batch",
                 None,
                 &CLAIMS,
             ),
@@ -163,7 +165,7 @@ impl Metrics {
             lane_wait: histogram(
                 honcho,
                 "lane_wait",
-                "Time that claims wait in their lane for the departure of their batch",
+                "Time that operations wait in their lane for the departure of their batch",
                 Some(Unit::Seconds),
                 &SECONDS,
             ),
@@ -181,6 +183,7 @@ impl Metrics {
             ),
             permit_waits: permit_waits(honcho),
             permit_timeouts: permit_timeouts(honcho),
+            streams: StreamMetrics::new(honcho),
             retries: counter(
                 honcho,
                 "database_retries",
@@ -236,22 +239,27 @@ impl Metrics {
         self.cut_off.inc();
     }
 
-    /// Counts a claim by its outcome.
-    pub(crate) fn claimed(&self, outcome: Outcome) {
-        self.claims.outcomes[outcome as usize].inc();
+    /// Counts an operation by its outcome.
+    pub(crate) fn carried_out(&self, operation: Operation, outcome: Outcome) {
+        self.operations[operation as usize].outcomes[outcome as usize].inc();
     }
 
-    /// Counts a claim that ended with an error.
-    pub(crate) fn claim_failed(&self) {
-        self.claims.error.inc();
+    /// Counts an operation whose claim was made by an earlier request with the same key.
+    pub(crate) fn replayed(&self, operation: Operation) {
+        self.operations[operation as usize].replayed.inc();
     }
 
-    /// Counts a claim that was refused because too many were waiting.
-    pub(crate) fn claim_overloaded(&self) {
-        self.claims.overloaded.inc();
+    /// Counts an operation that ended with an error.
+    pub(crate) fn failed(&self, operation: Operation) {
+        self.operations[operation as usize].error.inc();
     }
 
-    /// Records the departure of a batch, with the time that each of its claims has waited.
+    /// Counts an operation that was refused because too many were waiting.
+    pub(crate) fn overloaded(&self, operation: Operation) {
+        self.operations[operation as usize].overloaded.inc();
+    }
+
+    /// Records the departure of a batch, with the time that each of its operations has waited.
     pub(crate) fn batch(&self, waited: impl ExactSizeIterator<Item = Duration>) {
         self.batch_size.observe(waited.len() as f64);
         for waited in waited {
@@ -279,6 +287,26 @@ impl Metrics {
             wait: self.permit_waits.get_or_create_owned(&labels),
             timeouts: self.permit_timeouts.get_or_create_owned(&labels),
         }
+    }
+
+    /// Counts an event stream that begins.
+    pub(crate) fn stream_begun(&self) {
+        self.streams.open.inc();
+    }
+
+    /// Counts the end of an event stream.
+    pub(crate) fn stream_ended(&self) {
+        self.streams.open.dec();
+    }
+
+    /// Counts an event that is sent on one stream.
+    pub(crate) fn delivered(&self, delivery: Delivery) {
+        self.streams.deliveries[delivery as usize].inc();
+    }
+
+    /// Counts a poll for new events.
+    pub(crate) fn polled(&self) {
+        self.streams.polls.inc();
     }
 
     /// Counts a call that is repeated.
@@ -410,13 +438,17 @@ impl Gauges {
             lanes: gauge(
                 registry,
                 "lanes",
-                "Open lanes: coupons that are being claimed",
+                "Open lanes: coupons with operations waiting or in progress",
             ),
-            waiting: gauge(registry, "lane_waiting_claims", "Claims waiting in lanes"),
+            waiting: gauge(
+                registry,
+                "lane_waiting_claims",
+                "Claims and other operations waiting in lanes",
+            ),
             deepest: gauge(
                 registry,
                 "lane_deepest_claims",
-                "Claims waiting in the fullest lane",
+                "Claims and other operations waiting in the fullest lane",
             ),
             connections: pool_gauge(registry, "pool_connections", "Database connections"),
             idle: pool_gauge(
@@ -454,28 +486,126 @@ impl Gauges {
     }
 }
 
-/// Claims by outcome. The handles are made at the start.
+/// Kind of an event on a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Delivery {
+    /// An event in the life of a coupon.
+    Event,
+    /// Its stock.
+    Stock,
+    /// The client may have missed events.
+    Reset,
+}
+
+impl Delivery {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Event, "event"),
+        (Self::Stock, "stock"),
+        (Self::Reset, "reset"),
+    ];
+}
+
+/// Metrics of event streams.
 #[derive(Debug)]
-struct ClaimCounters {
-    /// One for each outcome, by its number.
+struct StreamMetrics {
+    open: Gauge,
+    /// One for each kind, by its number.
+    deliveries: [Counter; Delivery::ALL.len()],
+    polls: Counter,
+}
+
+impl StreamMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+        struct DeliveryLabels {
+            kind: &'static str,
+        }
+        let family = Family::<DeliveryLabels, Counter>::default();
+        registry.register(
+            "stream_events",
+            "Events sent on event streams, by kind",
+            family.clone(),
+        );
+        Self {
+            open: gauge(registry, "streams", "Open event streams"),
+            deliveries: Delivery::ALL
+                .map(|(_, kind)| family.get_or_create_owned(&DeliveryLabels { kind })),
+            polls: counter(
+                registry,
+                "event_polls",
+                "Polls of the database for new events and stock",
+            ),
+        }
+    }
+}
+
+/// Claims by outcome. The handles are made at the start.
+/// Counters of one operation. The handles are made at the start.
+#[derive(Debug)]
+struct OperationCounters {
+    /// One for each outcome, by its number. Outcomes that the operation does not have count as errors.
     outcomes: [Counter; Outcome::ALL.len()],
+    replayed: Counter,
     overloaded: Counter,
     error: Counter,
 }
 
-impl ClaimCounters {
-    fn new(registry: &mut Registry) -> Self {
-        #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-        struct OutcomeLabels {
-            outcome: &'static str,
-        }
-        let family = Family::<OutcomeLabels, Counter>::default();
-        registry.register("claims", "Claims by outcome", family.clone());
-        let counter = |outcome| family.get_or_create_owned(&OutcomeLabels { outcome });
+impl OperationCounters {
+    /// Makes the counters of an operation.
+    ///
+    /// # Arguments
+    /// `counter`: makes the counter with this label.
+    fn new(operation: Operation, counter: impl Fn(&'static str) -> Counter) -> Self {
+        let error = counter("error");
+        let is_in_lane = !matches!(
+            operation,
+            Operation::Update | Operation::Restock | Operation::Delete
+        );
+        let counter_if = |is_possible: bool, label| {
+            if is_possible {
+                counter(label)
+            } else {
+                error.clone()
+            }
+        };
         Self {
-            outcomes: Outcome::ALL.map(|outcome| counter(outcome.label())),
-            overloaded: counter("overloaded"),
-            error: counter("error"),
+            outcomes: Outcome::ALL.map(|outcome| {
+                counter_if(operation.outcomes().contains(&outcome), outcome.label())
+            }),
+            replayed: counter_if(operation == Operation::Claim, "replayed"),
+            overloaded: counter_if(is_in_lane, "overloaded"),
+            error,
         }
     }
+}
+
+/// Makes the counters of all operations. Claims have a family of their own.
+fn operations(registry: &mut Registry) -> [OperationCounters; Operation::ALL.len()] {
+    #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+    struct ClaimLabels {
+        outcome: &'static str,
+    }
+    #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+    struct OperationLabels {
+        operation: &'static str,
+        outcome: &'static str,
+    }
+    let claims = Family::<ClaimLabels, Counter>::default();
+    registry.register("claims", "Claims by outcome", claims.clone());
+    let others = Family::<OperationLabels, Counter>::default();
+    registry.register(
+        "operations",
+        "Operations other than claims, by outcome",
+        others.clone(),
+    );
+    Operation::ALL.map(|operation| {
+        OperationCounters::new(operation, |outcome| {
+            if operation == Operation::Claim {
+                claims.get_or_create_owned(&ClaimLabels { outcome })
+            } else {
+                let operation = operation.name();
+                others.get_or_create_owned(&OperationLabels { operation, outcome })
+            }
+        })
+    })
 }

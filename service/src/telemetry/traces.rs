@@ -165,14 +165,22 @@ pub(crate) fn current() -> Option<Box<SpanContext>> {
     })
 }
 
-/// Span of a batch, which ends when this is dropped; none if none of its claims has a span. It is a child of the
-/// first claim's, so that both are sampled together, and linked with all.
+/// Span of a batch, which ends when this is dropped; none if none of its operations has a span. It is a child of the
+/// first request's, so that both are sampled together, and linked with all.
 #[derive(Debug)]
 pub(crate) struct BatchSpan(Option<Context>);
 
 impl BatchSpan {
-    /// Starts the span of a batch of so many claims, of which `traced` have spans.
-    pub(crate) fn start<'a>(claims: usize, traced: impl Iterator<Item = &'a SpanContext>) -> Self {
+    /// Starts the span of a batch.
+    ///
+    /// # Arguments
+    /// `function`: the function that is called. `operations`: the number of its operations. `traced`: the spans of
+    /// their requests.
+    pub(crate) fn start<'a>(
+        function: &'static str,
+        operations: usize,
+        traced: impl Iterator<Item = &'a SpanContext>,
+    ) -> Self {
         let Some(export) = EXPORT.get() else {
             return Self(None);
         };
@@ -183,15 +191,15 @@ impl BatchSpan {
         let parent = Context::new().with_remote_span_context(first.span_context.clone());
         let span = export
             .tracer
-            .span_builder("honcho_claim_batch")
+            .span_builder(function)
             .with_kind(SpanKind::Client)
             .with_links(links)
             .with_attributes([
                 KeyValue::new("db.system.name", "postgresql"),
-                KeyValue::new("db.operation.name", "honcho_claim_batch"),
+                KeyValue::new("db.operation.name", function),
                 KeyValue::new(
                     "honcho.batch.claims",
-                    i64::try_from(claims).unwrap_or(i64::MAX),
+                    i64::try_from(operations).unwrap_or(i64::MAX),
                 ),
             ]);
         let span = export.tracer.build_with_context(span, &parent);

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRef, FromRequestParts},
-    http::request::Parts,
+    http::{HeaderValue, header::AUTHORIZATION, request::Parts},
 };
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 pub(crate) struct Claimer(Option<Caller>);
 
 impl Claimer {
-    /// Checks that this caller may claim for `user_id`.
+    /// Checks that this caller may claim and hold for `user_id`.
     ///
     /// # Errors
     /// [`Denied::ForeignSubject`].
@@ -23,6 +23,11 @@ impl Claimer {
         self.0
             .as_ref()
             .map_or(Ok(()), |caller| caller.may_claim_for(user_id))
+    }
+
+    /// Label of the caller in events; none if the service is open.
+    pub fn label(&self) -> Option<String> {
+        self.0.as_ref().map(Caller::label)
     }
 }
 
@@ -53,13 +58,45 @@ where
     }
 }
 
-/// A caller that may read claims: with the scope `read` those of all users, with `claim` those of the subject of its
-/// own JSON Web Token.
+/// A caller with the scope `read`, for an answer that lasts: its token may expire or be withdrawn meanwhile.
+#[derive(Debug)]
+pub(crate) struct LastingReader {
+    policy: Policy,
+    authorization: Vec<HeaderValue>,
+}
+
+impl LastingReader {
+    /// Returns true if the token of the request would be accepted now.
+    pub fn is_accepted(&self) -> bool {
+        let values = self.authorization.iter().map(HeaderValue::as_bytes);
+        let caller = self.policy.identify(values);
+        caller.is_ok_and(|caller| caller.is_none_or(|caller| caller.require(Scope::Read).is_ok()))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for LastingReader
+where
+    Policy: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        with_scope(parts, state, Scope::Read)?;
+        let authorization = parts.headers.get_all(AUTHORIZATION);
+        Ok(Self {
+            policy: Policy::from_ref(state),
+            authorization: authorization.iter().cloned().collect(),
+        })
+    }
+}
+
+/// A caller that may read claims and holds: with the scope `read` those of all users, with `claim` those of the subject
+/// of its own JSON Web Token.
 #[derive(Debug)]
 pub(crate) struct ClaimReader(Option<Caller>);
 
 impl ClaimReader {
-    /// Checks that this caller may see the claims of this user.
+    /// Checks that this caller may see the claims and holds of this user.
     ///
     /// # Errors
     /// [`Denied::NoScope`] with the scope that would allow it.
@@ -71,7 +108,7 @@ impl ClaimReader {
         }
     }
 
-    /// Checks that this caller may see the claims of all users.
+    /// Checks that this caller may see the claims and holds of all users.
     ///
     /// # Errors
     /// [`Denied::NoScope`] with the scope that would allow it.
@@ -101,9 +138,16 @@ where
     }
 }
 
-/// A caller with the scope `admin`.
+/// A caller with the scope `admin`; none if the service is open.
 #[derive(Debug)]
-pub(crate) struct Admin;
+pub(crate) struct Admin(Option<Caller>);
+
+impl Admin {
+    /// Label of the caller in events; empty if the service is open.
+    pub fn label(&self) -> String {
+        self.0.as_ref().map(Caller::label).unwrap_or_default()
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Admin
 where
@@ -112,8 +156,7 @@ where
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        with_scope(parts, state, Scope::Admin)?;
-        Ok(Self)
+        Ok(Self(with_scope(parts, state, Scope::Admin)?))
     }
 }
 

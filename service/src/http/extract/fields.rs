@@ -1,19 +1,29 @@
 //! Fields of JSON bodies, parsed one by one so that the error names the wrong one. An unknown field is an error: a
 //! client that misspells `ends_at` must not get a sale without an end. The database judges the values.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{error::Category, value::RawValue};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::error::Error;
+use crate::{database::Bound, error::Error};
 
 /// The longest name and user id, in characters: PostgreSQL's `varchar(255)`.
 const TEXT_LIMIT: usize = 255;
 
+/// The longest time for which a piece is held, in seconds.
+const SECONDS_OF_DAY: i32 = 24 * 60 * 60;
+
 /// The unparsed value of a field; none if it is missing or null.
 pub(crate) type Field<'a> = Option<&'a RawValue>;
+
+/// Deserializes a field of a JSON merge patch, where null is a value: it removes something.
+pub(crate) fn with_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Field<'de>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
 
 /// Parses a JSON object as a struct of fields.
 ///
@@ -39,14 +49,39 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> 
 /// # Errors
 /// The field is missing or no such text.
 pub(crate) fn text<'a>(name: &str, field: Field<'a>) -> Result<Cow<'a, str>, Error> {
+    parse_text(present(name, field)?)
+        .map_err(|fault| Error::Invalid(format!("{name} {fault}").into()))
+}
+
+/// Parses a list of 1 to `most` texts, each as [`text`] does.
+///
+/// # Errors
+/// The field is missing or no such list; the text names the first wrong element by its place, from 0 on.
+pub(crate) fn texts<'a>(
+    name: &str,
+    field: Field<'a>,
+    most: usize,
+) -> Result<Vec<Cow<'a, str>>, Error> {
+    let list: Option<Vec<&RawValue>> = serde_json::from_str(present(name, field)?.get()).ok();
+    let list = list.filter(|list| (1..=most).contains(&list.len()));
+    let list = list.ok_or_else(|| {
+        Error::Invalid(format!("{name} must be a list of 1 to {most} strings").into())
+    })?;
+    let texts = list.into_iter().enumerate().map(|(place, raw)| {
+        parse_text(raw).map_err(|fault| Error::Invalid(format!("{name}[{place}] {fault}").into()))
+    });
+    texts.collect()
+}
+
+fn parse_text(raw: &RawValue) -> Result<Cow<'_, str>, &'static str> {
     #[derive(Deserialize)]
     struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
 
-    let Borrowed(text) = serde_json::from_str(present(name, field)?.get())
-        .map_err(|_| Error::Invalid(format!("{name} must be a string of valid Unicode").into()))?;
+    let Borrowed(text) =
+        serde_json::from_str(raw.get()).map_err(|_| "must be a string of valid Unicode")?;
     match fault(&text) {
         None => Ok(text),
-        Some(fault) => Err(Error::Invalid(format!("{name} {fault}").into())),
+        Some(fault) => Err(fault),
     }
 }
 
@@ -55,11 +90,58 @@ pub(crate) fn text<'a>(name: &str, field: Field<'a>) -> Result<Cow<'a, str>, Err
 /// # Errors
 /// The field is missing or no such number.
 pub(crate) fn count(name: &str, field: Field<'_>) -> Result<i32, Error> {
+    number(name, field, 1..=i32::MAX)
+}
+
+/// Parses a whole number in this range.
+///
+/// # Errors
+/// The field is missing or no such number.
+pub(crate) fn number(
+    name: &str,
+    field: Field<'_>,
+    range: RangeInclusive<i32>,
+) -> Result<i32, Error> {
     match serde_json::from_str(present(name, field)?.get()) {
-        Ok(count @ 1..) => Ok(count),
-        _ => Err(Error::Invalid(
-            format!("{name} must be a whole number from 1 to {}", i32::MAX).into(),
-        )),
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => {
+            let (low, high) = range.into_inner();
+            Err(Error::Invalid(
+                format!("{name} must be a whole number from {low} to {high}").into(),
+            ))
+        }
+    }
+}
+
+/// Parses true or false.
+///
+/// # Errors
+/// The field is missing or neither.
+pub(crate) fn flag(name: &str, field: Field<'_>) -> Result<bool, Error> {
+    serde_json::from_str(present(name, field)?.get())
+        .map_err(|_| Error::Invalid(format!("{name} must be true or false").into()))
+}
+
+/// Parses a time in whole seconds, up to a day; none if the field is missing or null.
+///
+/// # Errors
+/// The field is no such time.
+pub(crate) fn seconds(name: &str, field: Field<'_>) -> Result<Option<Duration>, Error> {
+    if field.is_none() {
+        return Ok(None);
+    }
+    let seconds = number(name, field, 1..=SECONDS_OF_DAY)?;
+    Ok(Some(Duration::from_secs(seconds.unsigned_abs().into())))
+}
+
+/// Parses the bound of a window in a JSON merge patch: a timestamp, or null to remove it; none if the field is missing.
+///
+/// # Errors
+/// The field is neither.
+pub(crate) fn bound(name: &str, field: Field<'_>) -> Result<Option<Bound>, Error> {
+    match field {
+        Some(raw) if raw.get() == "null" => Ok(Some(Bound::Removed)),
+        field => Ok(timestamp(name, field)?.map(Bound::At)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! Pages of lists: `?limit=…&after=…`, and a `Link` to the next page (RFC 8288).
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderName, HeaderValue, header::LINK};
 use utoipa::IntoParams;
 
+use super::fields::fault;
 use crate::error::Error;
 
 /// Most entries on a page.
@@ -25,6 +28,18 @@ pub(crate) struct PageQuery {
     pub after: i64,
 }
 
+/// Requested part of a list that is in the order of users' ids.
+#[derive(Clone, Debug, IntoParams, PartialEq, Eq)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct UserPageQuery {
+    /// Most entries to return.
+    #[param(required = false, minimum = 1, maximum = 1000, default = 100)]
+    pub limit: i32,
+    /// `user_id` of the last entry of the page before; absent for the first page.
+    #[param(required = false, max_length = 255, pattern = "^[^\\u0000]*$")]
+    pub after: String,
+}
+
 impl PageQuery {
     /// Parses a query string.
     ///
@@ -32,23 +47,9 @@ impl PageQuery {
     /// A parameter is unknown, repeated or out of range: a client that misspells `after` must not read the first page
     /// for ever.
     pub fn from_query(query: Option<&str>) -> Result<Self, Error> {
-        let (mut limit, mut after) = (None, None);
-        for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
-            let parameter = match name.as_ref() {
-                "limit" => &mut limit,
-                "after" => &mut after,
-                other => {
-                    return Err(invalid(format!(
-                        "there is no query parameter {other:?}: known are limit and after"
-                    )));
-                }
-            };
-            if parameter.replace(value).is_some() {
-                return Err(invalid(format!("{name} is given twice")));
-            }
-        }
+        let [limit, after] = parameters(query, ["limit", "after"])?;
         Ok(Self {
-            limit: number("limit", limit.as_deref(), 100, 1, MOST)?,
+            limit: limit_of(limit)?,
             after: number("after", after.as_deref(), 0, 0, i64::MAX)?,
         })
     }
@@ -64,17 +65,93 @@ impl PageQuery {
         entries: &mut Vec<T>,
         id: impl Fn(&T) -> i64,
         path: &str,
-    ) -> Result<Option<[(HeaderName, HeaderValue); 1]>, Error> {
-        let limit = self.limit;
-        if entries.len() <= limit as usize {
-            return Ok(None);
-        }
-        entries.truncate(limit as usize);
-        let after = entries.last().map_or(self.after, id);
-        let link = format!("<{path}?limit={limit}&after={after}>; rel=\"next\"");
-        let link = HeaderValue::try_from(link).map_err(|error| Error::Internal(error.into()))?;
-        Ok(Some([(LINK, link)]))
+    ) -> Result<Option<Link>, Error> {
+        cut(self.limit, entries, path, |entry| id(entry).to_string())
     }
+}
+
+impl UserPageQuery {
+    /// Parses a query string.
+    ///
+    /// # Errors
+    /// A parameter is unknown, repeated or out of range.
+    pub fn from_query(query: Option<&str>) -> Result<Self, Error> {
+        let [limit, after] = parameters(query, ["limit", "after"])?;
+        let after = after.unwrap_or_default();
+        // An empty text is the beginning.
+        if let Some(fault) = fault(&after).filter(|_| !after.is_empty()) {
+            return Err(invalid(format!("after {fault}")));
+        }
+        Ok(Self {
+            limit: limit_of(limit)?,
+            after: after.into_owned(),
+        })
+    }
+
+    /// Number of rows to read: one more than the page has, to find out if there are more.
+    pub fn rows(&self) -> i32 {
+        self.limit + 1
+    }
+
+    /// Cuts `entries` to the page, and returns the link to the next page at `path`, if there is one.
+    pub fn cut<T>(
+        &self,
+        entries: &mut Vec<T>,
+        user_id: impl Fn(&T) -> &str,
+        path: &str,
+    ) -> Result<Option<Link>, Error> {
+        cut(self.limit, entries, path, |entry| {
+            form_urlencoded::byte_serialize(user_id(entry).as_bytes()).collect()
+        })
+    }
+}
+
+/// The `Link` header of a page.
+pub(crate) type Link = [(HeaderName, HeaderValue); 1];
+
+/// Cuts `entries` to `limit`, and links to the page after the last of them, if there are more.
+fn cut<T>(
+    limit: i32,
+    entries: &mut Vec<T>,
+    path: &str,
+    after: impl Fn(&T) -> String,
+) -> Result<Option<Link>, Error> {
+    if entries.len() <= limit as usize {
+        return Ok(None);
+    }
+    entries.truncate(limit as usize);
+    let after = entries.last().map(after).unwrap_or_default();
+    let link = format!("<{path}?limit={limit}&after={after}>; rel=\"next\"");
+    let link = HeaderValue::try_from(link).map_err(|error| Error::Internal(error.into()))?;
+    Ok(Some([(LINK, link)]))
+}
+
+/// Parses a query string that has no other parameters than `names`, each at most once.
+///
+/// # Errors
+/// A parameter is unknown or repeated.
+pub(crate) fn parameters<'a, const COUNT: usize>(
+    query: Option<&'a str>,
+    names: [&str; COUNT],
+) -> Result<[Option<Cow<'a, str>>; COUNT], Error> {
+    let mut values = [const { None }; COUNT];
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let Some(place) = names.iter().position(|known| *known == name) else {
+            let known = names.join(" and ");
+            let verb = if COUNT == 1 { "is" } else { "are" };
+            return Err(invalid(format!(
+                "there is no query parameter {name:?}: known {verb} {known}"
+            )));
+        };
+        if values[place].replace(value).is_some() {
+            return Err(invalid(format!("{name} is given twice")));
+        }
+    }
+    Ok(values)
+}
+
+fn limit_of(value: Option<Cow<'_, str>>) -> Result<i32, Error> {
+    number("limit", value.as_deref(), 100, 1, MOST)
 }
 
 /// Parses the value of the parameter `name`, which has only decimal digits.
@@ -135,6 +212,42 @@ mod tests {
             ("=", "\"\""),
         ] {
             let Err(Error::Invalid(reason)) = PageQuery::from_query(Some(query)) else {
+                panic!("{query} was accepted");
+            };
+            assert!(reason.contains(named), "{query}: {reason}");
+        }
+    }
+
+    #[test]
+    fn pages_of_users_begin_after_any_user() {
+        let page = |after: &str| UserPageQuery {
+            limit: 100,
+            after: after.to_owned(),
+        };
+        for (query, expected) in [
+            (None, page("")),
+            (Some("after="), page("")),
+            (Some("after=a%2Fb+%C3%A9%26c"), page("a/b é&c")),
+        ] {
+            let read = UserPageQuery::from_query(query).unwrap();
+            assert_eq!(read, expected, "{query:?}");
+            let mut users = vec![expected.after.clone(), "other".to_owned()];
+            let one = UserPageQuery { limit: 1, ..read };
+            let link = one.cut(&mut users, |user| user, "/list").unwrap().unwrap();
+            let link = link[0].1.to_str().unwrap();
+            let (_, query) = link.split_once('?').unwrap();
+            let next = query.strip_suffix(">; rel=\"next\"").unwrap();
+            assert_eq!(UserPageQuery::from_query(Some(next)).unwrap(), one);
+        }
+        let long = format!("after={}", "a".repeat(256));
+        for (query, named) in [
+            ("after=%00", "after must not contain NUL"),
+            (&*long, "after must have at most 255"),
+            ("after=a&after=b", "after is given twice"),
+            ("limit=0", "limit "),
+            ("user=a", "\"user\""),
+        ] {
+            let Err(Error::Invalid(reason)) = UserPageQuery::from_query(Some(query)) else {
                 panic!("{query} was accepted");
             };
             assert!(reason.contains(named), "{query}: {reason}");

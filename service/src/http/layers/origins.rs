@@ -63,14 +63,17 @@ impl AllowedOrigins {
             .allow_headers([
                 header::AUTHORIZATION,
                 header::CONTENT_TYPE,
+                HeaderName::from_static("idempotency-key"),
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("traceparent"),
+                HeaderName::from_static("last-event-id"),
             ])
             .expose_headers([
                 header::LINK,
                 header::LOCATION,
                 header::RETRY_AFTER,
                 header::WWW_AUTHENTICATE,
+                HeaderName::from_static("idempotency-replayed"),
                 HeaderName::from_static("ratelimit"),
                 HeaderName::from_static("ratelimit-policy"),
                 HeaderName::from_static("x-request-id"),

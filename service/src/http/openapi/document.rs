@@ -20,6 +20,7 @@ use crate::{
     auth::{Denied, Scope},
     error::Error,
     http::problem::{self, Entry, Problem},
+    outcome::Outcome,
 };
 
 /// Name of the security scheme of bearer tokens.
@@ -36,6 +37,8 @@ const BEARER: &str = "bearer";
     tags(
         (name = "claims", description = "Claims and claimants"),
         (name = "coupons", description = "Coupons and their stock"),
+        (name = "events", description = "Events of coupons, as server-sent events"),
+        (name = "holds", description = "Pieces that are held while a user pays"),
     ),
     components(schemas(Problem<'static>)),
 )]
@@ -48,7 +51,7 @@ pub(crate) fn base() -> utoipa::openapi::OpenApi {
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
             "One of the service's own tokens, or a JSON Web Token. Each operation names the scope that the token \
-             needs: claim, read or admin. A JSON Web Token claims for its own subject only.",
+             needs: claim, read or admin. A JSON Web Token claims and holds for its own subject only.",
         ))
         .build();
     let components = document.components.get_or_insert_default();
@@ -240,6 +243,18 @@ fn response(status: StatusCode, errors: &[Error]) -> Response {
             Type::String,
             "The missing token or scope (RFC 6750)",
         ),
+        StatusCode::CONFLICT
+            if errors
+                .iter()
+                .any(|error| matches!(error, Error::Refused(Outcome::AllHeld))) =>
+        {
+            add_header(
+                &mut response,
+                "Retry-After",
+                Type::Integer,
+                "Time until the first hold expires, in seconds, if the code is all_held; absent otherwise",
+            );
+        }
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => add_header(
             &mut response,
             "Retry-After",

@@ -45,11 +45,12 @@ impl Entry {
 }
 
 /// Codes of errors that are no outcomes.
-const OTHER_CODES: [&str; 17] = [
-    "claim_not_found",
+const OTHER_CODES: [&str; 18] = [
     "coupon_exists",
+    "extension_outdated",
     "forbidden",
     "foreign_origin",
+    "hold_not_found",
     "internal",
     "invalid_request",
     "method_not_allowed",
@@ -78,6 +79,7 @@ pub(crate) fn codes() -> Vec<&'static str> {
 pub(crate) fn entry(error: &Error) -> Entry {
     Entry::from(match error {
         Error::Refused(outcome) => outcome.presentation(),
+        Error::AllHeld(_) => Outcome::AllHeld.presentation(),
         Error::Invalid(reason) => return Entry::from(INVALID_REQUEST).explained(reason.clone()),
         Error::Argument(_) => INVALID_REQUEST,
         Error::RouteNotFound => presentation!(
@@ -99,7 +101,7 @@ pub(crate) fn entry(error: &Error) -> Entry {
         },
         Error::Denied(Denied::NoScope(_)) => FORBIDDEN,
         Error::Denied(Denied::ForeignSubject) => Presentation {
-            detail: "the token allows claims for its own subject only",
+            detail: "the token allows this for its own subject only",
             ..FORBIDDEN
         },
         Error::ForeignOrigin => presentation!(
@@ -118,13 +120,13 @@ pub(crate) fn entry(error: &Error) -> Entry {
             PAYLOAD_TOO_LARGE,
             "payload_too_large",
             "Body too large",
-            "the body is larger than 64 KiB"
+            "the body is larger than 64 KiB, or than 1 MiB for a batch of claims"
         ),
-        Error::ClaimNotFound => presentation!(
+        Error::HoldNotFound => presentation!(
             NOT_FOUND,
-            "claim_not_found",
-            "No such claim",
-            "this user has no claim on this coupon"
+            "hold_not_found",
+            "No such hold",
+            "this user does not hold this coupon"
         ),
         Error::CouponExists => presentation!(
             CONFLICT,
@@ -144,7 +146,8 @@ pub(crate) fn entry(error: &Error) -> Entry {
             SERVICE_UNAVAILABLE,
             "outcome_unknown",
             "Outcome unknown",
-            "the database gave no answer: the change may have been made or not; repeat the request to find out"
+            "the database gave no answer: the change may have been made or not; repeat the request to find out, \
+             but look at the stock before you repeat a restock"
         ),
         Error::Timeout(_) => presentation!(
             GATEWAY_TIMEOUT,
@@ -161,6 +164,10 @@ pub(crate) fn entry(error: &Error) -> Entry {
             detail: "too many long lists are being read: list the coupon's claims page by page",
             ..OVERLOADED
         },
+        Error::TooManyStreams => Presentation {
+            detail: "too many event streams are open: read the coupon's stock instead",
+            ..OVERLOADED
+        },
         Error::TooManyConnections => Presentation {
             detail: "too many connections are open; nothing was changed",
             ..OVERLOADED
@@ -172,7 +179,13 @@ pub(crate) fn entry(error: &Error) -> Entry {
             "Too many requests",
             "the rate limit is exceeded; Retry-After says when to try again"
         ),
-        Error::Rejected(_) | Error::Internal(_) => presentation!(
+        Error::ExtensionOutdated => presentation!(
+            NOT_IMPLEMENTED,
+            "extension_outdated",
+            "Extension outdated",
+            "the database's extension does not have this yet: alter extension honcho update adds it"
+        ),
+        Error::Rejected(_) | Error::FunctionNotFound(_) | Error::Internal(_) => presentation!(
             INTERNAL_SERVER_ERROR,
             "internal",
             "Internal error",
@@ -206,7 +219,7 @@ const OVERLOADED: Presentation = presentation!(
     SERVICE_UNAVAILABLE,
     "overloaded",
     "Overloaded",
-    "too many claims are waiting; nothing was changed"
+    "too many claims and other operations are waiting; nothing was changed"
 );
 
 const NOT_READY: Presentation = presentation!(
@@ -246,7 +259,8 @@ mod tests {
             (Error::ForeignOrigin, "403 foreign_origin"),
             (Error::BodyTimeout, "408 request_timeout"),
             (Error::BodyTooLarge, "413 payload_too_large"),
-            (Error::ClaimNotFound, "404 claim_not_found"),
+            (Error::AllHeld(Duration::from_secs(1)), "409 all_held"),
+            (Error::HoldNotFound, "404 hold_not_found"),
             (Error::CouponExists, "409 coupon_exists"),
             (Error::Conflict(cause()), "503 unavailable"),
             (Error::Disconnected(cause()), "503 unavailable"),
@@ -261,12 +275,15 @@ mod tests {
             ),
             (Error::TooManyRequests, "503 overloaded"),
             (Error::TooManyLists, "503 overloaded"),
+            (Error::TooManyStreams, "503 overloaded"),
             (Error::TooManyConnections, "503 overloaded"),
             (
                 Error::RateLimited(Duration::from_secs(1)),
                 "429 rate_limited",
             ),
             (Error::Rejected(cause()), "500 internal"),
+            (Error::FunctionNotFound(cause()), "500 internal"),
+            (Error::ExtensionOutdated, "501 extension_outdated"),
             (Error::Internal(cause()), "500 internal"),
         ];
         let outcomes = [
@@ -276,6 +293,11 @@ mod tests {
             (Outcome::NotStarted, "409 not_started"),
             (Outcome::Ended, "409 ended"),
             (Outcome::Paused, "409 paused"),
+            (Outcome::AllHeld, "409 all_held"),
+            (Outcome::NotHeld, "409 not_held"),
+            (Outcome::NotClaimed, "404 claim_not_found"),
+            (Outcome::BelowGiven, "409 below_given"),
+            (Outcome::InUse, "409 in_use"),
         ];
         assert_eq!(outcomes.len(), Outcome::refusals().count());
         rows.extend(outcomes.map(|(outcome, answer)| (Error::Refused(outcome), answer)));

@@ -35,7 +35,10 @@ pub(super) fn log(error: &Error, ids: RequestIds<'_>) {
             tracing::$level!(error, request_id, trace_id, left_out, "{message}")
         };
     }
-    if matches!(message, Error::Rejected(_) | Error::Internal(_)) {
+    if matches!(
+        message,
+        Error::Rejected(_) | Error::FunctionNotFound(_) | Error::Internal(_)
+    ) {
         log_at!(error);
     } else {
         log_at!(warn);
@@ -45,7 +48,7 @@ pub(super) fn log(error: &Error, ids: RequestIds<'_>) {
 /// The throttle of this kind of error; none for a defect, of which every occurrence is logged.
 fn throttle(error: &Error) -> Option<&'static Throttle> {
     Some(match error {
-        Error::Rejected(_) => &REJECTED,
+        Error::Rejected(_) | Error::FunctionNotFound(_) => &REJECTED,
         Error::Argument(_) => &ARGUMENTS,
         Error::Conflict(_) => &CONFLICTS,
         Error::Disconnected(_) => &DISCONNECTED,

@@ -1,4 +1,4 @@
-//! Coupons: created and listed at `/api/coupons`, shown at `/api/coupons/{name}`.
+//! Coupons: created and listed at `/api/coupons`, shown and deleted at `/api/coupons/{name}`.
 
 use std::future::ready;
 
@@ -18,27 +18,28 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{NO_STORE, coupon_path, invalid};
+use super::{NO_STORE, count, coupon_name, coupon_path, invalid, stock};
 use crate::{
     database::{Claimants, Coupon, Database},
     error::Error,
     http::{
         extract::{
-            body::Received,
+            body::{NoFields, Received},
             caller::{Admin, Reader},
             fields::{self, Field},
-            page::PageQuery,
+            page::{self, PageQuery},
         },
         openapi::problem_type,
         state::AppState,
     },
+    outcome::{Operation, Outcome},
 };
 
 /// The routes of coupons.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
-        .routes(routes!(show))
+        .routes(routes!(show, stock::update, delete))
 }
 
 /// Coupon to be created.
@@ -113,6 +114,18 @@ problem_type! {
 }
 
 problem_type! {
+    /// Problems of deleting a coupon.
+    CouponDeleteProblems:
+    invalid(),
+    Error::ForeignOrigin,
+    Error::BodyTimeout,
+    Error::BodyTooLarge,
+    Error::OutcomeUnknown(anyhow!("")),
+    Error::ExtensionOutdated,
+    ; Operation::Delete.refusals().map(Error::Refused)
+}
+
+problem_type! {
     /// Problems of reading a page of coupons.
     CouponListProblems: invalid()
 }
@@ -149,7 +162,7 @@ problem_type! {
     security(("bearer" = ["admin"])),
 )]
 pub(crate) async fn create(
-    _: Admin,
+    admin: Admin,
     State(database): State<Database>,
     Received(body, _permit): Received,
 ) -> Result<Response, Error> {
@@ -171,7 +184,7 @@ pub(crate) async fn create(
         return Err(Error::Invalid("ends_at must be after starts_at".into()));
     }
     if !database
-        .create_coupon(&name, amount, starts_at, ends_at)
+        .create_coupon(&name, amount, starts_at, ends_at, &admin.label())
         .await?
     {
         return Err(Error::CouponExists);
@@ -228,9 +241,7 @@ pub(crate) async fn show(
     State(database): State<Database>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    // A segment that is not UTF-8 names nothing.
-    let Path(name) = name.map_err(|_| Error::COUPON_NOT_FOUND)?;
-    show_named(&database, &name).await
+    show_named(&database, &coupon_name(name)?).await
 }
 
 /// Show the coupon named "claim"
@@ -251,10 +262,82 @@ pub(crate) async fn show_named_claim(
     show_named(&database, "claim").await
 }
 
-async fn show_named(database: &Database, name: &str) -> Result<Response, Error> {
-    if fields::fault(name).is_some() {
-        return Err(Error::COUPON_NOT_FOUND);
+/// Delete a coupon
+///
+/// A coupon that has claims or live holds is deleted only with `claims=true`, and they with it. Its name is free again
+/// then.
+#[utoipa::path(
+    delete,
+    path = "/api/coupons/{name}",
+    operation_id = "delete_coupon",
+    tag = "coupons",
+    params(
+        ("name" = String, Path, description = "Name of the coupon", example = "PROMO_SUPER"),
+        ("claims" = Option<bool>, Query,
+         description = "True to delete its claims and holds as well; default: false"),
+    ),
+    responses((status = 204, description = "The coupon is deleted"), CouponDeleteProblems),
+    security(("bearer" = ["admin"])),
+)]
+pub(crate) async fn delete(
+    admin: Admin,
+    State(database): State<Database>,
+    name: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    _: NoFields,
+) -> Result<StatusCode, Error> {
+    let with_claims = with_claims(query.as_deref())?;
+    delete_named(&database, &coupon_name(name)?, with_claims, &admin).await
+}
+
+/// Delete the coupon named "claim"
+///
+/// Like any other coupon.
+#[utoipa::path(
+    delete,
+    path = "/api/coupons/claim",
+    operation_id = "delete_coupon_named_claim",
+    tag = "coupons",
+    params(("claims" = Option<bool>, Query,
+            description = "True to delete its claims and holds as well; default: false")),
+    responses((status = 204, description = "The coupon is deleted"), CouponDeleteProblems),
+    security(("bearer" = ["admin"])),
+)]
+pub(crate) async fn delete_named_claim(
+    admin: Admin,
+    State(database): State<Database>,
+    RawQuery(query): RawQuery,
+    _: NoFields,
+) -> Result<StatusCode, Error> {
+    delete_named(&database, "claim", with_claims(query.as_deref())?, &admin).await
+}
+
+async fn delete_named(
+    database: &Database,
+    name: &str,
+    with_claims: bool,
+    admin: &Admin,
+) -> Result<StatusCode, Error> {
+    let deleted = database
+        .delete_coupon(name, with_claims, &admin.label())
+        .await;
+    match count(Operation::Delete, deleted, |outcome| *outcome)? {
+        Outcome::Deleted => Ok(StatusCode::NO_CONTENT),
+        refusal => Err(Error::Refused(refusal)),
     }
+}
+
+/// Parses the query of a deletion.
+fn with_claims(query: Option<&str>) -> Result<bool, Error> {
+    let [claims] = page::parameters(query, ["claims"])?;
+    match claims.as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Error::Invalid("claims must be true or false".into())),
+    }
+}
+
+async fn show_named(database: &Database, name: &str) -> Result<Response, Error> {
     let (coupon, users, rest) = database
         .read_coupon(name)
         .await?
