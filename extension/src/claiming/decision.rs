@@ -82,7 +82,11 @@ pub fn operate(
     }
 
     session::require_writable(command.name);
-    let mut ledger = Ledger::open(&tables, held > 0 || request.needs_holds());
+    let mut ledger = Ledger::open(
+        &tables,
+        request.needs_claims(),
+        held > 0 || request.needs_holds(),
+    );
     view.release();
     loop {
         // Without turn and snapshot: a standby that is away must not hold up other sessions.
@@ -211,11 +215,18 @@ enum Taken {
 }
 
 impl<'a> Request<'a> {
-    /// Returns true if it is for holds.
+    /// Returns true if it makes or deletes claims.
+    fn needs_claims(&self) -> bool {
+        self.operations
+            .iter()
+            .any(|it| matches!(it.action, Action::Claim | Action::Confirm | Action::Release))
+    }
+
+    /// Returns true if it makes or deletes holds.
     fn needs_holds(&self) -> bool {
-        self.operations.iter().any(|operation| {
+        self.operations.iter().any(|it| {
             matches!(
-                operation.action,
+                it.action,
                 Action::Reserve(_) | Action::Confirm | Action::Cancel
             )
         })

@@ -154,9 +154,21 @@ impl<'a> Draft<'a> {
         view: &mut View<'_>,
         operation: &Operation<'a>,
     ) -> Option<(Answer, Basis)> {
+        if self.needs_turn(view, operation) {
+            return None;
+        }
         let (state, _, basis) = self.find(view, operation);
         let answer = self.decide(view, operation, &state).ok()?;
         Some((answer, basis))
+    }
+
+    /// Returns true if `operation` needs a turn whether or not the user has a hold. So this is not looked up.
+    fn needs_turn(&mut self, view: &mut View<'_>, operation: &Operation<'a>) -> bool {
+        matches!(operation.action, Action::Claim | Action::Reserve(_))
+            && self.before.held > 0
+            && self.before.remaining > 0
+            && self.closed().is_none()
+            && view.claim(operation.user, self.coupon_name).is_none()
     }
 
     /// Makes the change of `operation`, if any, and answers it. `left` is the number of operations from this
@@ -310,21 +322,42 @@ impl<'a> Draft<'a> {
         if let Some(change) = self.users.get(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
         }
-        let owned = |key: Text| Cow::Owned(key.string());
+        // A user has a claim or a hold, never both: what is likelier is looked up first.
+        if matches!(operation.action, Action::Confirm | Action::Cancel)
+            && let Some(held) = self.find_hold(view, operation)
+        {
+            return held;
+        }
         if let Some(claim) = view.claim(operation.user, self.coupon_name) {
             let basis = Basis::Row(claim.written_by());
             // Only a request with a key is compared with it.
-            let key = operation.request_key.and(claim.request_key()).map(owned);
+            let key = operation
+                .request_key
+                .and(claim.request_key())
+                .map(|key| Cow::Owned(key.string()));
             return (State::Claimed(key), Row::Claim, basis);
         }
-        if self.before.held > 0
-            && let Some(hold) = view.hold(operation.user, self.coupon_name)
+        if matches!(operation.action, Action::Claim | Action::Reserve(_))
+            && let Some(held) = self.find_hold(view, operation)
         {
-            let basis = Basis::Row(hold.written_by());
-            let key = hold.request_key().map(owned);
-            return (State::Held(hold.expires_at(), key), Row::Hold, basis);
+            return held;
         }
         (State::Nothing, Row::None, Basis::Coupon)
+    }
+
+    /// The hold of the user that the tables have.
+    fn find_hold(
+        &self,
+        view: &mut View<'_>,
+        operation: &Operation<'a>,
+    ) -> Option<(State<'a>, Row, Basis)> {
+        if self.before.held == 0 {
+            return None;
+        }
+        let hold = view.hold(operation.user, self.coupon_name)?;
+        let key = hold.request_key().map(|key| Cow::Owned(key.string()));
+        let basis = Basis::Row(hold.written_by());
+        Some((State::Held(hold.expires_at(), key), Row::Hold, basis))
     }
 
     /// Decides an operation for a user in this state: the change that it makes, or the answer if it makes

@@ -196,23 +196,31 @@ pub enum New {
 pub struct Ledger<'t> {
     tables: &'t Tables,
     coupons: CouponWriter<'t>,
-    claims: ClaimWriter<'t>,
+    claims: Option<ClaimWriter<'t>>,
     holds: Option<HoldWriter<'t>>,
 }
 
 impl<'t> Ledger<'t> {
-    /// Locks the tables as an `insert` or `update` does; the holds only if they are needed.
-    pub fn open(tables: &'t Tables, needs_holds: bool) -> Ledger<'t> {
+    /// Locks the coupons as an `update` does, and the others as an `insert` does, if they are needed for certain.
+    pub fn open(tables: &'t Tables, needs_claims: bool, needs_holds: bool) -> Ledger<'t> {
         let mut ledger = Ledger {
             coupons: tables.coupons.write(),
-            claims: tables.claims.write(),
+            claims: None,
             holds: None,
             tables,
         };
+        if needs_claims {
+            ledger.open_claims();
+        }
         if needs_holds {
             ledger.open_holds();
         }
         ledger
+    }
+
+    fn open_claims(&mut self) -> &mut ClaimWriter<'t> {
+        let tables = self.tables;
+        self.claims.get_or_insert_with(|| tables.claims.write())
     }
 
     /// The schema of the tables.
@@ -245,18 +253,17 @@ impl<'t> Ledger<'t> {
         users: &[Written],
         now: i64,
     ) {
-        if users
-            .iter()
-            .any(|user| user.before == Row::Hold || matches!(user.after, New::Hold(..)))
-        {
-            self.open_holds();
+        for user in users {
+            if user.before == Row::Claim || matches!(user.after, New::Claim(_)) {
+                self.open_claims();
+            }
+            if user.before == Row::Hold || matches!(user.after, New::Hold(..)) {
+                self.open_holds();
+            }
         }
-        let has_user_triggers = self.coupons.has_user_triggers
-            || self.claims.has_user_triggers
-            || self
-                .holds
-                .as_ref()
-                .is_some_and(|holds| holds.has_user_triggers);
+        let claims_have = self.claims.as_ref().is_some_and(|it| it.has_user_triggers);
+        let holds_have = self.holds.as_ref().is_some_and(|it| it.has_user_triggers);
+        let has_user_triggers = self.coupons.has_user_triggers || claims_have || holds_have;
         self.coupons
             .change(&view.coupons, old, new, has_user_triggers);
         for user in users {
@@ -267,14 +274,15 @@ impl<'t> Ledger<'t> {
                     if !found || !view.claims.lock(user.user_id) {
                         errors::refuse_concurrent_delete("claim");
                     }
-                    self.claims.delete(&view.claims);
+                    if let Some(writer) = &mut self.claims {
+                        writer.delete(&view.claims);
+                    }
                 }
                 Row::Hold => {
-                    let found = view.hold(user.user_id, coupon_name).is_some();
-                    let (Some(writer), Some(search)) = (&mut self.holds, &mut view.holds) else {
+                    let (Some(writer), Some(search)) = (&mut self.holds, view.holds()) else {
                         continue;
                     };
-                    if !found || !search.lock(user.user_id) {
+                    if !search.find_again(user.user_id, coupon_name) {
                         errors::refuse_concurrent_delete("hold");
                     }
                     writer.delete(search);
@@ -285,7 +293,9 @@ impl<'t> Ledger<'t> {
             New::Claim(request_key) => Some((user.user_id, request_key)),
             _ => None,
         });
-        self.claims.insert(coupon_name, now, claims);
+        if let Some(writer) = &mut self.claims {
+            writer.insert(coupon_name, now, claims);
+        }
         if let Some(writer) = &mut self.holds {
             for user in users {
                 if let New::Hold(expires_at, request_key) = user.after {

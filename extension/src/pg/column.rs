@@ -38,6 +38,11 @@ impl Text {
         Text(value.into_datum().unwrap_or(Datum::null()))
     }
 
+    /// Returns true if both are the same copy.
+    pub fn is_same(self, other: Text) -> bool {
+        self.0 == other.0
+    }
+
     /// A copy as a string.
     pub fn string(self) -> String {
         // SAFETY: a varlena of a database whose encoding is UTF8.
@@ -179,8 +184,17 @@ impl<T: Key> Column<T> {
 }
 
 impl Column<i64> {
-    /// The column, a `timestamptz`, as the last part of a key, of which all values from the given one on are
+    /// The column, a `timestamptz`, as the last part of a key, of which all values up to the given one are
     /// searched for.
+    pub const fn key_to(self) -> KeyColumn {
+        KeyColumn {
+            attribute: self.attribute,
+            function: pg_sys::F_TIMESTAMPTZ_LE,
+            strategy: pg_sys::BTLessEqualStrategyNumber,
+        }
+    }
+
+    /// The same of all values from the given one on.
     pub const fn key_from(self) -> KeyColumn {
         KeyColumn {
             attribute: self.attribute,

@@ -14,6 +14,8 @@ pub struct Lookup<'t, const N: usize> {
     scan: pg_sys::IndexScanDesc,
     /// The keys in the order of the index, to be given their values.
     keys: [pg_sys::ScanKeyData; N],
+    /// The place of each key in the order in which values are given.
+    places: [usize; N],
     /// Set once the scan has keys to search for.
     begun: bool,
     slot: Slot,
@@ -25,26 +27,31 @@ impl<'t, const N: usize> Lookup<'t, N> {
     pub fn new(table: &'t Relation, index: &Relation, columns: [KeyColumn; N]) -> Lookup<'t, N> {
         let slot = Slot::new(table);
         let mut keys = [pg_sys::ScanKeyData::default(); N];
+        let mut places = [0; N];
         // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. An index has
         // as many attribute numbers as columns. Texts have collation "C", which `ScanKeyInit` sets.
         let scan = unsafe {
             let description = &*(*index.0).rd_index;
-            if N > description.indnkeyatts as usize {
-                error!("an index of a honcho table has fewer than {N} columns");
+            let count = description.indnkeyatts as usize;
+            let mut unused = keys.iter_mut().zip(&mut places);
+            for (i, attribute) in description.indkey.values.as_slice(count).iter().enumerate() {
+                for (j, column) in columns.iter().enumerate() {
+                    if column.attribute as i16 == *attribute
+                        && let Some((key, place)) = unused.next()
+                    {
+                        *place = j;
+                        pg_sys::ScanKeyInit(
+                            key,
+                            i as pg_sys::AttrNumber + 1,
+                            column.strategy as pg_sys::StrategyNumber,
+                            pg_sys::Oid::from(column.function),
+                            Datum::null(),
+                        );
+                    }
+                }
             }
-            let attributes = description.indkey.values.as_slice(N);
-            for (i, (key, attribute)) in keys.iter_mut().zip(attributes).enumerate() {
-                let of = |column: &&KeyColumn| column.attribute as i16 == *attribute;
-                let Some(column) = columns.iter().find(of) else {
-                    error!("an index of a honcho table has column {attribute}");
-                };
-                pg_sys::ScanKeyInit(
-                    key,
-                    i as pg_sys::AttrNumber + 1,
-                    column.strategy as pg_sys::StrategyNumber,
-                    pg_sys::Oid::from(column.function),
-                    Datum::null(),
-                );
+            if unused.next().is_some() {
+                error!("an index of a honcho table lacks a column");
             }
             pg_sys::index_beginscan(
                 table.0,
@@ -60,6 +67,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
             table,
             scan,
             keys,
+            places,
             begun: false,
             slot,
         }
@@ -84,8 +92,8 @@ impl<'t, const N: usize> Lookup<'t, N> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// The first row in the order of the index with these values in the columns that were prepared for, given
-    /// in any order.
+    /// The first row in the order of the index with these values in the columns that were prepared for, in their
+    /// order.
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);
         self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
@@ -104,16 +112,11 @@ impl<'t, const N: usize> Lookup<'t, N> {
 
     fn begin(&mut self, key: [Cell; N]) {
         self.begun = true;
-        // SAFETY: the index is open and has as many attribute numbers as columns, and the scan was begun
-        // for `N` of them.
+        for (own, &place) in self.keys.iter_mut().zip(&self.places) {
+            own.sk_argument = key[place].value;
+        }
+        // SAFETY: the index is open, and the scan was begun for `N` keys.
         unsafe {
-            let attributes = &(*(*(*self.scan).indexRelation).rd_index).indkey.values;
-            for (own, attribute) in self.keys.iter_mut().zip(attributes.as_slice(N)) {
-                let Some(cell) = key.iter().find(|cell| cell.attribute as i16 == *attribute) else {
-                    error!("an index of a honcho table has column {attribute}");
-                };
-                own.sk_argument = cell.value;
-            }
             pg_sys::index_rescan(
                 self.scan,
                 self.keys.as_mut_ptr(),

@@ -14,6 +14,12 @@ const EXPIRES_AT: Column<i64> = Column::new(3);
 const CREATED_AT: Column<i64> = Column::new(4);
 const REQUEST_KEY: Column<Text> = Column::new(5);
 
+/// The first span of time of a search in the order of expiry, in microseconds.
+const SPAN: i64 = 32;
+
+/// The factor between two spans.
+const WIDENING: i64 = 64;
+
 /// The table, open with the indexes that it is searched by.
 pub struct Holds {
     table: Relation,
@@ -49,8 +55,14 @@ impl Holds {
             by_expiry: Lookup::new(
                 &self.table,
                 &self.by_expiry,
-                [COUPON_NAME.key(), EXPIRES_AT.key_from()],
+                [
+                    COUPON_NAME.key(),
+                    EXPIRES_AT.key_from(),
+                    EXPIRES_AT.key_to(),
+                ],
             ),
+            last: None,
+            span: None,
         }
     }
 
@@ -104,48 +116,85 @@ impl Hold<'_> {
 /// Searches the table by coupon and user, and by coupon in the order of expiry.
 pub struct HoldSearch<'t> {
     by_user: Lookup<'t, 2>,
-    by_expiry: Lookup<'t, 2>,
+    by_expiry: Lookup<'t, 3>,
+    /// The user whose hold was looked up last, if it was found.
+    last: Option<Text>,
+    /// The span of expiries in which the search in their order is, and its coupon.
+    span: Option<(Text, i64, i64)>,
 }
 
 impl HoldSearch<'_> {
     /// The hold of `user_id` on `coupon_name`.
     pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
-        self.by_user
-            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
-            .map(Hold)
+        let found = self
+            .by_user
+            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)]);
+        self.last = found.is_some().then_some(user_id);
+        found.map(Hold)
     }
 
-    /// Locks the hold last found, of `user_id`; returns false if it was deleted or moved meanwhile. Only a
-    /// session that bypasses the queue can make this wait.
-    ///
-    /// # Errors
-    /// `40001` under repeatable read and serializable when the row changed after the snapshot.
-    pub fn lock(&mut self, user_id: Text) -> bool {
-        self.by_user.lock(USER_ID, user_id).is_some()
+    /// Finds the hold of `user_id` on `coupon_name` again, without a look-up if it was the last that was found.
+    pub fn find_again(&mut self, user_id: Text, coupon_name: Text) -> bool {
+        self.last.is_some_and(|last| last.is_same(user_id))
+            || self.find(user_id, coupon_name).is_some()
     }
 
     /// The hold on `coupon_name` that expires first of those that expire at `moment` or later. The search does
     /// not see those before, nor what is left of them in the index while an old snapshot lives.
     pub fn first_from(&mut self, coupon_name: Text, moment: i64) -> Option<Hold<'_>> {
-        self.by_expiry
-            .find([COUPON_NAME.of(coupon_name), EXPIRES_AT.of(moment)])
-            .map(Hold)
+        self.span = Some((coupon_name, moment, SPAN));
+        self.search_on(moment)
     }
 
     /// The hold that expires next after the one that `first_from` or this last found.
     pub fn next(&mut self) -> Option<Hold<'_>> {
-        self.by_expiry.next().map(Hold)
+        if self.by_expiry.next().is_some() {
+            return Some(Hold(self.by_expiry.found()));
+        }
+        let (_, from, span) = self.span?;
+        let next = from.checked_add(span)?.checked_add(1)?;
+        self.search_on(next)
+    }
+
+    /// Searches from `moment` on. An index scan looks at all of a page that its keys match, so the search goes in
+    /// spans of time, each longer than the one before.
+    fn search_on(&mut self, mut moment: i64) -> Option<Hold<'_>> {
+        loop {
+            let (coupon_name, _, span) = self.span?;
+            let end = moment.saturating_add(span);
+            self.span = Some((coupon_name, moment, span.saturating_mul(WIDENING)));
+            let key = [
+                COUPON_NAME.of(coupon_name),
+                EXPIRES_AT.of(moment),
+                EXPIRES_AT.of(end),
+            ];
+            if self.by_expiry.find(key).is_some() {
+                self.span = Some((coupon_name, moment, span));
+                return Some(Hold(self.by_expiry.found()));
+            }
+            if end == i64::MAX {
+                self.span = None;
+                return None;
+            }
+            moment = end + 1;
+        }
     }
 
     /// The hold on `coupon_name` that expires last.
     pub fn last(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
         self.by_expiry
-            .find_last([COUPON_NAME.of(coupon_name), EXPIRES_AT.of(i64::MIN)])
+            .find_last([
+                COUPON_NAME.of(coupon_name),
+                EXPIRES_AT.of(i64::MIN),
+                EXPIRES_AT.of(i64::MAX),
+            ])
             .map(Hold)
     }
 
     /// Releases the rows last found.
     pub fn release(&mut self) {
+        self.last = None;
+        self.span = None;
         self.by_user.release();
         self.by_expiry.release();
     }
@@ -188,10 +237,10 @@ impl HoldWriter<'_> {
         self.writer.end();
     }
 
-    /// Deletes the hold that `search` last locked.
+    /// Deletes the hold that `search` last found by its user.
     ///
     /// # Errors
-    /// Any error of a trigger.
+    /// Any error of a trigger; `XX000` if a session that bypasses the functions changes it at the same moment.
     pub fn delete(&mut self, search: &HoldSearch<'_>) {
         self.writer.begin();
         self.writer.delete(search.by_user.found());
