@@ -34,6 +34,7 @@ use self::{
 use crate::{
     auth::Policy,
     database::DatabaseOptions,
+    events::StreamOptions,
     http::{AllowedOrigins, ConnectionLimits, RequestLimits},
     lanes::LaneLimits,
     telemetry::TelemetryOptions,
@@ -180,6 +181,8 @@ pub struct Config {
     pub requests: RequestLimits,
     /// Limits of connections.
     pub connections: ConnectionLimits,
+    /// Event streams.
+    pub streams: StreamOptions,
     /// Logs and traces.
     pub telemetry: TelemetryOptions,
     /// Separate address of /metrics, if there is one.
@@ -223,7 +226,7 @@ pub fn load(
     }
     let checked = || -> Result<Config, InvalidSetting> {
         let (policy, origins) = auth.check()?;
-        let (requests, connections) = limits.check(&policy)?;
+        let (requests, connections, streams) = limits.check(&policy)?;
         let (telemetry, metrics_listen) = telemetry.options();
         Ok(Config {
             listen,
@@ -234,6 +237,7 @@ pub fn load(
             origins,
             requests,
             connections,
+            streams,
             telemetry,
             metrics_listen,
             shutdown,

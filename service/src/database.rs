@@ -29,6 +29,7 @@ macro_rules! with_actor {
 mod apply;
 mod claimants;
 mod connections;
+mod events;
 mod extension;
 mod holds;
 mod options;
@@ -51,6 +52,7 @@ use utoipa::ToSchema;
 pub use self::{
     apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
+    events::CouponEvent,
     holds::Hold,
     options::{DatabaseOptions, Sessions},
     stock::{Bound, CouponChange, Stock},
@@ -74,7 +76,7 @@ pub(crate) const FUNCTIONS: [&str; 6] = [
 
 /// The functions that the service calls and that this version has added. Until `alter extension honcho update` has run,
 /// their routes are answered `extension_outdated`; after that, the service's role must be able to execute them, too.
-pub(crate) const NEWER_FUNCTIONS: [&str; 8] = [
+pub(crate) const NEWER_FUNCTIONS: [&str; 9] = [
     "honcho_apply(text, text[], text[], interval[], text[], text[])",
     "honcho_get_stock(text)",
     "honcho_update_coupon(text, integer, timestamp with time zone, timestamp with time zone, boolean)",
@@ -83,6 +85,7 @@ pub(crate) const NEWER_FUNCTIONS: [&str; 8] = [
     "honcho_get_hold(text, text)",
     "honcho_list_holds(text, text, integer)",
     "honcho_list_user_claims(text, bigint, integer)",
+    "honcho_list_events(bigint, integer, text)",
 ];
 
 /// A coupon.
@@ -191,6 +194,11 @@ impl Database {
     /// Gives up the calls on connections from before `when`.
     pub(crate) fn give_up_before(&self, when: Instant) {
         self.connections().give_up_before(when);
+    }
+
+    /// Time of the last failover, or of the start.
+    pub(crate) fn moved(&self) -> Instant {
+        self.connections().moved()
     }
 
     /// Closes all connections, those in use at the end of their calls.
@@ -437,6 +445,7 @@ mod tests {
             include_str!("database.rs"),
             include_str!("database/apply.rs"),
             include_str!("database/claimants.rs"),
+            include_str!("database/events.rs"),
             include_str!("database/holds.rs"),
             include_str!("database/stock.rs"),
         ] {

@@ -77,6 +77,9 @@ pub enum Error {
     /// Too many long lists are being read.
     #[error("too many long lists at once")]
     TooManyLists,
+    /// Too many event streams are open.
+    #[error("too many event streams at once")]
+    TooManyStreams,
     /// Too many connections are open.
     #[error("too many connections")]
     TooManyConnections,
@@ -156,6 +159,7 @@ impl Error {
             | Self::NotReady(_)
             | Self::TooManyRequests
             | Self::TooManyLists
+            | Self::TooManyStreams
             | Self::TooManyConnections
             | Self::RateLimited(_) => None,
         }

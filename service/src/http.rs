@@ -34,7 +34,7 @@ pub use self::{
     server::{ConnectionLimits, raise_file_limit, runtime, serve},
 };
 use crate::{
-    auth::Policy, database::Database, error::Error, health::Health, lanes::Lanes,
+    auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,
     telemetry::metrics::metrics,
 };
 
@@ -45,6 +45,8 @@ pub struct App {
     pub database: Database,
     /// Lanes, for claims, holds and releases.
     pub lanes: Lanes,
+    /// Events, for streams.
+    pub events: Events,
     /// Health of the service.
     pub health: Health,
     /// Accepted tokens.
@@ -67,6 +69,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let App {
         database,
         lanes,
+        events,
         health,
         policy,
         hold_ttl,
@@ -78,6 +81,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     let state = AppState::from(Parts {
         database,
         lanes,
+        events,
         health,
         policy: policy.clone(),
         hold_ttl: HoldTtl(hold_ttl),
@@ -125,6 +129,7 @@ pub fn bare_router(app: App) -> Router {
     described().0.with_state(AppState::from(Parts {
         database: app.database,
         lanes: app.lanes,
+        events: app.events,
         health: app.health,
         policy: app.policy,
         hold_ttl: HoldTtl(app.hold_ttl),
@@ -140,6 +145,7 @@ fn described() -> (Router<AppState>, OpenApi) {
         .merge(routes::coupons::routes())
         .merge(routes::stock::routes())
         .merge(routes::claims::routes())
+        .merge(routes::events::routes())
         .merge(routes::holds::routes())
         .merge(routes::users::routes())
         .split_for_parts();

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod config;
 pub mod database;
 pub mod error;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod lanes;

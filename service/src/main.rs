@@ -14,6 +14,7 @@ use honcho_service::{
     auth::Policy,
     config::{self, Config, Listen, Shutdown, Stop, Task},
     database::{Database, Sessions},
+    events::Events,
     health::Health,
     http::{App, metrics_router, raise_file_limit, router, runtime, serve},
     lanes::Lanes,
@@ -75,6 +76,7 @@ async fn run(config: Config) -> Result<()> {
     let Listen { host, port, .. } = &config.listen;
     let database = Database::new(&config.database)?;
     let lanes = Lanes::new(database.clone(), config.lanes);
+    let events = Events::new(database.clone(), config.streams);
     let health = Health::default();
     raise_file_limit(config.connections.connections, config.database.pool_size);
     let listener = TcpListener::bind((host.as_str(), *port))
@@ -86,6 +88,7 @@ async fn run(config: Config) -> Result<()> {
     let router = router(App {
         database: database.clone(),
         lanes: lanes.clone(),
+        events: events.clone(),
         health: health.clone(),
         policy: config.policy,
         hold_ttl: config.hold_ttl,
@@ -108,6 +111,11 @@ async fn run(config: Config) -> Result<()> {
         warn!("no tokens are configured: every client may create, claim and read");
     }
     tokio::spawn(health.watch(database.clone(), config.database.sessions));
+    let stop = async move {
+        stop.await;
+        // They have no end of their own.
+        events.stop();
+    };
     serve(listener, router, config.connections, stop).await;
     lanes.drained().await;
     database.close();

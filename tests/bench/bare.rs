@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use honcho_service::{
     config::{self, Task},
     database::Database,
+    events::Events,
     health::Health,
     http::{App, bare_router, runtime, serve},
     lanes::Lanes,
@@ -31,6 +32,7 @@ fn main() -> Result<()> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
         let router = bare_router(App {
+            events: Events::new(database.clone(), config.streams),
             database,
             lanes,
             health: Health::default(),

@@ -1,7 +1,9 @@
 //! Fixtures that several subjects share.
 
 pub mod api;
+pub mod event_stream;
 pub mod held_coupon;
+pub mod lives;
 pub mod long_list;
 pub mod machine;
 pub mod preloaded;

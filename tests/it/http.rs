@@ -5,6 +5,7 @@ mod bad_input;
 mod batches;
 mod contract;
 mod deadlines;
+mod events;
 mod flash_sale;
 mod holds;
 mod jwt;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     auth::Policy,
+    events::StreamOptions,
     http::{ConnectionLimits, Rate, RateLimit, RateLimitKey, RequestLimits, TrustedProxies},
 };
 
@@ -25,6 +26,10 @@ pub(super) struct LimitSettings {
     #[arg(long, value_name = "NUMBER", default_value_t = RequestLimits::default().in_progress,
           value_parser = whole::<usize>(1..=1_000_000))]
     request_limit: usize,
+    /// Most open event streams, which are among the connections; further ones are answered 503 [default:
+    /// 2000, or half of CONNECTION_LIMIT if that is less]
+    #[arg(long, value_name = "NUMBER", value_parser = whole::<usize>(1..=1_000_000))]
+    stream_limit: Option<usize>,
     /// Longest time for a request; then a read is answered 504, a change 503 outcome_unknown
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time())]
     request_timeout: Duration,
@@ -40,6 +45,9 @@ pub(super) struct LimitSettings {
     /// Time for which a connection is kept open between requests
     #[arg(long, value_name = "TIME", default_value = "75s", value_parser = time())]
     idle_timeout: Duration,
+    /// Time between comments in an event stream, by which clients and proxies see that it is alive
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time())]
+    heartbeat_interval: Duration,
     /// Requests of each caller, such as 20/s, 100/m or 1000/h; further ones are answered 429 [default:
     /// no limit]
     #[arg(long, value_name = "RATE")]
@@ -59,11 +67,23 @@ impl LimitSettings {
     pub(super) fn check(
         self,
         policy: &Policy,
-    ) -> Result<(RequestLimits, ConnectionLimits), InvalidSetting> {
+    ) -> Result<(RequestLimits, ConnectionLimits, StreamOptions), InvalidSetting> {
         if self.rate_limit_by == RateLimitKey::Token && policy.is_open() {
             let why =
                 "is token, but there are no tokens: set API_TOKENS or a JWT_ variable as well";
             return Err(InvalidSetting::setting("rate_limit_by", why));
+        }
+        let streams = self.stream_limit.unwrap_or_else(|| {
+            let half = self.connection_limit.div_ceil(2);
+            StreamOptions::default().streams.min(half)
+        });
+        // Else streams could take all connections.
+        if self.stream_limit.is_some() && streams >= self.connection_limit {
+            let why = format!(
+                "is {streams}, but each stream takes one of the {} connections of CONNECTION_LIMIT: it must be less",
+                self.connection_limit
+            );
+            return Err(InvalidSetting::setting("stream_limit", why));
         }
         let requests = RequestLimits {
             in_progress: self.request_limit,
@@ -80,7 +100,11 @@ impl LimitSettings {
             idle_timeout: self.idle_timeout,
             write_timeout: self.write_timeout,
         };
-        Ok((requests, connections))
+        let streams = StreamOptions {
+            streams,
+            heartbeat: self.heartbeat_interval,
+        };
+        Ok((requests, connections, streams))
     }
 }
 

@@ -117,6 +117,11 @@ impl Connections {
         self.moved.send_replace(when);
     }
 
+    /// Time of the last failover, or of the start.
+    pub fn moved(&self) -> std::time::Instant {
+        *self.moved.borrow()
+    }
+
     /// Closes all, those in use at the end of their calls.
     pub fn close(&self) {
         self.fast.close();

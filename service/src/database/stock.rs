@@ -1,5 +1,7 @@
 //! The stock of a coupon: read, changed, deleted.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio_postgres::{Row, types::Timestamp};
@@ -94,6 +96,20 @@ impl Database {
             .read(sql, vec![Box::new(name.to_owned())]);
         let rows = self.newer(call).await?;
         rows.first().map(|row| stock(row, 0)).transpose()
+    }
+
+    /// `honcho_get_stock` of several coupons: returns the stock of each that exists.
+    pub async fn list_stocks(&self, names: &[Arc<str>]) -> Result<Vec<Stock>, Error> {
+        let sql = concat!(
+            "select stock.",
+            stock_columns!(),
+            " from unnest($1::text[]) as watched(coupon_name)
+              cross join lateral honcho_get_stock(coupon_name) as stock"
+        );
+        let names: Vec<String> = names.iter().map(|name| (**name).to_owned()).collect();
+        let call = self.connections().read(sql, vec![Box::new(names)]);
+        let rows = self.newer(call).await?;
+        rows.iter().map(|row| stock(row, 0)).collect()
     }
 
     /// `honcho_update_coupon`: changes the coupon, and returns the outcome and the stock after it; no stock if there

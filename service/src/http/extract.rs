@@ -5,3 +5,4 @@ pub(crate) mod caller;
 pub(crate) mod fields;
 pub(crate) mod key;
 pub(crate) mod page;
+pub(crate) mod resume;

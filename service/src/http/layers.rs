@@ -5,5 +5,5 @@ pub(crate) mod client_address;
 pub(crate) mod origins;
 pub(crate) mod permits;
 pub(crate) mod rate_limit;
-mod request_log;
+pub(crate) mod request_log;
 pub(crate) mod stack;

@@ -2,6 +2,7 @@
 
 pub(crate) mod claims;
 pub(crate) mod coupons;
+pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod holds;
 pub(crate) mod metrics;

@@ -7,6 +7,7 @@ use axum::extract::FromRef;
 use crate::{
     auth::Policy,
     database::Database,
+    events::Events,
     health::Health,
     http::{
         extract::body::{BodyTimeout, LargeBodies},
@@ -24,6 +25,7 @@ pub(crate) struct AppState(Arc<Parts>);
 pub(crate) struct Parts {
     pub database: Database,
     pub lanes: Lanes,
+    pub events: Events,
     pub health: Health,
     pub policy: Policy,
     pub hold_ttl: HoldTtl,
@@ -54,6 +56,7 @@ macro_rules! part {
 
 part!(database: Database);
 part!(lanes: Lanes);
+part!(events: Events);
 part!(health: Health);
 part!(policy: Policy);
 part!(hold_ttl: HoldTtl);

@@ -69,6 +69,7 @@ pub struct Metrics {
     pool_timeouts: Counter,
     permit_waits: Family<PermitLabels, Histogram, fn() -> Histogram>,
     permit_timeouts: Family<PermitLabels, Counter>,
+    streams: StreamMetrics,
     retries: Counter,
     database_errors: Family<ErrorLabels, Counter>,
     readiness: Family<ReasonLabels, Gauge>,
@@ -182,6 +183,7 @@ impl Metrics {
             ),
             permit_waits: permit_waits(honcho),
             permit_timeouts: permit_timeouts(honcho),
+            streams: StreamMetrics::new(honcho),
             retries: counter(
                 honcho,
                 "database_retries",
@@ -285,6 +287,26 @@ impl Metrics {
             wait: self.permit_waits.get_or_create_owned(&labels),
             timeouts: self.permit_timeouts.get_or_create_owned(&labels),
         }
+    }
+
+    /// Counts an event stream that begins.
+    pub(crate) fn stream_begun(&self) {
+        self.streams.open.inc();
+    }
+
+    /// Counts the end of an event stream.
+    pub(crate) fn stream_ended(&self) {
+        self.streams.open.dec();
+    }
+
+    /// Counts an event that is sent on one stream.
+    pub(crate) fn delivered(&self, delivery: Delivery) {
+        self.streams.deliveries[delivery as usize].inc();
+    }
+
+    /// Counts a poll for new events.
+    pub(crate) fn polled(&self) {
+        self.streams.polls.inc();
     }
 
     /// Counts a call that is repeated.
@@ -464,6 +486,60 @@ impl Gauges {
     }
 }
 
+/// Kind of an event on a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Delivery {
+    /// An event in the life of a coupon.
+    Event,
+    /// Its stock.
+    Stock,
+    /// The client may have missed events.
+    Reset,
+}
+
+impl Delivery {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Event, "event"),
+        (Self::Stock, "stock"),
+        (Self::Reset, "reset"),
+    ];
+}
+
+/// Metrics of event streams.
+#[derive(Debug)]
+struct StreamMetrics {
+    open: Gauge,
+    /// One for each kind, by its number.
+    deliveries: [Counter; Delivery::ALL.len()],
+    polls: Counter,
+}
+
+impl StreamMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+        struct DeliveryLabels {
+            kind: &'static str,
+        }
+        let family = Family::<DeliveryLabels, Counter>::default();
+        registry.register(
+            "stream_events",
+            "Events sent on event streams, by kind",
+            family.clone(),
+        );
+        Self {
+            open: gauge(registry, "streams", "Open event streams"),
+            deliveries: Delivery::ALL
+                .map(|(_, kind)| family.get_or_create_owned(&DeliveryLabels { kind })),
+            polls: counter(
+                registry,
+                "event_polls",
+                "Polls of the database for new events and stock",
+            ),
+        }
+    }
+}
+
+/// Claims by outcome. The handles are made at the start.
 /// Counters of one operation. The handles are made at the start.
 #[derive(Debug)]
 struct OperationCounters {

@@ -349,6 +349,10 @@ fn wrong_settings_are_refused_without_showing_secrets() -> Result<()> {
             vec![("CONNECTION_LIMIT", "0")],
             vec!["CONNECTION_LIMIT", "from 1"],
         ),
+        (
+            vec![("CONNECTION_LIMIT", "100"), ("STREAM_LIMIT", "100")],
+            vec!["STREAM_LIMIT: is 100", "one of the 100 connections"],
+        ),
     ] {
         let environment = [vec![DATABASE_URL], environment].concat();
         let said = refusal(&["--check"], &environment)?;

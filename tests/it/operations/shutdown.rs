@@ -1,8 +1,11 @@
 //! Shutdown: requests in flight are finished first.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -15,6 +18,7 @@ use tokio::{
 
 use crate::fixtures::{
     api::Api,
+    event_stream::EventStream,
     held_coupon::{LONG_TIMEOUTS, hold, until_queued},
     sql::claimed,
 };
@@ -261,6 +265,43 @@ async fn port_in_use_is_named_in_the_error() -> Result<()> {
     assert!(
         error.contains(&format!("cannot listen on 127.0.0.1:{port}")),
         "{error}"
+    );
+    Ok(())
+}
+
+/// They would never end by themselves.
+#[tokio::test]
+async fn event_streams_end_at_once_at_shutdown() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let mut api = Api::start_with(database.caller_url(), &[("SHUTDOWN_TIMEOUT", "30s")]).await?;
+    let mut streams = Vec::new();
+    for n in 0..20 {
+        let path = ["/api/events", "/api/coupons/PROMO/events"][n % 2];
+        streams.push(EventStream::open(&api, path, None).await?);
+    }
+    let asked = Instant::now();
+    api.service.terminate()?;
+    for mut stream in streams {
+        // An end, not a transfer that breaks off.
+        assert_eq!(stream.rest().await?, []);
+        assert!(stream.last_event_id.is_some());
+    }
+    assert_eq!(
+        api.service.exit().await?.code(),
+        Some(0),
+        "{}",
+        api.service.log()
+    );
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+    let log = api.service.log();
+    assert!(
+        !log.contains("did not finish") && !log.contains("broke off"),
+        "{log}"
     );
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{FromRef, FromRequestParts},
-    http::request::Parts,
+    http::{HeaderValue, header::AUTHORIZATION, request::Parts},
 };
 
 use crate::{
@@ -55,6 +55,38 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
         with_scope(parts, state, Scope::Read)?;
         Ok(Self)
+    }
+}
+
+/// A caller with the scope `read`, for an answer that lasts: its token may expire or be withdrawn meanwhile.
+#[derive(Debug)]
+pub(crate) struct LastingReader {
+    policy: Policy,
+    authorization: Vec<HeaderValue>,
+}
+
+impl LastingReader {
+    /// Returns true if the token of the request would be accepted now.
+    pub fn is_accepted(&self) -> bool {
+        let values = self.authorization.iter().map(HeaderValue::as_bytes);
+        let caller = self.policy.identify(values);
+        caller.is_ok_and(|caller| caller.is_none_or(|caller| caller.require(Scope::Read).is_ok()))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for LastingReader
+where
+    Policy: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        with_scope(parts, state, Scope::Read)?;
+        let authorization = parts.headers.get_all(AUTHORIZATION);
+        Ok(Self {
+            policy: Policy::from_ref(state),
+            authorization: authorization.iter().cloned().collect(),
+        })
     }
 }
 

@@ -66,6 +66,7 @@ impl AllowedOrigins {
                 HeaderName::from_static("idempotency-key"),
                 HeaderName::from_static("x-request-id"),
                 HeaderName::from_static("traceparent"),
+                HeaderName::from_static("last-event-id"),
             ])
             .expose_headers([
                 header::LINK,

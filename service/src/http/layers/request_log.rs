@@ -32,6 +32,10 @@ use crate::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Extension of an answer that has no end of its own: it is not broken off when its client leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endless;
+
 /// A request in progress.
 #[derive(Debug)]
 pub(crate) struct LoggedRequest {
@@ -109,7 +113,8 @@ impl LoggedRequest {
             log_at!(info);
         }
         self.trace.finish(status, request_id);
-        if bytes.is_none() && self.method != Method::HEAD {
+        let is_endless = response.extensions_mut().remove::<Endless>().is_some();
+        if bytes.is_none() && !is_endless && self.method != Method::HEAD {
             response = response.map(|body| {
                 Body::new(LoggedBody {
                     body,

@@ -37,6 +37,7 @@ const BEARER: &str = "bearer";
     tags(
         (name = "claims", description = "Claims and claimants"),
         (name = "coupons", description = "Coupons and their stock"),
+        (name = "events", description = "Events of coupons, as server-sent events"),
         (name = "holds", description = "Pieces that are held while a user pays"),
     ),
     components(schemas(Problem<'static>)),

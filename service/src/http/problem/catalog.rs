@@ -164,6 +164,10 @@ pub(crate) fn entry(error: &Error) -> Entry {
             detail: "too many long lists are being read: list the coupon's claims page by page",
             ..OVERLOADED
         },
+        Error::TooManyStreams => Presentation {
+            detail: "too many event streams are open: read the coupon's stock instead",
+            ..OVERLOADED
+        },
         Error::TooManyConnections => Presentation {
             detail: "too many connections are open; nothing was changed",
             ..OVERLOADED
@@ -271,6 +275,7 @@ mod tests {
             ),
             (Error::TooManyRequests, "503 overloaded"),
             (Error::TooManyLists, "503 overloaded"),
+            (Error::TooManyStreams, "503 overloaded"),
             (Error::TooManyConnections, "503 overloaded"),
             (
                 Error::RateLimited(Duration::from_secs(1)),

@@ -8,7 +8,7 @@ use super::BEYOND;
 /// Files that the process needs besides those of clients' and database connections: libraries, logs.
 const OTHER_FILES: usize = 256;
 
-/// Raises the limit of open files to one for each connection, as far as the system allows: most systems start programs
+/// Raises the limit of open files to one for each connection, of which event streams are a part, as far as the system allows: most systems start programs
 /// with a limit of a thousand, which they may raise.
 pub fn raise_file_limit(connections: usize, database_connections: usize) {
     let wanted = (connections + BEYOND + database_connections + OTHER_FILES) as u64;

@@ -1,0 +1,182 @@
+//! Events of coupons for the watchers of streams.
+//!
+//! One poller asks the database for all of them, and only while there are some. It passes what is new to a feed for each
+//! topic, in the form in which it is sent, and the watchers of the topic share its bytes.
+
+mod feed;
+mod frame;
+mod poller;
+mod watcher;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::anyhow;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+
+use self::feed::{Feed, State, Topic};
+pub use self::watcher::Watcher;
+use crate::{
+    database::Database,
+    error::{Error, SharedError},
+    telemetry::metrics::metrics,
+};
+
+/// Options of streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// The most open streams.
+    pub streams: usize,
+    /// Time between two comments.
+    pub heartbeat: Duration,
+}
+
+impl Default for StreamOptions {
+    fn default() -> Self {
+        Self {
+            streams: 2_000,
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+}
+
+/// The events of coupons. Clones share the poller.
+#[derive(Clone, Debug)]
+pub struct Events(Arc<Hub>);
+
+#[derive(Debug)]
+struct Hub {
+    database: Database,
+    options: StreamOptions,
+    permits: Arc<Semaphore>,
+    topics: Mutex<Topics>,
+    /// Wakes the poller for new streams.
+    has_new: Notify,
+}
+
+/// The topics that are watched.
+#[derive(Debug, Default)]
+struct Topics {
+    feeds: HashMap<Topic, watch::Sender<Feed>>,
+    /// Number of polls that have begun.
+    polls: u64,
+    /// True while the poller runs.
+    is_polling: bool,
+    /// True if the service is shutting down.
+    is_over: bool,
+}
+
+/// The permit of a stream, returned when dropped.
+#[derive(Debug)]
+struct StreamPermit {
+    _held: OwnedSemaphorePermit,
+}
+
+impl Events {
+    /// Makes the events of `database`. Nothing is polled yet.
+    pub fn new(database: Database, options: StreamOptions) -> Self {
+        let permits = options.streams.min(Semaphore::MAX_PERMITS);
+        Self(Arc::new(Hub {
+            database,
+            options,
+            permits: Arc::new(Semaphore::new(permits)),
+            topics: Mutex::default(),
+            has_new: Notify::new(),
+        }))
+    }
+
+    /// Time between two comments.
+    pub fn heartbeat(&self) -> Duration {
+        self.0.options.heartbeat
+    }
+
+    /// Starts a stream.
+    ///
+    /// # Arguments
+    /// `coupon_name`: the coupon that is watched; none for the events of all.
+    /// `after`: id of the last event that the client has received, if it resumes a stream.
+    ///
+    /// # Errors
+    /// [`Error::TooManyStreams`]; [`Error::COUPON_NOT_FOUND`]; those of the database.
+    pub async fn watch(
+        &self,
+        coupon_name: Option<&str>,
+        after: Option<i64>,
+    ) -> Result<Watcher, SharedError> {
+        let permit = self.0.permit()?;
+        let topic = coupon_name.map_or(Topic::All, |name| Topic::Coupon(name.into()));
+        let (mut feed, poll) = self.0.subscribe(&topic);
+        let known = feed.wait_for(|feed| feed.is_over || feed.is_known(poll));
+        let state = match known.await {
+            Ok(known) => known.state.clone(),
+            Err(_) => return Err(Error::Internal(anyhow!("the poller has ended")).into()),
+        };
+        match state {
+            State::Live | State::Unknown => {}
+            State::Missing(_) => return Err(Error::COUPON_NOT_FOUND.into()),
+            State::Failed(error) => return Err(error),
+        }
+        let hub = Arc::clone(&self.0);
+        Ok(Watcher::start(hub, topic, feed, after, permit).await?)
+    }
+
+    /// Ends all streams, and those that begin from now on: the service is shutting down.
+    pub fn stop(&self) {
+        let mut topics = self.0.topics();
+        topics.is_over = true;
+        for feed in topics.feeds.values() {
+            feed.send_modify(|feed| feed.is_over = true);
+        }
+    }
+}
+
+impl Hub {
+    fn topics(&self) -> MutexGuard<'_, Topics> {
+        // Each feed is changed completely at any point that could panic.
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn permit(&self) -> Result<StreamPermit, Error> {
+        let held = Arc::clone(&self.permits).try_acquire_owned();
+        let held = held.map_err(|_| Error::TooManyStreams)?;
+        metrics().stream_begun();
+        Ok(StreamPermit { _held: held })
+    }
+
+    fn open_streams(&self) -> usize {
+        self.options
+            .streams
+            .saturating_sub(self.permits.available_permits())
+    }
+
+    /// Returns the feed of a topic, and the number of a poll that has not begun.
+    fn subscribe(self: &Arc<Self>, topic: &Topic) -> (watch::Receiver<Feed>, u64) {
+        let mut topics = self.topics();
+        let next_poll = topics.polls + 1;
+        if topics.is_over {
+            return (watch::channel(Feed::over()).1, next_poll);
+        }
+        let feed = topics
+            .feeds
+            .entry(topic.clone())
+            .or_insert_with(|| watch::Sender::new(Feed::new()))
+            .subscribe();
+        if !feed.borrow().is_known(next_poll) {
+            self.has_new.notify_one();
+        }
+        if !topics.is_polling {
+            topics.is_polling = true;
+            tokio::spawn(poller::run(Arc::clone(self)));
+        }
+        (feed, next_poll)
+    }
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        metrics().stream_ended();
+    }
+}

@@ -1,0 +1,212 @@
+//! The poller: one task that reads events and stock for all watchers, and ends when there are none.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use axum::body::Bytes;
+use tokio::time::{Instant, interval, sleep_until};
+use tracing::warn;
+
+use super::{
+    Hub,
+    feed::Topic,
+    frame::{self, EventFrame},
+};
+use crate::{
+    error::{Error, SharedError},
+    telemetry::{metrics::metrics, throttle::Throttle},
+};
+
+/// Shortest time between two polls that watchers wait for: a stock is sent at most four times a second.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Time that is added to it for each stream, so that thousands of them do not take the time of claims: each change is
+/// a write for each stream.
+const PER_STREAM: Duration = Duration::from_micros(500);
+
+/// A poll is followed by so many times its own duration without one.
+const REST: u32 = 9;
+
+/// Shortest time between two polls for new streams, which do not wait for the others' poll.
+const NEW_STREAMS: Duration = Duration::from_millis(10);
+
+/// Time after a failed poll.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The most events that are read at once.
+const EVENTS: i32 = 1000;
+
+/// The most coupons whose stock is read at once.
+const STOCKS: usize = 100;
+
+static FAILED: Throttle = Throttle::new();
+
+/// Polls until there are no watchers.
+pub(super) async fn run(hub: Arc<Hub>) {
+    let mut poller = Poller {
+        hub,
+        position: None,
+        moved: None,
+        has_ended: false,
+    };
+    let hub = Arc::clone(&poller.hub);
+    tokio::select! {
+        () = poller.poll_while_watched() => {}
+        () = comment(&hub) => {}
+    }
+}
+
+/// Sends comments for ever, also while a poll waits for the database.
+async fn comment(hub: &Hub) {
+    let mut interval = interval(hub.options.heartbeat);
+    interval.tick().await;
+    loop {
+        interval.tick().await;
+        for feed in hub.topics().feeds.values() {
+            feed.send_modify(|feed| feed.comments += 1);
+        }
+    }
+}
+
+struct Poller {
+    hub: Arc<Hub>,
+    /// All events up to this id have been read; none before the first poll.
+    position: Option<i64>,
+    /// Time of the failover before the last poll.
+    moved: Option<std::time::Instant>,
+    has_ended: bool,
+}
+
+impl Poller {
+    async fn poll_while_watched(&mut self) {
+        let mut next = Instant::now();
+        loop {
+            let begun = Instant::now();
+            let is_due = begun >= next;
+            let Some((poll, coupons)) = self.begin(is_due) else {
+                return;
+            };
+            let polled = self.poll(poll, &coupons).await;
+            metrics().polled();
+            if let Err(error) = polled {
+                self.report(poll, &error.into());
+                next = begun + RETRY;
+            } else if is_due {
+                next = begun + self.pause(begun.elapsed());
+            }
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.hub.has_new.notified() => sleep_until(begun + NEW_STREAMS).await,
+            }
+        }
+    }
+
+    /// Begins a poll: returns its number and the coupons whose stock is to be read, all or those of new streams. Returns
+    /// none if there are no watchers.
+    fn begin(&mut self, of_all: bool) -> Option<(u64, Vec<Arc<str>>)> {
+        let mut topics = self.hub.topics();
+        topics.feeds.retain(|_, feed| feed.receiver_count() > 0);
+        if topics.feeds.is_empty() {
+            topics.is_polling = false;
+            self.has_ended = true;
+            return None;
+        }
+        topics.polls += 1;
+        let poll = topics.polls;
+        let coupons = topics.feeds.iter().filter_map(|(topic, feed)| match topic {
+            Topic::Coupon(name) if of_all || !feed.borrow().is_known(poll) => Some(name.clone()),
+            _ => None,
+        });
+        Some((poll, coupons.collect()))
+    }
+
+    /// Reads what is new, and passes it on.
+    async fn poll(&mut self, poll: u64, coupons: &[Arc<str>]) -> Result<(), Error> {
+        let database = &self.hub.database;
+        let moved = database.moved();
+        let mut position = match self.position {
+            Some(position) if self.moved == Some(moved) => position,
+            known => {
+                let last = database.last_event_id().await?;
+                if known.is_some_and(|known| known > last) {
+                    // The new primary does not have the events that were read last.
+                    for feed in self.hub.topics().feeds.values() {
+                        feed.send_modify(|feed| feed.go_back(last));
+                    }
+                }
+                known.map_or(last, |known| known.min(last))
+            }
+        };
+        self.moved = Some(moved);
+        loop {
+            let events = database.list_events(position, EVENTS).await?;
+            position = events.last().map_or(position, |event| event.id);
+            self.position = Some(position);
+            let is_last_page = events.len() < EVENTS as usize;
+            let mut named = Vec::with_capacity(events.len());
+            for event in events {
+                let frame = EventFrame::new(&event).map_err(defect)?;
+                named.push((event.coupon_name, frame));
+            }
+            for (topic, feed) in &self.hub.topics().feeds {
+                feed.send_if_modified(|feed| {
+                    let new = named.iter().filter(|(name, _)| topic.includes(name));
+                    let has_new = feed.add_events(new.map(|(_, frame)| frame.clone()), position);
+                    has_new | (*topic == Topic::All && is_last_page && feed.set_live(poll))
+                });
+            }
+            if is_last_page {
+                break;
+            }
+        }
+        for coupons in coupons.chunks(STOCKS) {
+            let stocks = database.list_stocks(coupons).await?;
+            let mut frames: HashMap<&str, Bytes> = HashMap::with_capacity(stocks.len());
+            for stock in &stocks {
+                frames.insert(&stock.name, frame::stock(stock).map_err(defect)?);
+            }
+            let topics = self.hub.topics();
+            for name in coupons {
+                if let Some(feed) = topics.feeds.get(&Topic::Coupon(name.clone())) {
+                    let stock = frames.remove(&**name);
+                    feed.send_if_modified(|feed| feed.set_stock(poll, stock));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Time from the beginning of a poll, which took this long, to the next one.
+    fn pause(&self, took: Duration) -> Duration {
+        let streams = u32::try_from(self.hub.open_streams()).unwrap_or(u32::MAX);
+        INTERVAL.max(PER_STREAM * streams).max(took * (REST + 1))
+    }
+
+    /// Fails the streams that have not begun. The others wait for a poll that succeeds.
+    fn report(&self, poll: u64, error: &SharedError) {
+        for feed in self.hub.topics().feeds.values() {
+            feed.send_if_modified(|feed| feed.set_failed(poll, error));
+        }
+        if let Some(left_out) = FAILED.admit() {
+            warn!(
+                error = error.get().cause().map(|cause| format!("{cause:#}")),
+                left_out = (left_out > 0).then_some(left_out),
+                "event streams have no news, retrying: {error}"
+            );
+        }
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            // The task panicked: its streams end, and the next one starts another task.
+            let mut topics = self.hub.topics();
+            topics.feeds.clear();
+            topics.is_polling = false;
+        }
+    }
+}
+
+fn defect(error: serde_json::Error) -> Error {
+    Error::Internal(error.into())
+}

@@ -1,0 +1,97 @@
+//! The place from which a client resumes a stream: `Last-Event-ID`, or `?after=…` on its first connection.
+
+use axum::http::{HeaderMap, HeaderName};
+
+use crate::error::Error;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Parses the id of the last event that a client has received; none if it begins a stream. Browsers repeat the query
+/// when they connect again, so the header counts.
+///
+/// # Errors
+/// The header or a parameter is malformed, unknown or given twice.
+pub(crate) fn last_event_id(
+    headers: &HeaderMap,
+    query: Option<&str>,
+) -> Result<Option<i64>, Error> {
+    let mut after = None;
+    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        if name != "after" {
+            return Err(invalid(format!(
+                "there is no query parameter {name:?}: known is after"
+            )));
+        }
+        if after.replace(id("after", value.as_bytes())?).is_some() {
+            return Err(invalid("after is given twice".to_owned()));
+        }
+    }
+    let mut values = headers.get_all(LAST_EVENT_ID).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(after),
+        (Some(value), None) => id("Last-Event-ID", value.as_bytes()).map(Some),
+        (Some(_), Some(_)) => Err(invalid("Last-Event-ID is given twice".to_owned())),
+    }
+}
+
+/// Parses an id, which has only decimal digits.
+fn id(name: &str, value: &[u8]) -> Result<i64, Error> {
+    let digits = str::from_utf8(value)
+        .ok()
+        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| {
+            invalid(format!(
+                "{name} must be the id of an event: a whole number from 0 to {}",
+                i64::MAX
+            ))
+        })
+}
+
+fn invalid(reason: String) -> Error {
+    Error::Invalid(reason.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(headers: &[&str], query: &str) -> Result<Option<i64>, String> {
+        let mut map = HeaderMap::new();
+        for value in headers {
+            map.append(LAST_EVENT_ID, value.parse().unwrap());
+        }
+        last_event_id(&map, Some(query)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn ids_are_read_or_refused_by_name() {
+        for (headers, query, expected) in [
+            (&[][..], "", None),
+            (&["0"], "", Some(0)),
+            (&[], "after=17", Some(17)),
+            (&["18"], "after=17", Some(18)),
+            (&["9223372036854775807"], "", Some(i64::MAX)),
+        ] {
+            assert_eq!(read(headers, query), Ok(expected), "{headers:?} {query}");
+        }
+        for (headers, query, named) in [
+            (&[""][..], "", "Last-Event-ID "),
+            (&["-1"], "", "Last-Event-ID "),
+            (&["+1"], "", "Last-Event-ID "),
+            (&["1.5"], "", "Last-Event-ID "),
+            (&["9223372036854775808"], "", "Last-Event-ID "),
+            (&["1, 2"], "", "Last-Event-ID "),
+            (&["1", "1"], "", "Last-Event-ID is given twice"),
+            (&["1"], "after=x", "after "),
+            (&[], "after=", "after "),
+            (&[], "after=1&after=1", "after is given twice"),
+            (&[], "limit=1", "\"limit\""),
+        ] {
+            let reason = read(headers, query).unwrap_err();
+            assert!(reason.contains(named), "{headers:?} {query}: {reason}");
+        }
+    }
+}
