@@ -19,9 +19,10 @@ def map_body(context, body):
     if not isinstance(body, dict):
         return body
     # To JSON Schema 5.0 is an integer; to this API, as to most, it is none.
-    amount = body.get("amount")
-    if isinstance(amount, float) and amount.is_integer():
-        body["amount"] = int(amount)
+    for field in ("amount", "delta", "ttl"):
+        number = body.get(field)
+        if isinstance(number, float) and number.is_integer():
+            body[field] = int(number)
     # A window ends after it starts.
     starts_at, ends_at = parse(body.get("starts_at")), parse(body.get("ends_at"))
     if starts_at and ends_at and ends_at <= starts_at:
@@ -30,3 +31,22 @@ def map_body(context, body):
         else:
             body["starts_at"], body["ends_at"] = body["ends_at"], body["starts_at"]
     return body
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    # All restocks together stay below the largest amount.
+    delta = body.get("delta")
+    if isinstance(delta, int) and abs(delta) < 2**31:
+        body["delta"] = delta % 1000
+    # A hold outlives the requests that follow.
+    ttl = body.get("ttl")
+    if isinstance(ttl, int) and not isinstance(ttl, bool) and 1 <= ttl <= 86400:
+        body["ttl"] = max(ttl, 3600)
+    # A patch of one bound could contradict the other, which the coupon has.
+    bounds = {"starts_at", "ends_at"} & body.keys()
+    if case.method == "PATCH" and len(bounds) == 1:
+        body.update(dict.fromkeys({"starts_at", "ends_at"} - bounds))

@@ -16,7 +16,7 @@ const TOKEN: &str = "all-0123456789abcdef";
 const CASES: u32 = 3_000;
 
 /// Time limit of a run.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A database and a service that uses it.
 async fn service(cluster: &Cluster) -> Result<(Database, Service)> {

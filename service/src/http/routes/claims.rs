@@ -71,10 +71,24 @@ pub(crate) struct ClaimRequest<'a> {
 pub(crate) struct BatchRequest<'a> {
     /// Users who claim, 1 to 10,000: the first ones get what is left.
     #[serde(borrow)]
-    #[schema(value_type = Vec<String>, required, min_items = 1, max_items = 10000,
+    #[schema(value_type = Vec<UserId>, required, min_items = 1, max_items = 10000,
              example = json!(["user_12345", "user_67890"]))]
     user_ids: Field<'a>,
 }
+
+/// Id of a user: up to 255 characters.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 255,
+    pattern = "^[^\\u0000]*$",
+    example = "user_12345"
+)]
+#[allow(
+    dead_code,
+    reason = "ids in a list are parsed as texts; this describes them"
+)]
+pub(crate) struct UserId(String);
 
 /// Outcomes of a batch.
 #[derive(Debug, Serialize, ToSchema)]
