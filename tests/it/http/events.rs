@@ -11,13 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use honcho_tests::{ClusterOptions, Database, Service, Stop, eventually};
+use honcho_tests::{ClusterOptions, Database, PATIENCE, Service, Stop, eventually};
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_postgres::Client;
 
@@ -126,7 +127,8 @@ async fn events_of_a_coupon_come_in_order_with_its_stock() -> Result<()> {
         .await?;
     let deleted = "select honcho_delete_coupon('PROMO', true)";
     client.execute(deleted, &[]).await?;
-    stream.rest().await?;
+    let rest = stream.rest().await?;
+    assert_eq!(names(&rest).last(), Some(&"deleted"));
     // The stream has ended: the coupon is gone. The events are those of a client that resumes, too.
     assert_eq!(api.show("PROMO").await?.shown(), "404 coupon_not_found");
     let again = answer(api.request(Method::GET, PROMO)).await?;
@@ -665,7 +667,7 @@ async fn stream_ends_when_its_token_is_withdrawn() -> Result<()> {
         .await?;
     for stream in streams {
         // The end, and no error.
-        stream.bytes().await?;
+        timeout(PATIENCE, stream.bytes()).await??;
     }
     until_open(&api, 0.0).await
 }
