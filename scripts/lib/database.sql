@@ -10,6 +10,8 @@ where not exists (select from pg_roles where rolname = 'honcho_service') \gexec
 
 \connect honcho
 set client_min_messages = warning;
+-- In one transaction, so that the service is ready with the old functions or with the new ones at every moment.
+begin;
 create extension if not exists honcho;
 alter extension honcho update;
 
@@ -21,3 +23,4 @@ from pg_extension e
 join pg_depend d on d.refclassid = 'pg_extension'::regclass and d.refobjid = e.oid and d.deptype = 'e'
 join pg_proc p on d.classid = 'pg_proc'::regclass and d.objid = p.oid
 where e.extname = 'honcho' and p.proname like 'honcho\_%' \gexec
+commit;

@@ -50,7 +50,7 @@ use tokio_postgres::Row;
 use utoipa::ToSchema;
 
 pub use self::{
-    apply::{Applied, Details, UserOperation},
+    apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
     events::CouponEvent,
     holds::Hold,

@@ -114,7 +114,7 @@ impl Lanes {
     ) -> Result<Applied, SharedError> {
         let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
-        let kind = operation.operation;
+        let kind = operation.operation();
         let waiting = WaitingOperation {
             operation,
             reply,
@@ -314,7 +314,7 @@ impl Lane {
     }
 
     async fn claim_batch(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
-        let users = batch.iter().map(|claim| &*claim.operation.user_id);
+        let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
         let outcomes = database.claim_batch(&self.coupon_name, &users).await?;
@@ -393,7 +393,7 @@ impl Drop for Lane {
 }
 
 fn answer(waiting: WaitingOperation, applied: Result<Applied, SharedError>) {
-    let operation = waiting.operation.operation;
+    let operation = waiting.operation.operation();
     match &applied {
         Ok(applied) if applied.is_replay => metrics().replayed(operation),
         Ok(applied) => metrics().carried_out(operation, applied.outcome),

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod event_stream;
 pub mod held_coupon;
+pub mod lives;
 pub mod long_list;
 pub mod machine;
 pub mod preloaded;

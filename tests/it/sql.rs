@@ -1,8 +1,13 @@
-//! The extension from SQL: claims in transactions, the queue, rights, name resolution, messages.
+//! The extension from SQL: claims in transactions, the life of coupons, the queue, rights, name resolution, messages.
 
+mod atomicity;
 mod batch;
+mod deadlocks;
 mod encoding;
+mod events;
+mod many;
 mod messages;
+mod model;
 mod name_resolution;
 mod queue;
 mod rights;

@@ -13,23 +13,19 @@ use crate::{
 /// Operation of a user on a coupon.
 #[derive(Debug)]
 pub struct UserOperation {
-    /// Claim, reserve, confirm, cancel or release.
-    pub operation: Operation,
-    /// User for whom it is.
-    pub user_id: String,
-    /// Details; none for a plain claim, which is the most frequent operation.
-    pub details: Option<Box<Details>>,
+    operation: Operation,
+    user_id: String,
+    /// None for the most frequent operation, a claim without a request key.
+    details: Option<Box<Details>>,
 }
 
-/// Details of an operation.
 #[derive(Debug, Default)]
-pub struct Details {
-    /// Time for which a piece is held, from 1 second to 24 hours; for a reservation only.
-    pub ttl: Option<Duration>,
-    /// Key by which a repeated claim or reservation is recognized.
-    pub request_key: Option<String>,
+struct Details {
+    /// Time for which a piece is held.
+    ttl: Option<Duration>,
+    request_key: Option<String>,
     /// Label of the caller in events.
-    pub actor: Option<String>,
+    actor: Option<String>,
 }
 
 /// Answer to an operation of a user.
@@ -59,25 +55,62 @@ impl From<Outcome> for Applied {
 impl UserOperation {
     /// A claim. With a `request_key`, a repeated request with the same key has the same outcome.
     pub fn claim(user_id: String, request_key: Option<String>) -> Self {
-        Self {
-            operation: Operation::Claim,
-            user_id,
-            details: request_key.map(|request_key| {
-                Box::new(Details {
-                    request_key: Some(request_key),
-                    ..Details::default()
-                })
-            }),
+        let mut claim = Self::new(Operation::Claim, user_id);
+        if request_key.is_some() {
+            claim.details_mut().request_key = request_key;
         }
+        claim
     }
 
-    /// An operation with details.
-    pub fn new(operation: Operation, user_id: String, details: Details) -> Self {
+    /// A reservation for `ttl`, from 1 second to 24 hours. The claim out of the hold has the `request_key`.
+    pub fn reserve(user_id: String, ttl: Duration, request_key: Option<String>) -> Self {
+        let mut reservation = Self::new(Operation::Reserve, user_id);
+        let details = reservation.details_mut();
+        details.ttl = Some(ttl);
+        details.request_key = request_key;
+        reservation
+    }
+
+    /// A confirmation of the user's hold.
+    pub fn confirm(user_id: String) -> Self {
+        Self::new(Operation::Confirm, user_id)
+    }
+
+    /// A cancellation of the user's hold.
+    pub fn cancel(user_id: String) -> Self {
+        Self::new(Operation::Cancel, user_id)
+    }
+
+    /// A release of the user's claim. `actor` is the label of the caller in its event, which no other of these
+    /// operations has.
+    pub fn release(user_id: String, actor: Option<String>) -> Self {
+        let mut release = Self::new(Operation::Release, user_id);
+        if actor.is_some() {
+            release.details_mut().actor = actor;
+        }
+        release
+    }
+
+    fn new(operation: Operation, user_id: String) -> Self {
         Self {
             operation,
             user_id,
-            details: Some(Box::new(details)),
+            details: None,
         }
+    }
+
+    fn details_mut(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
+
+    /// The operation.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// The user for whom it is.
+    pub fn user_id(&self) -> &str {
+        &self.user_id
     }
 
     /// Returns true if it is a claim without a request key.
@@ -116,7 +149,7 @@ impl Database {
                from honcho_apply($1, $2, $3, $4::text[]::interval[], $5, $6) order by ordinal"
         );
         let names: Vec<&str> = operations.clone().map(|one| one.operation.name()).collect();
-        let users: Vec<&str> = operations.clone().map(|one| &*one.user_id).collect();
+        let users: Vec<&str> = operations.clone().map(UserOperation::user_id).collect();
         let ttls = given(operations.clone().map(UserOperation::ttl));
         let keys = given(operations.clone().map(UserOperation::request_key));
         let actors = given(operations.map(UserOperation::actor));

@@ -12,8 +12,10 @@ pub(crate) mod users;
 use std::time::Duration;
 
 use axum::{
+    Json,
     extract::{Path, rejection::PathRejection},
     http::{HeaderName, HeaderValue, header::CACHE_CONTROL},
+    response::{IntoResponse, Response},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -105,6 +107,15 @@ fn refused(applied: &Applied) -> Error {
             Error::AllHeld(first_expiry.max(SHORTEST_WAIT))
         }
         refusal => Error::Refused(refusal),
+    }
+}
+
+/// Answers an operation of a user: with `done` if it had the outcome `success`, else with its refusal.
+fn answer(applied: &Applied, success: Outcome, done: &Done<'_>) -> Result<Response, Error> {
+    if applied.outcome == success {
+        Ok(Json(done).into_response())
+    } else {
+        Err(refused(applied))
     }
 }
 

@@ -557,12 +557,10 @@ impl OperationCounters {
     /// `counter`: makes the counter with this label.
     fn new(operation: Operation, counter: impl Fn(&'static str) -> Counter) -> Self {
         let error = counter("error");
-        // Only what goes through a lane can find it full, and only these two have request keys.
-        let (is_in_lane, has_key) = match operation {
-            Operation::Claim | Operation::Reserve => (true, true),
-            Operation::Confirm | Operation::Cancel | Operation::Release => (true, false),
-            Operation::Update | Operation::Restock | Operation::Delete => (false, false),
-        };
+        let is_in_lane = !matches!(
+            operation,
+            Operation::Update | Operation::Restock | Operation::Delete
+        );
         let counter_if = |is_possible: bool, label| {
             if is_possible {
                 counter(label)
@@ -574,7 +572,7 @@ impl OperationCounters {
             outcomes: Outcome::ALL.map(|outcome| {
                 counter_if(operation.outcomes().contains(&outcome), outcome.label())
             }),
-            replayed: counter_if(has_key, "replayed"),
+            replayed: counter_if(operation == Operation::Claim, "replayed"),
             overloaded: counter_if(is_in_lane, "overloaded"),
             error,
         }

@@ -198,7 +198,7 @@ impl BatchSpan {
                 KeyValue::new("db.system.name", "postgresql"),
                 KeyValue::new("db.operation.name", function),
                 KeyValue::new(
-                    "honcho.batch.operations",
+                    "honcho.batch.claims",
                     i64::try_from(operations).unwrap_or(i64::MAX),
                 ),
             ]);

@@ -1,4 +1,4 @@
-//! The functions of the recipes, among concurrent claims.
+//! The recipes, among concurrent claims.
 
 use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database, books, connect};
@@ -9,7 +9,7 @@ use super::{
     pages::{Part, parts, read},
 };
 
-/// Runs the recipes' functions in the middle of claims and restocks: no deadlock, and right books.
+/// Orders as the recipes do, in the middle of claims, releases and restocks: no deadlock, and right books.
 #[tokio::test]
 async fn recipes_hold_in_a_crowd() -> Result<()> {
     const USERS: usize = 12;
@@ -38,21 +38,19 @@ async fn recipes_hold_in_a_crowd() -> Result<()> {
             let user = format!("user {}", session % USERS);
             for round in 0..ROUNDS {
                 order(&mut client, &user, round).await?;
-                // From one user to another: a claim first, then what changes the coupon.
+                // From one user to another, in one transaction.
                 let other = format!("user {}", (session + round) % USERS);
                 let transaction = client.transaction().await?;
                 let claim = "select honcho_claim($1, 'GIVEN')::text";
                 transaction.query_one(claim, &[&user]).await?;
-                let give_back = "select shop.give_back($1, 'GIVEN')";
-                transaction.query_one(give_back, &[&other]).await?;
+                let release = "select honcho_release($1, 'GIVEN')::text";
+                transaction.query_one(release, &[&other]).await?;
                 transaction.commit().await?;
-                client.query_one(give_back, &[&other]).await?;
+                client.query_one(release, &[&other]).await?;
                 if session == 0 && round % 5 == 0 {
-                    let restock = "update coupons set amount = amount + 1,
-                                                      remaining_amount = remaining_amount + 1
-                                    where name = 'ORDERED'";
-                    client.batch_execute(restock).await?;
-                    client.batch_execute("call shop.expire()").await?;
+                    let restock = "select honcho_restock('ORDERED', 1)";
+                    client.query_one(restock, &[]).await?;
+                    client.query_one("select honcho_expire()", &[]).await?;
                 }
             }
             anyhow::Ok(())
@@ -62,8 +60,7 @@ async fn recipes_hold_in_a_crowd() -> Result<()> {
         session.await??;
     }
     let differ = "select count(*) from
-                      (select user_id from shop.orders
-                        where coupon_name = 'ORDERED' and state <> 'cancelled') o
+                      (select user_id from shop.orders where coupon_name = 'ORDERED') o
                       full join (select user_id from claims where coupon_name = 'ORDERED') c
                       on o.user_id = c.user_id
                   where o.user_id is null or c.user_id is null";
@@ -75,32 +72,37 @@ async fn recipes_hold_in_a_crowd() -> Result<()> {
     books(&client).await
 }
 
-/// Orders and claims in one transaction, then pays or cancels.
+/// Holds and pays: cancels, lets the hold be, or confirms it with an order in one transaction; later gives both back.
 async fn order(client: &mut Client, user: &str, round: usize) -> Result<()> {
-    let transaction = client.transaction().await?;
-    let insert = "insert into shop.orders (user_id, coupon_name, pay_until)
-                  values ($1, 'ORDERED', clock_timestamp() + $2 * interval '1 ms')
-                  on conflict do nothing returning id";
-    let Some(order) = transaction
-        .query_opt(insert, &[&user, &f64::from(u8::try_from(round)?)])
-        .await?
-    else {
-        return Ok(transaction.rollback().await?);
-    };
-    let order: i64 = order.get(0);
-    let outcome = "select honcho_claim($1, 'ORDERED')::text";
-    let outcome: String = transaction.query_one(outcome, &[&user]).await?.get(0);
-    if outcome != "claimed" {
-        return Ok(transaction.rollback().await?);
-    }
-    transaction.commit().await?;
-    if round == 20 {
-        let pay = "update shop.orders set state = 'paid' where id = $1 and state = 'pending'";
-        client.execute(pay, &[&order]).await?;
-    } else if !round.is_multiple_of(4) {
-        client
-            .query_one("select shop.cancel($1)", &[&order])
-            .await?;
+    let reserve = "select outcome::text from honcho_reserve($1, 'ORDERED', '1 second')";
+    let outcome: String = client.query_one(reserve, &[&user]).await?.get(0);
+    match (&*outcome, round % 4) {
+        ("held", 0) => {
+            let cancel = "select honcho_cancel($1, 'ORDERED')::text";
+            client.query_one(cancel, &[&user]).await?;
+        }
+        ("held", 1..) => {
+            let transaction = client.transaction().await?;
+            let insert =
+                "insert into shop.orders values ($1, 'ORDERED') on conflict do nothing returning 1";
+            let is_new = transaction.query_opt(insert, &[&user]).await?.is_some();
+            let confirm = "select honcho_confirm($1, 'ORDERED')::text";
+            let outcome: String = transaction.query_one(confirm, &[&user]).await?.get(0);
+            if is_new && outcome == "claimed" {
+                transaction.commit().await?;
+            } else {
+                transaction.rollback().await?;
+            }
+        }
+        ("already_claimed", 2) => {
+            let transaction = client.transaction().await?;
+            let release = "select honcho_release($1, 'ORDERED')::text";
+            transaction.query_one(release, &[&user]).await?;
+            let delete = "delete from shop.orders where user_id = $1 and coupon_name = 'ORDERED'";
+            transaction.execute(delete, &[&user]).await?;
+            transaction.commit().await?;
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 use crate::fixtures::{
     api::Api,
     held_coupon::{BusyLane, claim_until_certain},
+    lives::Lives,
     sql::claimed,
 };
 
@@ -218,6 +219,85 @@ async fn sale_while(how: How, count: usize) -> Result<()> {
         client??;
     }
     sale.check(&database).await
+}
+
+#[tokio::test]
+async fn lives_with_terminated_sessions_lose_nothing_told() -> Result<()> {
+    lives_while(How::Terminated, 40).await
+}
+
+#[tokio::test]
+async fn lives_with_killed_sessions_lose_nothing_told() -> Result<()> {
+    lives_while(How::Killed, 4).await
+}
+
+/// Users who reserve, confirm, cancel, claim, repeat and release, while `count` sessions are ended in the middle.
+async fn lives_while(how: How, count: usize) -> Result<()> {
+    const USERS: usize = 8;
+    let cluster = cluster()?;
+    let database = Arc::new(Database::create(&cluster).await?);
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let mut client = database.connect().await?;
+    // Slow writes, so that most sessions are ended in the middle.
+    client
+        .batch_execute(
+            "create function dawdle() returns trigger language plpgsql
+                 as $$ begin perform pg_sleep(0.0003); return coalesce(new, old); end $$;
+             create trigger dawdle before insert or delete on claims
+                 for each row execute function dawdle();
+             create trigger dawdle before insert or delete on holds
+                 for each row execute function dawdle();",
+        )
+        .await?;
+    let lives = Arc::new(Lives::default());
+    let over = Arc::new(AtomicBool::new(false));
+    let mut sessions = JoinSet::new();
+    for _ in 0..16 {
+        let (database, lives, over) =
+            (Arc::clone(&database), Arc::clone(&lives), Arc::clone(&over));
+        sessions.spawn(async move {
+            // New users in a new session, when the last one was ended.
+            while !over.load(Ordering::Relaxed) {
+                let url = format!("{}&application_name=life", database.caller_url());
+                let Ok(client) = honcho_tests::connect(&url).await else {
+                    tokio::task::yield_now().await;
+                    continue;
+                };
+                let first = lives.add(USERS);
+                let life = Arc::clone(&lives).live(client, first, USERS, fastrand::Rng::new());
+                life.await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    let life = "select pid from pg_stat_activity
+                 where datname = current_database() and application_name = 'life' and state = 'active'
+                 order by random() limit 1";
+    for _ in 0..count {
+        let session = eventually("a session", async || {
+            Ok(client.query_opt(life, &[]).await?)
+        });
+        how.end(&client, session.await?.get(0)).await?;
+        if matches!(how, How::Killed) {
+            client = reconnect(&client, &database).await?;
+        }
+        let before = lives.answers();
+        eventually("further answers", async || {
+            Ok((lives.answers() > before + 20).then_some(()))
+        })
+        .await?;
+    }
+    over.store(true, Ordering::Relaxed);
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'life'";
+    while !sessions.is_empty() {
+        client.query_one(end, &[]).await?;
+        let step = std::time::Duration::from_millis(50);
+        if let Ok(Some(session)) = tokio::time::timeout(step, sessions.join_next()).await {
+            session??;
+        }
+    }
+    assert_eq!(lives.lost(&client).await?, 0, "{how:?}");
+    database.books().await
 }
 
 #[tokio::test]

@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
 use honcho_tests::{Database, books, eventually};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::fixtures::{machine::Machine, sql::claim};
+use crate::fixtures::{lives::Lives, machine::Machine, sql::claim};
 
 /// The answers that clients got before the loss of power.
 #[derive(Default)]
@@ -91,6 +92,52 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
         .count();
     ensure!(!answered.claimed.is_empty(), "no claim was answered");
     Ok(lost + usize::from(answered.sold_out && left > 0))
+}
+
+/// Lets users reserve, confirm, cancel, claim, repeat and release until the power goes, and returns the number of
+/// those whose rows are not what they were told.
+async fn lost_of_lives(settings: &str, flush: Duration) -> Result<usize> {
+    const USERS: usize = 6;
+    let mut machine = Machine::start().await?;
+    let database = Database::create(&machine.cluster).await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let lives = Arc::new(Lives::default());
+    let mut sessions = JoinSet::new();
+    for _ in 0..24 {
+        let client = database.connect().await?;
+        client.batch_execute(settings).await?;
+        let first = lives.add(USERS);
+        sessions.spawn(Arc::clone(&lives).live(client, first, USERS, Rng::new()));
+    }
+    machine.delay_flushes(flush)?;
+    let start = Instant::now();
+    eventually("enough answers", async || {
+        let enough = lives.answers() >= 500 && start.elapsed() > Duration::from_millis(300);
+        Ok(enough.then_some(()))
+    })
+    .await?;
+    machine.lose_power()?;
+    while let Some(session) = sessions.join_next().await {
+        session??;
+    }
+    let client = database.connect().await?;
+    books(&client).await?;
+    lives.lost(&client).await
+}
+
+#[tokio::test]
+async fn power_loss_loses_no_hold_release_or_replay() -> Result<()> {
+    for settings in [
+        "set honcho.early_lock_release = on",
+        "set honcho.early_lock_release = off",
+    ] {
+        let lost = lost_of_lives(settings, Duration::from_millis(5)).await?;
+        assert_eq!(lost, 0, "{settings}");
+    }
+    // The same shows answers that were given too early.
+    let lost = lost_of_lives("set synchronous_commit = off", Duration::from_secs(5)).await?;
+    assert!(lost > 0);
+    Ok(())
 }
 
 #[tokio::test]

@@ -12,7 +12,10 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
-use crate::fixtures::sql::{claim, claimed, show};
+use crate::fixtures::{
+    lives::Lives,
+    sql::{claim, claimed, show},
+};
 
 /// A primary with a synchronous standby.
 struct Pair {
@@ -519,4 +522,60 @@ async fn standby_answers_refusals_but_makes_no_claims() -> Result<()> {
     let left = "select remaining_amount from honcho_get_coupon('PROMO')";
     assert_eq!(on_standby.query_one(left, &[]).await?.get::<_, i32>(0), 0);
     pair.database.books().await
+}
+
+/// Reads events until the session ends, and returns their ids.
+async fn read_events(client: Client) -> Vec<i64> {
+    let (mut last, mut ids) = (0_i64, Vec::new());
+    let sql = "select id from honcho_list_events($1, 20)";
+    while let Ok(rows) = client.query(sql, &[&last]).await {
+        for row in rows {
+            last = row.get(0);
+            ids.push(last);
+        }
+    }
+    ids
+}
+
+#[tokio::test]
+async fn failover_loses_no_hold_release_replay_or_event() -> Result<()> {
+    const USERS: usize = 6;
+    let mut pair = Pair::start(1_000_000).await?;
+    let lives = Arc::new(Lives::default());
+    let mut sessions = JoinSet::new();
+    for _ in 0..16 {
+        let client = pair.database.connect().await?;
+        let first = lives.add(USERS);
+        sessions.spawn(Arc::clone(&lives).live(client, first, USERS, fastrand::Rng::new()));
+    }
+    let reader = tokio::spawn(read_events(pair.database.connect().await?));
+    eventually("enough answers", async || {
+        Ok((lives.answers() >= 1000).then_some(()))
+    })
+    .await?;
+    pair.primary.stop(Stop::Kill)?;
+    while let Some(session) = sessions.join_next().await {
+        session??;
+    }
+    let read = reader.await?;
+    pair.standby.promote()?;
+
+    let client = pair.connect_to_standby("postgres").await?;
+    assert_eq!(lives.lost(&client).await?, 0);
+    books(&client).await?;
+    // What was read is there, and a reader that goes on misses nothing of what is.
+    let last = read.last().copied().unwrap_or_default();
+    let all = "select array(select id from coupon_events order by id),
+                      array(select id from honcho_list_events($1, 10000))";
+    let row = client.query_one(all, &[&last]).await?;
+    let (all, rest): (Vec<i64>, Vec<i64>) = (row.get(0), row.get(1));
+    assert!(read.len() > 10, "{} events were read", read.len());
+    assert_eq!([read, rest].concat(), all);
+    client
+        .batch_execute("select honcho_restock('PROMO', 1)")
+        .await?;
+    let new = "select count(*) from honcho_list_events($1)";
+    let new: i64 = client.query_one(new, &[all.last().unwrap()]).await?.get(0);
+    assert_eq!(new, 1);
+    books(&client).await
 }

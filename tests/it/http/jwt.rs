@@ -92,6 +92,104 @@ async fn jwt_claims_only_for_its_subject() -> Result<()> {
 }
 
 #[tokio::test]
+async fn jwt_acts_and_reads_only_for_its_subject() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let environment = [
+        ("JWT_SECRET", SECRET),
+        ("API_TOKENS", "0123456789abcdef:claim,read"),
+    ];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let token = |scope: &str| signer.token(None, &claims(&json!({ "aud": null, "scope": scope }))?);
+    let mine = token("claim")?;
+    let send = async |token: &str, method: &Method, path: &str, body: &Value| {
+        let request = api.request(method.clone(), path).json(body);
+        answer(request.header("authorization", format!("Bearer {token}"))).await
+    };
+    let coupon = "/api/coupons/PROMO";
+    let none = json!({});
+    // In this order each of them succeeds, for the token's subject and for a configured token.
+    let operations = |user: &str| {
+        let (hold, claim) = (
+            format!("{coupon}/holds/{user}"),
+            format!("{coupon}/claims/{user}"),
+        );
+        let reservation = (
+            Method::POST,
+            format!("{coupon}/holds"),
+            json!({ "user_id": user }),
+            201,
+        );
+        let users = json!({ "user_ids": [user] });
+        [
+            reservation.clone(),
+            (Method::GET, hold.clone(), none.clone(), 200),
+            (Method::DELETE, hold.clone(), none.clone(), 200),
+            reservation,
+            (Method::POST, format!("{hold}/confirm"), none.clone(), 200),
+            (Method::GET, claim.clone(), none.clone(), 200),
+            (
+                Method::GET,
+                format!("/api/users/{user}/claims"),
+                none.clone(),
+                200,
+            ),
+            (Method::DELETE, claim, none.clone(), 200),
+            (Method::POST, format!("{coupon}/claims"), users, 200),
+        ]
+    };
+    for (method, path, body, _) in operations("bert") {
+        let refused = send(&mine, &method, &path, &body).await?;
+        assert_eq!(refused.shown(), "403 forbidden", "{method} {path}");
+    }
+    for (token, user) in [(&*mine, "anna"), ("0123456789abcdef", "bert")] {
+        for (method, path, body, status) in operations(user) {
+            let done = send(token, &method, &path, &body).await?;
+            assert_eq!(done.status, status, "{method} {path}: {done:?}");
+        }
+    }
+    // Others' are read with `read`, and still not changed.
+    let reader = token("claim read")?;
+    for (method, path, body, _) in operations("bert") {
+        let answered = send(&reader, &method, &path, &body).await?;
+        assert_eq!(
+            answered.status == 403,
+            method != Method::GET,
+            "{method} {path}"
+        );
+    }
+    // Lists of all users, a batch with another's name among one's own, and names that are no text.
+    for (method, path, body) in [
+        (Method::GET, format!("{coupon}/holds"), none.clone()),
+        (Method::GET, format!("{coupon}/stock"), none.clone()),
+        (
+            Method::POST,
+            format!("{coupon}/claims"),
+            json!({ "user_ids": ["anna", "bert"] }),
+        ),
+        (Method::GET, format!("{coupon}/holds/%ff"), none.clone()),
+        (Method::DELETE, format!("{coupon}/holds/%ff"), none.clone()),
+        (
+            Method::GET,
+            "/api/users/%ff/claims".to_owned(),
+            none.clone(),
+        ),
+        (Method::DELETE, coupon.to_owned(), none.clone()),
+        (Method::PATCH, coupon.to_owned(), none.clone()),
+        (
+            Method::POST,
+            format!("{coupon}/restock"),
+            json!({ "delta": 1 }),
+        ),
+    ] {
+        let refused = send(&mine, &method, &path, &body).await?;
+        assert_eq!(refused.shown(), "403 forbidden", "{method} {path}");
+    }
+    database.books().await
+}
+
+#[tokio::test]
 async fn jwt_with_claim_scope_reads_only_its_own_claim() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;

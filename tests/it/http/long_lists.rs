@@ -49,6 +49,51 @@ async fn long_list_is_one_snapshot_in_little_memory() -> Result<()> {
 }
 
 #[tokio::test]
+async fn long_list_is_of_one_moment_among_releases_and_holds() -> Result<()> {
+    let claims = 100_000;
+    let database = crate::database().await?;
+    let api = Api::start(database.caller_url()).await?;
+    create_claimed(&database, "PROMO", claims).await?;
+    for n in 0..10 {
+        let user = format!("holder {n}");
+        assert_eq!(api.reserve(&user, "PROMO", 600).await?.status, 201);
+    }
+    let mut response = api.show_request("PROMO").send().await?;
+    let first = response.chunk().await?.unwrap().to_vec();
+    // The client does not read, so the service cannot have read all of the list. Ten of its end go, and more come
+    // than went.
+    let user = |n: i32| format!("{n:u>100}");
+    let gone = claims - 10..claims;
+    for n in gone.clone() {
+        assert_eq!(api.release(&user(n), "PROMO").await?.status, 200, "{n}");
+    }
+    for n in 0..10 {
+        let holder = format!("holder {n}");
+        assert_eq!(api.confirm(&holder, "PROMO").await?.status, 200);
+        assert_eq!(api.claim(&format!("late {n}"), "PROMO").await?.status, 200);
+    }
+    // A claim that was released and made again is a later one.
+    assert_eq!(api.claim(&user(claims - 1), "PROMO").await?.status, 200);
+    let list = read_list(response, first).await?;
+    assert_eq!(list["amount"], claims + 1000);
+    assert_eq!(list["remaining_amount"], 990);
+    let shown = list["claimed_by"].as_array().context("no list")?;
+    let expected: Vec<_> = (1..=claims)
+        .filter(|n| !gone.contains(n))
+        .map(user)
+        .collect();
+    assert!(
+        shown
+            .iter()
+            .map(|user| user.as_str())
+            .eq(expected.iter().map(|user| Some(&**user))),
+        "{} users",
+        shown.len()
+    );
+    database.books().await
+}
+
+#[tokio::test]
 async fn connections_keep_no_buffers_of_large_answers() -> Result<()> {
     let database = crate::database().await?;
     let client = database.connect().await?;

@@ -167,12 +167,17 @@ async fn head_matches_get_and_options_lists_methods() -> Result<()> {
     let api = Api::start(database.caller_url()).await?;
     database.create_coupon("PROMO", 2).await?;
     assert_eq!(api.claim("user", "PROMO").await?.status, 200);
+    assert_eq!(api.reserve("holder", "PROMO", 600).await?.status, 201);
     for (path, allowed) in [
         ("/api/coupons", "POST,GET,HEAD"),
-        ("/api/coupons/claim", "POST,GET,HEAD"),
-        ("/api/coupons/PROMO", "GET,HEAD"),
-        ("/api/coupons/PROMO/claims", "GET,HEAD"),
-        ("/api/coupons/PROMO/claims/user", "GET,HEAD"),
+        ("/api/coupons/claim", "POST,GET,HEAD,PATCH,DELETE"),
+        ("/api/coupons/PROMO", "GET,HEAD,PATCH,DELETE"),
+        ("/api/coupons/PROMO/stock", "GET,HEAD"),
+        ("/api/coupons/PROMO/claims", "GET,HEAD,POST"),
+        ("/api/coupons/PROMO/claims/user", "GET,HEAD,DELETE"),
+        ("/api/coupons/PROMO/holds", "GET,HEAD,POST"),
+        ("/api/coupons/PROMO/holds/holder", "GET,HEAD,DELETE"),
+        ("/api/users/user/claims", "GET,HEAD"),
         ("/openapi.json", "GET,HEAD"),
     ] {
         let options = api.request(Method::OPTIONS, path).send().await?;

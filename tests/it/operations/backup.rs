@@ -1,4 +1,4 @@
-//! Backups: `pg_dump` and `pg_restore` keep coupons, claims and sequences, and the documented recipes work.
+//! Backups: `pg_dump` and `pg_restore` keep coupons, claims, holds, events and sequences, and the documented recipes work.
 
 use anyhow::Result;
 use honcho_tests::{ClusterOptions, Database, books, connect, eventually};
@@ -8,7 +8,7 @@ use crate::{
     cluster,
     fixtures::{
         api::Api,
-        sql::{releases, rows},
+        sql::{holds_and_events, releases, rows},
     },
 };
 
@@ -219,7 +219,8 @@ async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
     old.batch_execute(
         "select honcho_create_coupon('PROMO', 9), honcho_create_coupon('GONE', 9);
          select honcho_claim('anna', 'PROMO'), honcho_claim('anna', 'GONE');
-         create publication honcho for table coupons, claims",
+         select honcho_reserve('carl', 'PROMO', '1 hour');
+         create publication honcho for table coupons, claims, holds, coupon_events",
     )
     .await?;
     // A separate command: in a transaction that has written, it would wait for itself.
@@ -243,7 +244,9 @@ async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
     )
     .await?;
     eventually("the replica to catch up", async || {
-        Ok((rows(&new).await? == rows(&old).await?).then_some(()))
+        let same = rows(&new).await? == rows(&old).await?
+            && holds_and_events(&new).await? == holds_and_events(&old).await?;
+        Ok(same.then_some(()))
     })
     .await?;
     new.batch_execute("drop subscription honcho").await?;
@@ -257,7 +260,8 @@ async fn logical_replica_takes_over_once_its_sequences_are_set() -> Result<()> {
     assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION), "{error:?}");
     new.batch_execute(
         "select setval('coupons_id_seq', max(id)) from coupons;
-         select setval('claims_id_seq', max(id)) from claims",
+         select setval('claims_id_seq', max(id)) from claims;
+         select setval('coupon_events_id_seq', max(id)) from coupon_events",
     )
     .await?;
     to.books().await?;
@@ -279,16 +283,44 @@ async fn restored_database_serves_claims_with_the_same_rights() -> Result<()> {
         .batch_execute(
             "select honcho_create_coupon('PROMO', 5);
              select honcho_create_coupon('LATER', 5, 'tomorrow', 'infinity');
-             select honcho_claim('anna', 'PROMO');
-             select honcho_claim('bert', 'PROMO');",
+             select honcho_claim('anna', 'PROMO', 'a key');
+             select honcho_claim('bert', 'PROMO');
+             select honcho_create_coupon('HELD', 3);
+             select honcho_reserve('anna', 'HELD', '1 hour', 'key of a hold');
+             select honcho_reserve('late', 'HELD', '1 hour');
+             update holds set expires_at = '2020-01-01' where user_id = 'late';
+             update coupons set next_expiry = '2020-01-01' where name = 'HELD';
+             select honcho_restock('HELD', 1);",
         )
         .await?;
     let restored = format!("{}_restored", database.name());
     let path = dump(&database, "custom", &[])?;
     let after = restore(&path, &restored, "1", "").await?;
     let expected = rows(&database.connect().await?).await?;
-    assert_eq!(expected.each_ref().map(Vec::len), [2, 2]);
+    assert_eq!(expected.each_ref().map(Vec::len), [3, 2]);
     assert_eq!(rows(&after).await?, expected);
+    let expected = holds_and_events(&database.connect().await?).await?;
+    assert_eq!(expected.each_ref().map(Vec::len), [2, 4]);
+    assert_eq!(holds_and_events(&after).await?, expected);
+    books(&after).await?;
+
+    // Holds, keys and events continue.
+    let lives_on = "select honcho_claim('anna', 'PROMO', 'a key')::text,
+                           honcho_confirm('anna', 'HELD')::text, honcho_confirm('late', 'HELD')::text,
+                           honcho_claim('anna', 'HELD', 'key of a hold')::text";
+    let lives_on = after.query_one(lives_on, &[]).await?;
+    let answers: [&str; 4] = [0, 1, 2, 3].map(|column| lives_on.get(column));
+    assert_eq!(answers, ["claimed", "claimed", "not_held", "claimed"]);
+    let last: i64 = after
+        .query_one("select max(id) from coupon_events", &[])
+        .await?
+        .get(0);
+    after
+        .batch_execute("select honcho_restock('HELD', 1)")
+        .await?;
+    let kinds = "select array(select kind from honcho_list_events($1))";
+    let kinds: Vec<String> = after.query_one(kinds, &[&last]).await?.get(0);
+    assert_eq!(kinds, ["restocked"]);
     books(&after).await?;
 
     // Rights are restored as well: the same caller continues.

@@ -95,8 +95,13 @@ async fn readiness_names_each_misconfiguration() -> Result<()> {
         (
             "the service's role does not find honcho_claim_batch(text, text[]): its search_path needs \
              the extension's schema, and the role usage on that",
-            "alter function honcho_claim_batch rename to elsewhere".to_owned(),
+            "alter function honcho_claim_batch(text, text[]) rename to elsewhere".to_owned(),
             "alter function elsewhere rename to honcho_claim_batch".to_owned(),
+        ),
+        (
+            "the service's role lacks execute on honcho_restock(text, integer)",
+            format!("revoke all on function honcho_restock from {name}_caller"),
+            format!("grant execute on all functions in schema public to {name}_caller"),
         ),
         (
             "transactions are read-only (default_transaction_read_only)",

@@ -73,6 +73,53 @@ async fn sell(client: &Client, coupon: &str) -> Result<()> {
     Ok(())
 }
 
+/// Uses the functions that came later, in one session from before the upgrade and one from after it.
+async fn live_on(before: &Client, after: &Client, coupon: &str) -> Result<()> {
+    for (client, sql, expected) in [
+        (after, "honcho_release('anna', $1)::text", "released"),
+        (after, "honcho_reserve('dora', $1, '1 hour', 'key')", "held"),
+        (before, "honcho_reserve('emil', $1, '1 hour')", "held"),
+        (after, "honcho_reserve('fred', $1, '1 hour')", "held"),
+        // The session from before knows of the holds.
+        (before, "honcho_claim('gina', $1)::text", "all_held"),
+        (before, "honcho_claim('dora', $1)::text", "claimed"),
+        (after, "honcho_claim('dora', $1, 'key')::text", "claimed"),
+        (before, "honcho_confirm('emil', $1)::text", "claimed"),
+        (after, "honcho_cancel('fred', $1)::text", "cancelled"),
+        (before, "honcho_restock($1, 1)", "updated"),
+        (after, "honcho_update_coupon($1, paused => true)", "updated"),
+        (before, "honcho_claim('gina', $1)::text", "paused"),
+        (
+            after,
+            "honcho_update_coupon($1, paused => false)",
+            "updated",
+        ),
+        (before, "honcho_get_stock($1)", coupon),
+        (before, "honcho_delete_coupon($1)::text", "in_use"),
+    ] {
+        let answer = text(
+            client,
+            &format!(
+                "select ({})::text",
+                sql.replace("$1", &format!("'{coupon}'"))
+            ),
+        )
+        .await
+        .context(sql)?;
+        let answer = answer.trim_start_matches('(').split([',', ')']).next();
+        assert_eq!(answer, Some(expected), "{sql}");
+    }
+    let kinds =
+        "select string_agg(kind, ' ' order by id) from honcho_list_events(coupon_name => $1)";
+    let kinds: String = before.query_one(kinds, &[&coupon]).await?.get(0);
+    // A coupon from before the upgrade has no event of its creation.
+    assert_eq!(
+        kinds.trim_start_matches("created "),
+        "released sold_out available_again restocked paused resumed"
+    );
+    Ok(())
+}
+
 /// All rows. An upgrade may add columns, so the rows after it contain the rows before.
 const ROWS: &str = "select jsonb_build_object(
     'coupons', (select jsonb_agg(c order by id) from coupons c),
@@ -132,7 +179,19 @@ async fn upgrade_keeps_data_and_rights() -> Result<()> {
         }
         // Sessions from before the upgrade, new sessions and the service all continue.
         sell(&caller, "AFTER").await?;
-        sell(&database.connect_as_caller().await?, "LATER").await?;
+        let new = database.connect_as_caller().await?;
+        sell(&new, "LATER").await?;
+        // The new functions have no grants yet.
+        let grant = format!(
+            "grant execute on all functions in schema public to {}_caller",
+            database.name()
+        );
+        superuser.batch_execute(&grant).await?;
+        for coupon in ["AFTER", "LATER"] {
+            live_on(&caller, &new, coupon).await?;
+        }
+        sell(&caller, "BOTH").await?;
+        live_on(&new, &caller, "BOTH").await?;
         assert_eq!(api.claim("dora", "BEFORE").await?.shown(), "200");
         assert_eq!(api.claim("emil", "BEFORE").await?.shown(), "200");
         assert_eq!(api.claim("fred", "BEFORE").await?.shown(), "409 sold_out");

@@ -13,7 +13,7 @@ use crate::{
 /// Operators of pg_catalog, and types to which the extension's SQL could apply them. For the types of our
 /// columns, an exact match wins over pg_catalog's.
 const OPERATORS: [&str; 10] = ["=", "<>", "<", ">", "<=", ">=", "+", "-", "||", "~~"];
-const TYPES: [(&str, &str); 9] = [
+const TYPES: [(&str, &str); 11] = [
     ("varchar", "text"),
     ("text", "varchar"),
     ("varchar", "varchar"),
@@ -23,10 +23,12 @@ const TYPES: [(&str, &str); 9] = [
     ("int4", "int8"),
     ("int8", "int4"),
     ("timestamptz", "timestamptz"),
+    ("timestamptz", "interval"),
+    ("interval", "interval"),
 ];
 
 /// Functions of pg_catalog, with arguments that match ours better.
-const FUNCTIONS: [&str; 11] = [
+const FUNCTIONS: [&str; 18] = [
     "format(text, int, int, int8)",
     "format(text, int, int)",
     "format(text, int8, int8)",
@@ -38,6 +40,13 @@ const FUNCTIONS: [&str; 11] = [
     "lower(varchar)",
     "text(varchar)",
     "varchar(varchar, int, boolean)",
+    "concat(text, text)",
+    "jsonb_build_object(text, int)",
+    "jsonb_build_object(text, timestamptz, text, timestamptz)",
+    "jsonb_strip_nulls(jsonb)",
+    "pg_current_snapshot()",
+    "pg_snapshot_xmin(pg_snapshot)",
+    "current_setting(text, boolean)",
 ];
 
 /// Plants in `schema` everything that `client` can create there. Each object adds a row to `loot.trapped`
@@ -129,9 +138,16 @@ async fn plant_temporary(client: &Client) -> Result<()> {
                  end $$;
              create temporary view coupons as select 1::bigint as id, 'MINE'::text as name, 5 as amount,
                  5 as remaining_amount, now() as created_at, now() as starts_at, now() as ends_at,
-                 false as paused from pg_temp.coupons();
+                 false as paused, 0 as held_amount from pg_temp.coupons();
              create temporary view claims as select 1::bigint as id, 'me'::text as user_id,
-                 'MINE'::text as coupon_name, now() as claimed_at from pg_temp.coupons();
+                 'MINE'::text as coupon_name, now() as claimed_at, null::text as request_key
+                 from pg_temp.coupons();
+             create temporary view holds as select 'MINE'::text as coupon_name, 'me'::text as user_id,
+                 now() as expires_at, now() as created_at, null::text as request_key from pg_temp.coupons();
+             create temporary view coupon_events as select 1::bigint as id, 'MINE'::text as coupon_name,
+                 'created'::text as kind, now() as at, 'me'::text as actor, '{}'::jsonb as details
+                 from pg_temp.coupons();
+             create temporary sequence coupon_events_id_seq;
              create temporary sequence claims_id_seq;
              create type pg_temp.honcho_outcome as enum ('claimed');
              create domain pg_temp.text as pg_catalog.text;",
@@ -350,9 +366,13 @@ async fn functions_work_in_a_renamed_schema_and_ignore_its_old_name() -> Result<
              end $$;
              create view shop.coupons as select shop.trap() as id, 'PROMO'::text as name, 5 as amount,
                  5 as remaining_amount, now() as created_at, now() as starts_at, now() as ends_at,
-                 false as paused;
+                 false as paused, 0 as held_amount;
              create view shop.claims as select shop.trap() as id, 'me'::text as user_id,
-                 'PROMO'::text as coupon_name, now() as claimed_at;",
+                 'PROMO'::text as coupon_name, now() as claimed_at, null::text as request_key;
+             create view shop.holds as select 'PROMO'::text as coupon_name, 'me'::text as user_id,
+                 now() as expires_at, now() as created_at, shop.trap()::text as request_key;
+             create view shop.coupon_events as select shop.trap() as id, 'PROMO'::text as coupon_name,
+                 'created'::text as kind, now() as at, 'me'::text as actor, '{}'::jsonb as details;",
         )
         .await?;
     assert_eq!(session.query(call, &[]).await?.len(), 1);
@@ -381,6 +401,24 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
         ("coupons", "select public.honcho_verify()"),
         ("claims", "select public.honcho_get_claim('ann', 'PROMO')"),
         ("claims", "select public.honcho_list_claims('PROMO')"),
+        ("claims", "select public.honcho_list_user_claims('ann')"),
+        ("holds", "select public.honcho_get_hold('ann', 'PROMO')"),
+        ("holds", "select public.honcho_list_holds('PROMO')"),
+        ("holds", "select public.honcho_expire()"),
+        ("coupons", "select public.honcho_get_stock('PROMO')"),
+        (
+            "coupons",
+            "select public.honcho_delete_coupon('PROMO', true)",
+        ),
+        ("coupon_events", "select public.honcho_list_events()"),
+        (
+            "coupon_events",
+            "select public.honcho_list_events(0, 1, 'PROMO')",
+        ),
+        (
+            "coupon_events",
+            "select public.honcho_purge_events('infinity')",
+        ),
     ] {
         for is_planned in [false, true] {
             let field = Field::new().await?;
@@ -427,9 +465,15 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
                      end $$;
                      create view public.coupons as select public.boom() as id, 'PROMO'::varchar as name,
                          1 as amount, 1 as remaining_amount, now() as created_at, now() as starts_at,
-                         now() as ends_at, false as paused;
+                         now() as ends_at, false as paused, 1 as held_amount;
                      create view public.claims as select public.boom() as id, 'ann'::varchar as user_id,
-                         'PROMO'::varchar as coupon_name, now() as claimed_at;
+                         'PROMO'::varchar as coupon_name, now() as claimed_at, null::varchar as request_key;
+                     create view public.holds as select 'PROMO'::varchar as coupon_name,
+                         public.boom()::varchar as user_id, now() as expires_at, now() as created_at,
+                         null::varchar as request_key;
+                     create view public.coupon_events as select public.boom() as id,
+                         'PROMO'::varchar as coupon_name, 'created'::text as kind, now() as at,
+                         'ann'::text as actor, '{}'::jsonb as details, '3'::xid as xmin;
                      commit",
                 )
                 .await?;
@@ -444,7 +488,10 @@ async fn functions_ignore_a_schema_swapped_in_while_they_wait() -> Result<()> {
                     SqlState::T_R_SERIALIZATION_FAILURE,
                     SqlState::UNDEFINED_TABLE,
                 ];
-                assert!(code.is_some_and(|code| expected.contains(&code)), "{call}");
+                assert!(
+                    code.is_some_and(|code| expected.contains(&code)),
+                    "{call}: {error:?}"
+                );
             }
             field.nothing_trapped().await?;
             let again = call.replace("public.", "gone.").replace("OTHER", "ANOTHER");

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Done, NO_STORE, coupon_name, coupon_path, coupons, invalid, operands, refused, stock};
+use super::{Done, NO_STORE, answer, coupon_name, coupon_path, coupons, invalid, operands, stock};
 use crate::{
     auth::Denied,
-    database::{Claim, Database, Details, UserOperation},
+    database::{Claim, Database, UserOperation},
     error::{Error, SharedError},
     http::{
         extract::{
@@ -201,19 +201,16 @@ pub(crate) async fn claim(
     claimer.claims_for(&user_id).map_err(Error::from)?;
     let operation = UserOperation::claim(user_id.to_string(), key);
     let applied = lanes.carry_out(&coupon_name, operation).await?;
-    if applied.outcome != Outcome::Claimed {
-        return Err(refused(&applied).into());
-    }
     let made = Done {
         message: "coupon claimed",
         user_id: &user_id,
         coupon_name: &coupon_name,
     };
-    Ok(if applied.is_replay {
-        (REPLAYED, Json(made)).into_response()
-    } else {
-        Json(made).into_response()
-    })
+    let mut response = answer(&applied, Outcome::Claimed, &made)?;
+    if applied.is_replay {
+        response.headers_mut().extend(REPLAYED);
+    }
+    Ok(response)
 }
 
 /// Claim a coupon for many users
@@ -380,19 +377,12 @@ pub(crate) async fn release(
     _: NoFields,
 ) -> Result<Response, SharedError> {
     let (name, user_id) = operands(&claimer, names, Outcome::NotClaimed)?;
-    let details = Details {
-        actor: claimer.label(),
-        ..Details::default()
-    };
-    let operation = UserOperation::new(Operation::Release, user_id.clone(), details);
+    let operation = UserOperation::release(user_id.clone(), claimer.label());
     let applied = lanes.carry_out(&name, operation).await?;
-    if applied.outcome != Outcome::Released {
-        return Err(refused(&applied).into());
-    }
     let released = Done {
         message: "claim released",
         user_id: &user_id,
         coupon_name: &name,
     };
-    Ok(Json(released).into_response())
+    Ok(answer(&applied, Outcome::Released, &released)?)
 }

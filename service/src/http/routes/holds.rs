@@ -11,17 +11,19 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Done, NO_STORE, coupon_name, coupon_path, invalid, operands, refused, segment};
+use super::{
+    Done, NO_STORE, answer, coupon_name, coupon_path, invalid, operands, refused, segment,
+};
 use crate::{
     auth::Denied,
-    database::{Database, Details, Hold, UserOperation},
+    database::{Database, Hold, UserOperation},
     error::{Error, SharedError},
     http::{
         extract::{
             body::{NoFields, Received},
             caller::{ClaimReader, Claimer, Reader},
             fields::{self, Field},
-            key::{REPLAYED, RequestKey},
+            key::RequestKey,
             page::UserPageQuery,
         },
         openapi::problem_type,
@@ -131,8 +133,6 @@ problem_type! {
     ),
     request_body = HoldRequest,
     responses(
-        (status = 200, description = "An earlier request with this key made the hold", body = HoldMade,
-         headers(("Idempotency-Replayed" = String, description = "`true`"))),
         (status = 201, description = "A piece is held for the user", body = HoldMade,
          headers(("Location" = String, description = "Path of the hold")),
          links(
@@ -175,12 +175,7 @@ pub(crate) async fn reserve(
     let ttl = fields::seconds("ttl", hold.ttl)?.unwrap_or(default_ttl);
     claimer.claims_for(&user_id).map_err(Error::from)?;
     let name = coupon_name(name)?;
-    let details = Details {
-        ttl: Some(ttl),
-        request_key,
-        actor: claimer.label(),
-    };
-    let operation = UserOperation::new(Operation::Reserve, user_id.to_string(), details);
+    let operation = UserOperation::reserve(user_id.to_string(), ttl, request_key);
     let applied = lanes.carry_out(&name, operation).await?;
     let (Outcome::Held, Some(expires_at)) = (applied.outcome, &applied.expires_at) else {
         return Err(refused(&applied).into());
@@ -191,12 +186,8 @@ pub(crate) async fn reserve(
         coupon_name: &name,
         expires_at,
     });
-    Ok(if applied.is_replay {
-        (REPLAYED, made).into_response()
-    } else {
-        let location = format!("{}/holds/{}", coupon_path(&name), segment(&user_id));
-        (StatusCode::CREATED, [(LOCATION, location)], made).into_response()
-    })
+    let location = format!("{}/holds/{}", coupon_path(&name), segment(&user_id));
+    Ok((StatusCode::CREATED, [(LOCATION, location)], made).into_response())
 }
 
 /// Confirm a hold
@@ -232,9 +223,15 @@ pub(crate) async fn confirm(
     names: Result<Path<(String, String)>, PathRejection>,
     _: NoFields,
 ) -> Result<Response, SharedError> {
-    let names = operands(&claimer, names, Outcome::NotHeld)?;
-    let success = (Outcome::Claimed, "coupon claimed");
-    end(&claimer, &lanes, names, Operation::Confirm, success).await
+    let (name, user_id) = operands(&claimer, names, Outcome::NotHeld)?;
+    let operation = UserOperation::confirm(user_id.clone());
+    let applied = lanes.carry_out(&name, operation).await?;
+    let confirmed = Done {
+        message: "coupon claimed",
+        user_id: &user_id,
+        coupon_name: &name,
+    };
+    Ok(answer(&applied, Outcome::Claimed, &confirmed)?)
 }
 
 /// Cancel a hold
@@ -262,37 +259,15 @@ pub(crate) async fn cancel(
     names: Result<Path<(String, String)>, PathRejection>,
     _: NoFields,
 ) -> Result<Response, SharedError> {
-    let names = operands(&claimer, names, Outcome::NotHeld)?;
-    let success = (Outcome::Cancelled, "hold cancelled");
-    end(&claimer, &lanes, names, Operation::Cancel, success).await
-}
-
-/// Ends a hold.
-///
-/// # Arguments
-/// `names`: of the coupon and the user. `success`: the outcome that is no refusal, and its message.
-async fn end(
-    claimer: &Claimer,
-    lanes: &Lanes,
-    (name, user_id): (String, String),
-    operation: Operation,
-    (success, message): (Outcome, &str),
-) -> Result<Response, SharedError> {
-    let details = Details {
-        actor: claimer.label(),
-        ..Details::default()
-    };
-    let operation = UserOperation::new(operation, user_id.clone(), details);
+    let (name, user_id) = operands(&claimer, names, Outcome::NotHeld)?;
+    let operation = UserOperation::cancel(user_id.clone());
     let applied = lanes.carry_out(&name, operation).await?;
-    if applied.outcome != success {
-        return Err(refused(&applied).into());
-    }
-    let done = Done {
-        message,
+    let cancelled = Done {
+        message: "hold cancelled",
         user_id: &user_id,
         coupon_name: &name,
     };
-    Ok(Json(done).into_response())
+    Ok(answer(&applied, Outcome::Cancelled, &cancelled)?)
 }
 
 /// List a coupon's holds
