@@ -7,8 +7,8 @@ use honcho_tests::{Cluster, ClusterOptions, Database, Proxy, Stop, connect, even
 use reqwest::Method;
 
 use crate::fixtures::{
-    api::{Api, answer},
-    event_stream::EventStream,
+    api::Api,
+    event_stream::{EventStream, refused},
     held_coupon::{claim, hold, until_queued},
     readiness::soon,
     recovery::{until_claims_succeed, until_well, url_through},
@@ -169,8 +169,8 @@ async fn event_streams_go_on_after_a_failover_that_lost_events() -> Result<()> {
     pair.standby.start()?;
     // It lists no events, which is no defect.
     let alone = Api::start(&pair.standby.url(&format!("{name}_caller"), name)).await?;
-    let refused = answer(alone.request(Method::GET, all)).await?;
-    assert_eq!(refused.shown(), "503 unavailable");
+    let refusal = refused(alone.request(Method::GET, all)).await?;
+    assert_eq!(refusal.shown(), "503 unavailable");
     pair.standby.promote()?;
     until_well(&pair.api, "after").await?;
     for stream in &mut streams {
