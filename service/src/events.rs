@@ -157,12 +157,12 @@ impl Hub {
         let mut topics = self.topics();
         let next_poll = topics.polls + 1;
         if topics.is_over {
-            return (watch::channel(Feed::over()).1, next_poll);
+            return (watch::channel(Feed::over(topic)).1, next_poll);
         }
         let feed = topics
             .feeds
             .entry(topic.clone())
-            .or_insert_with(|| watch::Sender::new(Feed::new()))
+            .or_insert_with(|| watch::Sender::new(Feed::new(topic)))
             .subscribe();
         if !feed.borrow().is_known(next_poll) {
             self.has_new.notify_one();

@@ -15,8 +15,8 @@ fn classify(state: &SqlState, cause: anyhow::Error) -> Error {
         // The last two: the session does not know the statement that was prepared on it, because a pooler or
         // `discard all` came between.
         "40001" | "40P01" | "26000" | "42P05" => Error::Conflict(cause),
-        // The last: a standby, which will be followed by a primary.
-        "57P03" | "25006" => Error::Unavailable(cause),
+        // The last two: a standby, which will be followed by a primary, and does not list events before.
+        "57P03" | "25006" | "55000" => Error::Unavailable(cause),
         "55P03" => Error::Locked(cause),
         "57014" => Error::Timeout(cause),
         "57P01" | "57P02" | "57P05" => Error::Disconnected(cause),
@@ -104,6 +104,7 @@ mod tests {
             ("53300", "Unavailable", "Unavailable", false),
             ("57P03", "Unavailable", "Unavailable", false),
             ("25006", "Unavailable", "Unavailable", false),
+            ("55000", "Unavailable", "Unavailable", false),
             ("08000", "Disconnected", "OutcomeUnknown", true),
             ("08006", "Disconnected", "OutcomeUnknown", true),
             ("57P01", "Disconnected", "OutcomeUnknown", true),

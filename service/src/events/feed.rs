@@ -44,6 +44,8 @@ impl Topic {
 /// A feed: the latest events of a topic, and its stock.
 #[derive(Debug)]
 pub(super) struct Feed {
+    /// True if it is the feed of a coupon.
+    is_of_coupon: bool,
     pub state: State,
     /// Number of the poll that last found the state.
     checked: u64,
@@ -78,8 +80,9 @@ pub(super) enum State {
 
 impl Feed {
     /// A feed that waits for its first poll.
-    pub fn new() -> Self {
+    pub fn new(topic: &Topic) -> Self {
         Self {
+            is_of_coupon: matches!(topic, Topic::Coupon(_)),
             state: State::Unknown,
             checked: 0,
             floor: 0,
@@ -94,11 +97,11 @@ impl Feed {
     }
 
     /// A feed whose streams end when they begin.
-    pub fn over() -> Self {
+    pub fn over(topic: &Topic) -> Self {
         Self {
             state: State::Live,
             is_over: true,
-            ..Self::new()
+            ..Self::new(topic)
         }
     }
 
@@ -110,6 +113,11 @@ impl Feed {
     /// Returns true if a stream can go on after this event without a look into the database.
     pub fn has(&self, id: i64) -> bool {
         id == self.position || self.events.iter().any(|event| event.id == id)
+    }
+
+    /// Returns true if a stream ends after this event: a coupon that is made later under the same name is another one.
+    pub fn ends_with(&self, event: &EventFrame) -> bool {
+        event.is_last && self.is_of_coupon
     }
 
     // Each of the following returns true if watchers must look.
@@ -125,6 +133,14 @@ impl Feed {
         let before = self.events.len();
         self.events.extend(new);
         let has_new = self.events.len() > before;
+        if self
+            .events
+            .range(before..)
+            .any(|event| self.ends_with(event))
+        {
+            // A new stream needs a new look at the coupon, which may be another one by now.
+            self.state = State::Missing(Instant::now());
+        }
         while self.events.len() > EVENTS {
             if let Some(dropped) = self.events.pop_front() {
                 self.floor = dropped.id;

@@ -144,7 +144,7 @@ impl Watcher {
         for event in feed.events.iter().filter(|event| event.id > self.after) {
             self.ready.push_back(event.text.clone());
             metrics().delivered(Delivery::Event);
-            if is_last(event, &self.topic) {
+            if feed.ends_with(event) {
                 self.is_over = true;
                 return Looked::Ready;
             }
@@ -181,7 +181,7 @@ impl Watcher {
                 let event =
                     EventFrame::new(event).map_err(|error| Error::Internal(error.into()))?;
                 self.after = event.id;
-                self.is_over = is_last(&event, &self.topic);
+                self.is_over = self.feed.borrow().ends_with(&event);
                 self.ready.push_back(event.text);
                 metrics().delivered(Delivery::Event);
                 if self.is_over {
@@ -232,9 +232,4 @@ impl Watcher {
         let events = database.list_missed_events(id - 1, 1, coupon_name).await?;
         Ok(events.first().map(|event| event.id))
     }
-}
-
-/// Returns true if a stream ends after this event: a coupon that is made later under the same name is another one.
-fn is_last(event: &EventFrame, topic: &Topic) -> bool {
-    event.is_last && matches!(topic, Topic::Coupon(_))
 }

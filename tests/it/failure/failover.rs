@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use honcho_tests::{Cluster, ClusterOptions, Database, Proxy, Stop, connect, eventually};
+use reqwest::Method;
 
 use crate::fixtures::{
     api::Api,
+    event_stream::{EventStream, refused},
     held_coupon::{claim, hold, until_queued},
     readiness::soon,
     recovery::{until_claims_succeed, until_well, url_through},
@@ -127,6 +129,59 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
     let another = Api::start(&url).await?;
     soon("starting", until_well(&another, "another")).await?;
+    pair.check_standby_books().await
+}
+
+/// The standby did not have the last events: who has seen them must know, for their ids will be given to others.
+#[tokio::test]
+async fn event_streams_go_on_after_a_failover_that_lost_events() -> Result<()> {
+    let mut pair = Pair::start().await?;
+    let name = pair.database.name();
+    let (all, promo) = ("/api/events", "/api/coupons/PROMO/events");
+    let mut streams = Vec::new();
+    for path in [all, promo] {
+        streams.push(EventStream::open(&pair.api, path, None).await?);
+    }
+    let restock = "select honcho_restock('PROMO', 1)";
+    let primary = pair.database.connect().await?;
+    primary.execute(restock, &[]).await?;
+    for stream in &mut streams {
+        stream.until("restocked").await?;
+    }
+    let kept = streams[0].last_event_id;
+    let standby = connect(&pair.standby.url("postgres", name)).await?;
+    eventually("the standby to have the event", async || {
+        let sql = "select max(id) from coupon_events";
+        Ok((standby.query_one(sql, &[]).await?.get::<_, Option<i64>>(0) == kept).then_some(()))
+    })
+    .await?;
+    drop(standby);
+    pair.standby.stop(Stop::Fast)?;
+    for _ in 0..3 {
+        primary.execute(restock, &[]).await?;
+    }
+    for stream in &mut streams {
+        for _ in 0..3 {
+            stream.until("restocked").await?;
+        }
+    }
+    pair.primary.stop(Stop::Kill)?;
+    pair.standby.start()?;
+    // It lists no events, which is no defect.
+    let alone = Api::start(&pair.standby.url(&format!("{name}_caller"), name)).await?;
+    let refusal = refused(alone.request(Method::GET, all)).await?;
+    assert_eq!(refusal.shown(), "503 unavailable");
+    pair.standby.promote()?;
+    until_well(&pair.api, "after").await?;
+    for stream in &mut streams {
+        assert_eq!(stream.until("reset").await?.id, kept);
+    }
+    let standby = connect(&pair.standby.url("postgres", name)).await?;
+    standby.execute(restock, &[]).await?;
+    for stream in &mut streams {
+        let event = stream.until("restocked").await?;
+        assert_eq!(event.data["details"]["amount"], 1002);
+    }
     pair.check_standby_books().await
 }
 
