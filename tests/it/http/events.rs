@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::Barrier,
     task::JoinSet,
     time::timeout,
 };
@@ -183,11 +184,14 @@ async fn many_watchers_receive_the_same_and_share_the_polls() -> Result<()> {
     let api = Arc::new(Api::start(database.caller_url()).await?);
     let begun = Instant::now();
     let mut watchers = JoinSet::new();
+    let all_watch = Arc::new(Barrier::new(201));
     for n in 0..200 {
         let api = Arc::clone(&api);
+        let all_watch = Arc::clone(&all_watch);
         watchers.spawn(async move {
             let path = if n % 10 == 0 { ALL } else { PROMO };
             let mut stream = EventStream::open(&api, path, None).await?;
+            all_watch.wait().await;
             let mut events = Vec::new();
             // The last stock before the end is the one that all must have seen.
             let mut stock = None;
@@ -205,7 +209,7 @@ async fn many_watchers_receive_the_same_and_share_the_polls() -> Result<()> {
             anyhow::Ok((path, events, stock))
         });
     }
-    until_open(&api, 200.0).await?;
+    timeout(PATIENCE, all_watch.wait()).await?;
     for n in 0..30 {
         assert_eq!(
             api.claim(&format!("user_{n}"), "PROMO").await?.shown(),
