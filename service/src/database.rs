@@ -267,7 +267,7 @@ impl Database {
         let coupon_name = Box::new(coupon_name.to_owned());
         let rows = self
             .connections()
-            .change(CLAIM_BATCH, vec![coupon_name, Box::new(user_ids)])
+            .claim_batch(CLAIM_BATCH, vec![coupon_name, Box::new(user_ids)])
             .await?;
         outcomes(&rows)
     }

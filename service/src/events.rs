@@ -173,6 +173,13 @@ impl Hub {
         if topics.is_over {
             return (watch::channel(Feed::over(topic)).1, next_poll);
         }
+        // The coupon of a feed that is over is gone, and slow watchers may still hold the feed. A new coupon may have the
+        // name by now.
+        if let Some(feed) = topics.feeds.get(topic)
+            && feed.borrow().is_over
+        {
+            topics.feeds.remove(topic);
+        }
         let feed = topics
             .feeds
             .entry(topic.clone())

@@ -56,6 +56,8 @@ pub(super) struct Connections {
     creations: CallPermits,
     /// A quarter of the connections: a change waits while another session holds the coupon.
     changes: CallPermits,
+    /// A quarter of the connections: batches of clients leave the changes' to a pause.
+    batches: CallPermits,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -91,6 +93,7 @@ impl Connections {
             long_lists: Arc::new(Semaphore::new(LONG_LISTS)),
             creations: CallPermits::new("create", size.div_ceil(4)),
             changes: CallPermits::new("change", size.div_ceil(4)),
+            batches: CallPermits::new("batch", size.div_ceil(4)),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -218,6 +221,15 @@ impl Connections {
         arguments: Vec<Argument>,
     ) -> Result<Vec<Row>, Error> {
         self.write_under(&self.changes, sql, arguments).await
+    }
+
+    /// Claims for a client's batch, under a permit, to the end even if the caller is dropped.
+    pub async fn claim_batch(
+        self: &Arc<Self>,
+        sql: &'static str,
+        arguments: Vec<Argument>,
+    ) -> Result<Vec<Row>, Error> {
+        self.write_under(&self.batches, sql, arguments).await
     }
 
     async fn write_under(

@@ -5,7 +5,7 @@ use std::{
     fs,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    sync::Barrier,
     task::JoinSet,
     time::timeout,
 };
@@ -181,15 +182,16 @@ async fn many_watchers_receive_the_same_and_share_the_polls() -> Result<()> {
     let client = database.connect().await?;
     database.create_coupon("PROMO", 30).await?;
     let api = Arc::new(Api::start(database.caller_url()).await?);
-    let started = Instant::now();
-    let begun = Arc::new(AtomicUsize::new(0));
+    let begun = Instant::now();
     let mut watchers = JoinSet::new();
+    let all_watch = Arc::new(Barrier::new(201));
     for n in 0..200 {
-        let (api, begun) = (Arc::clone(&api), Arc::clone(&begun));
+        let api = Arc::clone(&api);
+        let all_watch = Arc::clone(&all_watch);
         watchers.spawn(async move {
             let path = if n % 10 == 0 { ALL } else { PROMO };
             let mut stream = EventStream::open(&api, path, None).await?;
-            begun.fetch_add(1, Ordering::Relaxed);
+            all_watch.wait().await;
             let mut events = Vec::new();
             // The last stock before the end is the one that all must have seen.
             let mut stock = None;
@@ -207,11 +209,7 @@ async fn many_watchers_receive_the_same_and_share_the_polls() -> Result<()> {
             anyhow::Ok((path, events, stock))
         });
     }
-    eventually("all streams to begin", async || {
-        Ok((begun.load(Ordering::Relaxed) == 200).then_some(()))
-    })
-    .await?;
-    assert_eq!(open_streams(&api).await?, 200.0);
+    timeout(PATIENCE, all_watch.wait()).await?;
     for n in 0..30 {
         assert_eq!(
             api.claim(&format!("user_{n}"), "PROMO").await?.shown(),
@@ -227,7 +225,7 @@ async fn many_watchers_receive_the_same_and_share_the_polls() -> Result<()> {
         .await?;
     drop(last);
     let scrape = Scrape::of(&api.service).await?;
-    let most = 4.0 * started.elapsed().as_secs_f64() + 110.0;
+    let most = 4.0 * begun.elapsed().as_secs_f64() + 110.0;
     let polls = scrape.value("honcho_event_polls_total");
     // Those for new streams come in crowds, every 10 ms at most.
     assert!(polls < most, "{polls} polls, not {most}");
