@@ -10,7 +10,7 @@ mod watcher;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -24,6 +24,10 @@ use crate::{
     error::{Error, SharedError},
     telemetry::metrics::metrics,
 };
+
+/// Time between two polls for each stream, if there are so many that the shortest time is not enough. A change is a write
+/// for each, and a thousand of them a second cost claims a few per cent.
+const PER_STREAM: Duration = Duration::from_millis(1);
 
 /// Options of streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ struct Hub {
     topics: Mutex<Topics>,
     /// Wakes the poller for new streams.
     has_new: Notify,
+    /// Number of streams that have begun.
+    begun: AtomicU32,
 }
 
 /// The topics that are watched.
@@ -85,6 +91,7 @@ impl Events {
             permits: Arc::new(Semaphore::new(permits)),
             topics: Mutex::default(),
             has_new: Notify::new(),
+            begun: AtomicU32::new(0),
         }))
     }
 
@@ -146,10 +153,17 @@ impl Hub {
         Ok(StreamPermit { _held: held })
     }
 
-    fn open_streams(&self) -> usize {
-        self.options
-            .streams
-            .saturating_sub(self.permits.available_permits())
+    fn open_streams(&self) -> u32 {
+        let free = self.permits.available_permits();
+        u32::try_from(self.options.streams.saturating_sub(free)).unwrap_or(u32::MAX)
+    }
+
+    /// Time for which a stream waits before it sends what is new. If all were sent at once, claims would wait meanwhile.
+    ///
+    /// # Arguments
+    /// `number`: number of the stream.
+    fn delay(&self, number: u32) -> Duration {
+        PER_STREAM / 2 * (number % self.open_streams().max(1))
     }
 
     /// Returns the feed of a topic, and the number of a poll that has not begun.

@@ -7,7 +7,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use tracing::warn;
 
 use super::{
-    Hub,
+    Hub, PER_STREAM,
     feed::Topic,
     frame::{self, EventFrame},
 };
@@ -18,10 +18,6 @@ use crate::{
 
 /// Shortest time between two polls that watchers wait for: a stock is sent at most four times a second.
 const INTERVAL: Duration = Duration::from_millis(250);
-
-/// Time that is added to it for each stream, so that thousands of them do not take the time of claims: each change is
-/// a write for each stream.
-const PER_STREAM: Duration = Duration::from_micros(500);
 
 /// A poll is followed by so many times its own duration without one.
 const REST: u32 = 9;
@@ -177,8 +173,8 @@ impl Poller {
 
     /// Time from the beginning of a poll, which took this long, to the next one.
     fn pause(&self, took: Duration) -> Duration {
-        let streams = u32::try_from(self.hub.open_streams()).unwrap_or(u32::MAX);
-        INTERVAL.max(PER_STREAM * streams).max(took * (REST + 1))
+        let of_streams = PER_STREAM * self.hub.open_streams();
+        INTERVAL.max(of_streams).max(took * (REST + 1))
     }
 
     /// Fails the streams that have not begun. The others wait for a poll that succeeds.

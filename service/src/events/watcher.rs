@@ -1,6 +1,10 @@
 //! Watchers: one for each stream. A watcher that is slow takes no memory for what it has not received.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::body::Bytes;
 use tokio::{sync::watch, time::sleep};
@@ -31,6 +35,8 @@ pub struct Watcher {
     hub: Arc<Hub>,
     topic: Topic,
     feed: watch::Receiver<Feed>,
+    /// Number of the stream.
+    number: u32,
     /// Id of the last event that was sent, or one before the next.
     after: i64,
     stock_changes: u64,
@@ -68,6 +74,7 @@ impl Watcher {
         after: Option<i64>,
         permit: StreamPermit,
     ) -> Result<Self, Error> {
+        let number = hub.begun.fetch_add(1, Ordering::Relaxed);
         let has_event;
         let mut watcher = {
             let current = feed.borrow();
@@ -76,6 +83,7 @@ impl Watcher {
                 hub,
                 topic,
                 feed: feed.clone(),
+                number,
                 after: after.unwrap_or(current.position),
                 stock_changes: 0,
                 comments: current.comments,
@@ -111,6 +119,9 @@ impl Watcher {
                 Looked::UpToDate => {
                     // An error means that the poller has panicked. The client can come back.
                     self.feed.changed().await.ok()?;
+                    if !self.feed.borrow().is_over {
+                        sleep(self.hub.delay(self.number)).await;
+                    }
                 }
                 Looked::Behind => {
                     let mut feed = self.feed.clone();
