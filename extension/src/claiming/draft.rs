@@ -86,7 +86,7 @@ enum Step {
     Release,
 }
 
-/// What an answer rests on.
+/// Basis of an answer.
 #[derive(Clone, Copy)]
 pub enum Basis {
     /// The coupon's row.
