@@ -3,7 +3,7 @@
 use crate::claiming::outcome::Outcome;
 use crate::pg::column::Text;
 
-/// What an operation does.
+/// Action of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Claims the coupon for the user.
@@ -35,7 +35,7 @@ impl Action {
 /// An operation for one user.
 #[derive(Clone, Copy)]
 pub struct Operation<'a> {
-    /// What it does.
+    /// Its action.
     pub action: Action,
     /// The user.
     pub user_id: &'a str,

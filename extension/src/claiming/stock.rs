@@ -11,7 +11,7 @@ use crate::pg::session;
 pub struct Stock {
     /// The coupon.
     pub coupon: Coupon,
-    /// What a claim by a new user would meet.
+    /// Answer that a claim by a new user would get: `open`, or a refusal.
     pub state: &'static str,
     /// The id of the newest claim, 0 if there is none.
     pub last_claim_id: i64,

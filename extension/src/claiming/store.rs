@@ -164,9 +164,9 @@ pub fn given(schema: Schema, name: Option<&str>) -> Row {
 pub struct Written {
     /// The user.
     pub user_id: Text,
-    /// What the tables have for the user.
+    /// Row of the user in the tables.
     pub before: Row,
-    /// What they are to have.
+    /// Row that is to be there.
     pub after: New,
 }
 
