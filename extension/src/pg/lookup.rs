@@ -18,14 +18,14 @@ pub struct Lookup<'t, const N: usize> {
     places: [usize; N],
     /// Set once the scan has keys to search for.
     begun: bool,
-    slot: Slot,
+    /// Room for the row last found, made for the first: most look-ups for a claim find none.
+    slot: Option<Slot>,
 }
 
 impl<'t, const N: usize> Lookup<'t, N> {
     /// Prepares look-ups of rows of `table`, under the active snapshot, by `columns`: the first ones of
     /// `index`, in any order. With none of them, any row is found.
     pub fn new(table: &'t Relation, index: &Relation, columns: [KeyColumn; N]) -> Lookup<'t, N> {
-        let slot = Slot::new(table);
         let mut keys = [pg_sys::ScanKeyData::default(); N];
         let mut places = [0; N];
         // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. An index has
@@ -69,7 +69,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
             keys,
             places,
             begun: false,
-            slot,
+            slot: None,
         }
     }
 
@@ -78,9 +78,12 @@ impl<'t, const N: usize> Lookup<'t, N> {
         if !self.begun {
             return;
         }
-        // SAFETY: both are made by `new`; without new keys a rescan keeps the old ones.
+        // SAFETY: the scan is begun by `new`, and the slot is one of its table; without new keys a rescan keeps
+        // the old ones.
         unsafe {
-            pg_sys::ExecClearTuple(self.slot.0);
+            if let Some(slot) = &self.slot {
+                pg_sys::ExecClearTuple(slot.0);
+            }
             let keys = (*self.scan).numberOfKeys;
             pg_sys::index_rescan(self.scan, ptr::null_mut(), keys, ptr::null_mut(), 0);
         }
@@ -128,14 +131,27 @@ impl<'t, const N: usize> Lookup<'t, N> {
     }
 
     fn fetch(&mut self, direction: pg_sys::ScanDirection::Type) -> Option<Row<'_>> {
-        // SAFETY: the scan has its keys, and the slot is one of its table.
-        let found = unsafe { pg_sys::index_getnext_slot(self.scan, direction, self.slot.0) };
-        found.then_some(Row(&self.slot))
+        // As `index_getnext_slot` does. An entry has at most one version that an MVCC snapshot sees.
+        loop {
+            // SAFETY: the scan has its keys.
+            if unsafe { pg_sys::index_getnext_tid(self.scan, direction) }.is_null() {
+                return None;
+            }
+            let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
+            // SAFETY: the slot is one of the scan's table.
+            if unsafe { pg_sys::index_fetch_heap(self.scan, slot.0) } {
+                break;
+            }
+        }
+        Some(self.found())
     }
 
     /// The row last found.
     pub fn found(&self) -> Row<'_> {
-        Row(&self.slot)
+        let Some(slot) = &self.slot else {
+            error!("a look-up has found no row");
+        };
+        Row(slot)
     }
 
     /// Locks the row last found until the transaction ends, against everything except foreign-key checks,
@@ -146,6 +162,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
     /// `55P03`, `57014`, `40P01` as for any lock.
     pub fn lock<K: Key>(&mut self, column: Column<K>, value: K) -> Option<Row<'_>> {
         let mut failure = pg_sys::TM_FailureData::default();
+        let slot = self.found().0;
         // SAFETY: the slot holds the row that `find` returned under the active snapshot.
         let (result, own_snapshot) = unsafe {
             let own_snapshot = pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32;
@@ -154,12 +171,12 @@ impl<'t, const N: usize> Lookup<'t, N> {
             } else {
                 pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8
             };
-            let mut tid = (*self.slot.0).tts_tid;
+            let mut tid = (*slot.0).tts_tid;
             let result = pg_sys::table_tuple_lock(
                 self.table.0,
                 &mut tid,
                 pg_sys::GetActiveSnapshot(),
-                self.slot.0,
+                slot.0,
                 pg_sys::GetCurrentCommandId(false),
                 pg_sys::LockTupleMode::LockTupleNoKeyExclusive,
                 pg_sys::LockWaitPolicy::LockWaitBlock,
@@ -170,7 +187,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
         };
         match result {
             pg_sys::TM_Result::TM_Ok => {
-                let row = Row(&self.slot);
+                let row = Row(slot);
                 let is_same = |found: K| found.is_equal(value);
                 (!failure.traversed || row.get(column).is_some_and(is_same)).then_some(row)
             }

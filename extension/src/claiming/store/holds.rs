@@ -1,5 +1,7 @@
 //! The table `holds`.
 
+use std::cell::OnceCell;
+
 use pgrx::pg_sys;
 
 use crate::pg::column::{Column, Text};
@@ -20,11 +22,13 @@ const SPAN: i64 = 32;
 /// The factor between two spans.
 const WIDENING: i64 = 64;
 
-/// The table, open with the indexes that it is searched by.
+/// The table, open with the index that it is searched by for a user.
 pub struct Holds {
+    schema: Schema,
     table: Relation,
     by_user: Relation,
-    by_expiry: Relation,
+    /// The index in the order of expiry, opened when it is needed first: most calls do not.
+    by_expiry: OnceCell<Relation>,
 }
 
 impl Holds {
@@ -32,16 +36,19 @@ impl Holds {
     /// [`Coupons::have_holds`](super::coupons::Coupons::have_holds).
     pub fn open(schema: Schema) -> Holds {
         let table = Relation::table(schema.relation(c"holds"));
-        let index = |name| Relation::index(schema.index(table.oid(), &[name]));
-        let (by_user, by_expiry) = (
-            index(c"holds_pkey"),
-            index(c"holds_coupon_name_expires_at_idx"),
-        );
         Holds {
+            by_user: Relation::index(schema.index(table.oid(), &[c"holds_pkey"])),
+            by_expiry: OnceCell::new(),
+            schema,
             table,
-            by_user,
-            by_expiry,
         }
+    }
+
+    fn by_expiry(&self) -> &Relation {
+        self.by_expiry.get_or_init(|| {
+            let names = [c"holds_coupon_name_expires_at_idx"];
+            Relation::index(self.schema.index(self.table.oid(), &names))
+        })
     }
 
     /// Prepares to search it, under the active snapshot.
@@ -52,15 +59,8 @@ impl Holds {
                 &self.by_user,
                 [COUPON_NAME.key(), USER_ID.key()],
             ),
-            by_expiry: Lookup::new(
-                &self.table,
-                &self.by_expiry,
-                [
-                    COUPON_NAME.key(),
-                    EXPIRES_AT.key_from(),
-                    EXPIRES_AT.key_to(),
-                ],
-            ),
+            by_expiry: None,
+            holds: self,
             last: None,
             span: None,
         }
@@ -115,15 +115,16 @@ impl Hold<'_> {
 
 /// Searches the table by coupon and user, and by coupon in the order of expiry.
 pub struct HoldSearch<'t> {
+    holds: &'t Holds,
     by_user: Lookup<'t, 2>,
-    by_expiry: Lookup<'t, 3>,
+    by_expiry: Option<Lookup<'t, 3>>,
     /// The user whose hold was looked up last, if it was found.
     last: Option<Text>,
     /// The span of expiries in which the search in their order is, and its coupon.
     span: Option<(Text, i64, i64)>,
 }
 
-impl HoldSearch<'_> {
+impl<'t> HoldSearch<'t> {
     /// The hold of `user_id` on `coupon_name`.
     pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
         let found = self
@@ -148,8 +149,8 @@ impl HoldSearch<'_> {
 
     /// The hold that expires next after the one that `first_from` or this last found.
     pub fn next(&mut self) -> Option<Hold<'_>> {
-        if self.by_expiry.next().is_some() {
-            return Some(Hold(self.by_expiry.found()));
+        if self.by_expiry().next().is_some() {
+            return Some(Hold(self.by_expiry().found()));
         }
         let (_, from, span) = self.span?;
         let next = from.checked_add(span)?.checked_add(1)?;
@@ -168,9 +169,9 @@ impl HoldSearch<'_> {
                 EXPIRES_AT.of(moment),
                 EXPIRES_AT.of(end),
             ];
-            if self.by_expiry.find(key).is_some() {
+            if self.by_expiry().find(key).is_some() {
                 self.span = Some((coupon_name, moment, span));
-                return Some(Hold(self.by_expiry.found()));
+                return Some(Hold(self.by_expiry().found()));
             }
             if end == i64::MAX {
                 self.span = None;
@@ -182,7 +183,7 @@ impl HoldSearch<'_> {
 
     /// The hold on `coupon_name` that expires last.
     pub fn last(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
-        self.by_expiry
+        self.by_expiry()
             .find_last([
                 COUPON_NAME.of(coupon_name),
                 EXPIRES_AT.of(i64::MIN),
@@ -196,13 +197,29 @@ impl HoldSearch<'_> {
         self.last = None;
         self.span = None;
         self.by_user.release();
-        self.by_expiry.release();
+        if let Some(by_expiry) = &mut self.by_expiry {
+            by_expiry.release();
+        }
     }
 
     /// Continues under the snapshot that is active now.
     pub fn renew(&mut self) {
         self.by_user.renew();
-        self.by_expiry.renew();
+        if let Some(by_expiry) = &mut self.by_expiry {
+            by_expiry.renew();
+        }
+    }
+
+    fn by_expiry(&mut self) -> &mut Lookup<'t, 3> {
+        let holds = self.holds;
+        self.by_expiry.get_or_insert_with(|| {
+            let key = [
+                COUPON_NAME.key(),
+                EXPIRES_AT.key_from(),
+                EXPIRES_AT.key_to(),
+            ];
+            Lookup::new(&holds.table, holds.by_expiry(), key)
+        })
     }
 }
 
