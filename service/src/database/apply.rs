@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Row, types::ToSql};
+use anyhow::anyhow;
+use tokio_postgres::types::ToSql;
 
 use super::Database;
 use crate::{
@@ -141,12 +142,13 @@ impl Database {
         coupon_name: &str,
         operations: impl Iterator<Item = &'a UserOperation> + Clone,
     ) -> Result<Vec<Applied>, Error> {
+        // As text in one row, which is less to send and to read: an outcome, and after a space what belongs to it.
         let sql = concat!(
-            "select outcome::text, case when outcome = 'held' then ",
+            "select string_agg(outcome::text || case when replayed then ' ' when expires_at is null then ''
+                                                     when outcome = 'held' then ' ' || ",
             utc!("expires_at"),
-            " end, case when outcome = 'all_held'
-                     then extract(epoch from expires_at - clock_timestamp())::float8 end, replayed
-               from honcho_apply($1, $2, $3, $4::text[]::interval[], $5, $6) order by ordinal"
+            " else ' ' || extract(epoch from expires_at - clock_timestamp())::text end, ',' order by ordinal)
+               from honcho_apply($1, $2, $3, $4::text[]::interval[], $5, $6)"
         );
         let names: Vec<&str> = operations.clone().map(|one| one.operation.name()).collect();
         let users: Vec<&str> = operations.clone().map(UserOperation::user_id).collect();
@@ -157,7 +159,9 @@ impl Database {
             [&coupon_name, &names, &users, &ttls, &keys, &actors];
         let call = self.connections().write(sql, &arguments);
         let rows = self.newer(call).await?;
-        rows.iter().map(applied).collect()
+        let answers: Option<&str> = super::only(&rows)?.try_get(0)?;
+        let answers = answers.into_iter().flat_map(|answers| answers.split(','));
+        answers.map(applied).collect()
     }
 
     /// `honcho_get_stock`: returns the time until the first of the coupon's holds expires; none if there is no hold
@@ -181,14 +185,22 @@ fn given<T>(values: impl Iterator<Item = Option<T>>) -> Option<Vec<Option<T>>> {
     values.iter().any(Option::is_some).then_some(values)
 }
 
-fn applied(row: &Row) -> Result<Applied, Error> {
-    let first_expiry: Option<f64> = row.try_get(2)?;
-    Ok(Applied {
-        outcome: super::outcome(row.try_get(0)?)?,
-        expires_at: row.try_get::<_, Option<String>>(1)?.map(Into::into),
-        first_expiry: first_expiry.map(wait),
-        is_replay: row.try_get(3)?,
-    })
+/// Reads an answer: the outcome's label alone or with what belongs to it.
+fn applied(answer: &str) -> Result<Applied, Error> {
+    let Some((label, rest)) = answer.split_once(' ') else {
+        return super::outcome(answer).map(Applied::from);
+    };
+    let mut applied = Applied::from(super::outcome(label)?);
+    match applied.outcome {
+        Outcome::Claimed => applied.is_replay = true,
+        Outcome::Held => applied.expires_at = Some(rest.into()),
+        _ => {
+            let seconds = rest.parse();
+            let seconds = seconds.map_err(|error| Error::Internal(anyhow!("{error}: {answer}")))?;
+            applied.first_expiry = Some(wait(seconds));
+        }
+    }
+    Ok(applied)
 }
 
 /// Turns seconds, which may lie in the past, into a time to wait.
