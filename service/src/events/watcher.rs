@@ -19,8 +19,8 @@ use crate::{
     telemetry::metrics::{Delivery, metrics},
 };
 
-/// The most events that are read from the database at once.
-const PAGE: i32 = 100;
+/// The most events that are read from the database at once. They are in memory until the client has taken them.
+const PAGE: i32 = 20;
 
 /// Attempts to find events that were there before: those of all coupons are listed only up to the first that a
 /// transaction in progress may still write, and that limit can go back a little when a transaction begins.
@@ -181,8 +181,10 @@ impl Watcher {
 
     /// Reads the next events that the feed no longer has.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        for _ in 0..ATTEMPTS {
-            let position = self.feed.borrow().position;
+        let mut position;
+        let mut attempts = ATTEMPTS;
+        loop {
+            position = self.feed.borrow().position;
             let coupon_name = self.topic.coupon_name();
             let database = &self.hub.database;
             let events = database
@@ -207,10 +209,19 @@ impl Watcher {
             if !events.is_empty() {
                 return Ok(());
             }
+            attempts -= 1;
+            if attempts == 0 {
+                break;
+            }
             sleep(PAUSE).await;
         }
-        // They were purged before they could be sent.
-        self.reset();
+        if self.after == 0 {
+            // The client has asked for what there is, and that is nothing.
+            self.after = position;
+        } else {
+            // They were purged before they could be sent.
+            self.reset();
+        }
         Ok(())
     }
 

@@ -8,7 +8,17 @@ mod connection;
 mod files;
 mod peer;
 
-use std::{collections::VecDeque, future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -63,6 +73,11 @@ impl Default for ConnectionLimits {
     }
 }
 
+/// Extension of an answer that has no end of its own: it is not broken off when its client leaves, and nothing of it is owed
+/// when the service shuts down.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endless;
+
 /// Number of tasks that a thread runs between two checks for input. Meanwhile the database's answer for a whole lane
 /// waits behind as many requests: Tokio's default of 61 costs refusals 6 to 8 %.
 const EVENT_INTERVAL: u32 = 8;
@@ -98,6 +113,7 @@ pub async fn serve(
     let permits = Arc::new(Semaphore::new(
         limits.connections.min(Semaphore::MAX_PERMITS),
     ));
+    let is_over = Arc::new(AtomicBool::new(false));
     let mut was_full = false;
     let mut beyond = Beyond::default();
     let mut stop = pin!(stop);
@@ -117,8 +133,9 @@ pub async fn serve(
                     );
                 }
                 was_full = is_full;
+                let router = router.clone();
                 let task =
-                    connection::spawn(stream, peer, router.clone(), limits, permit, &connections);
+                    connection::spawn(stream, peer, router, limits, permit, &connections, &is_over);
                 if is_full {
                     beyond.add(task);
                 }
@@ -131,6 +148,8 @@ pub async fn serve(
         }
     }
     drop(listener);
+    // Before `shutdown` polls the connections.
+    is_over.store(true, Relaxed);
     connections.shutdown().await;
 }
 

@@ -23,7 +23,10 @@ use self::streamed::LoggedBody;
 use super::admission::PROBES;
 use crate::{
     error::SharedError,
-    http::problem::{RequestIds, write_problem},
+    http::{
+        problem::{RequestIds, write_problem},
+        server::Endless,
+    },
     telemetry::{
         metrics::{RequestTimer, UNMATCHED, metrics},
         traces::Trace,
@@ -31,10 +34,6 @@ use crate::{
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Extension of an answer that has no end of its own: it is not broken off when its client leaves.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Endless;
 
 /// A request in progress.
 #[derive(Debug)]
@@ -113,7 +112,7 @@ impl LoggedRequest {
             log_at!(info);
         }
         self.trace.finish(status, request_id);
-        let is_endless = response.extensions_mut().remove::<Endless>().is_some();
+        let is_endless = response.extensions().get::<Endless>().is_some();
         if bytes.is_none() && !is_endless && self.method != Method::HEAD {
             response = response.map(|body| {
                 Body::new(LoggedBody {

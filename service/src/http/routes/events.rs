@@ -20,8 +20,8 @@ use crate::{
     events::{Events, Watcher},
     http::{
         extract::{caller::LastingReader, fields, resume::last_event_id},
-        layers::request_log::Endless,
         openapi::problem_type,
+        server::Endless,
         state::AppState,
     },
 };

@@ -37,6 +37,10 @@ const HALF_CLOSED: Duration = Duration::from_secs(1);
 pub(super) struct Activity {
     limits: ConnectionLimits,
     since: Instant,
+    /// True if the service is shutting down.
+    is_over: Arc<AtomicBool>,
+    /// True if the answer has no end of its own.
+    endless: AtomicBool,
     /// True from the arrival of a request's head to the end of its answer.
     in_progress: AtomicBool,
     /// True if the body of that request, or of the last one, has not been received completely.
@@ -71,10 +75,15 @@ pub(super) enum Alarm {
 
 impl Activity {
     /// Starts observing a connection.
-    pub fn new(limits: ConnectionLimits) -> Self {
+    ///
+    /// # Arguments
+    /// `is_over`: true from the moment when the service is shutting down. Connections are polled then.
+    pub fn new(limits: ConnectionLimits, is_over: Arc<AtomicBool>) -> Self {
         Self {
             limits,
             since: Instant::now(),
+            is_over,
+            endless: AtomicBool::new(false),
             in_progress: AtomicBool::new(false),
             unread: AtomicBool::new(false),
             begun: AtomicBool::new(false),
@@ -96,7 +105,9 @@ impl Activity {
     fn client_deadline(&self) -> u64 {
         let send = self.send.load(Relaxed);
         if send != NEVER {
-            return send;
+            // Nothing is owed to the watcher of a stream, who would delay the exit.
+            let is_left = self.endless.load(Relaxed) && self.is_over.load(Relaxed);
+            return if is_left { 0 } else { send };
         }
         let receive = self.receive.load(Relaxed);
         if receive != SOON {
@@ -144,6 +155,14 @@ impl Activity {
     /// Records the end of the request's body.
     pub fn body_received(&self) {
         self.unread.store(false, Relaxed);
+    }
+
+    /// Records the beginning of an answer.
+    ///
+    /// # Arguments
+    /// `endless`: it has no end of its own.
+    pub fn answer_begun(&self, endless: bool) {
+        self.endless.store(endless, Relaxed);
     }
 
     /// Records that the last part of the answer is ready to be sent.

@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
 };
 
@@ -34,7 +34,7 @@ use tower_service::Service;
 use tracing::{debug, info, warn};
 
 use super::{
-    ConnectionLimits,
+    ConnectionLimits, Endless,
     activity::{Activity, Alarm, Watched},
     peer::Peer,
 };
@@ -51,11 +51,12 @@ pub(super) fn spawn(
     limits: ConnectionLimits,
     permit: Option<OwnedSemaphorePermit>,
     connections: &GracefulShutdown,
+    is_over: &Arc<AtomicBool>,
 ) -> AbortHandle {
     if let Err(error) = stream.set_nodelay(true) {
         warn!("no TCP_NODELAY: {error}");
     }
-    let activity = Arc::new(Activity::new(limits));
+    let activity = Arc::new(Activity::new(limits, Arc::clone(is_over)));
     let requests = Arc::clone(&activity);
     let is_beyond_limit = permit.is_none();
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -178,8 +179,10 @@ fn log_unparsable(client: IpAddr, status: StatusCode, reason: &dyn Error) {
     );
 }
 
-/// Reports the end of an answer to the connection: immediately if the answer is complete, otherwise when its body ends.
-fn observed(response: Response, activity: Arc<Activity>) -> Response {
+/// Reports the beginning and the end of an answer to the connection: the end immediately if the answer is complete, otherwise when its body ends.
+fn observed(mut response: Response, activity: Arc<Activity>) -> Response {
+    let endless = response.extensions_mut().remove::<Endless>();
+    activity.answer_begun(endless.is_some());
     if response.body().size_hint().exact().is_some() {
         activity.answered();
         return response;
