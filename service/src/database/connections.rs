@@ -16,7 +16,7 @@ use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
 use super::{
     options::{DatabaseOptions, Sessions},
-    permits::CallPermits,
+    permits::{CallPermits, to_its_end},
     server::Servers,
     settings::{Unfit, dropped_settings},
 };
@@ -54,10 +54,13 @@ pub(super) struct Connections {
     long_lists: Arc<Semaphore>,
     /// A quarter of the connections: a creation waits while an open transaction holds the name.
     creations: CallPermits,
-    /// A quarter of the connections: a change waits while another session holds the coupon.
+    /// A quarter of the connections: changes of coupons.
     changes: CallPermits,
     /// A quarter of the connections: batches of clients leave the changes' to a pause.
     batches: CallPermits,
+    /// Half of the waiting connections: creations, changes and clients' batches that another session's lock holds up
+    /// leave the rest to lanes, and their own permits to calls on other coupons.
+    locked: CallPermits,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -94,6 +97,7 @@ impl Connections {
             creations: CallPermits::new("create", size.div_ceil(4)),
             changes: CallPermits::new("change", size.div_ceil(4)),
             batches: CallPermits::new("batch", size.div_ceil(4)),
+            locked: CallPermits::new("locked", size.div_ceil(4)),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -161,8 +165,11 @@ impl Connections {
         let deadline = self.waits.deadline();
         let permit = self.reads.acquire(deadline - self.waits.answer).await?;
         let connections = Arc::clone(self);
-        let call = async move { connections.query(sql, &arguments, deadline).await };
-        permit.run(call).await
+        to_its_end(async move {
+            let _permit = permit;
+            connections.query(sql, &arguments, deadline).await
+        })
+        .await
     }
 
     /// Reads a page of a long list: such pages wait for each other, so that other reads wait for few of them.
@@ -176,12 +183,11 @@ impl Connections {
         let page_permit = self.list_pages.acquire(by).await?;
         let permit = self.reads.acquire(by).await?;
         let connections = Arc::clone(self);
-        let call = async move {
-            let answer = connections.query(sql, &arguments, deadline).await;
-            drop(page_permit);
-            answer
-        };
-        permit.run(call).await
+        to_its_end(async move {
+            let _permits = (page_permit, permit);
+            connections.query(sql, &arguments, deadline).await
+        })
+        .await
     }
 
     /// Takes a permit for a long list.
@@ -239,13 +245,31 @@ impl Connections {
         arguments: Vec<Argument>,
     ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let permit = permits.acquire(deadline - self.waits.answer).await?;
+        let by = deadline - self.waits.answer;
+        let permit = permits.acquire(by).await?;
         let connections = Arc::clone(self);
-        let call = async move {
+        to_its_end(async move {
             let arguments = borrowed(&arguments);
-            connections.write_by(deadline, sql, &arguments).await
-        };
-        permit.run(call).await
+            let fast = &connections.fast;
+            let answer = connections.write_once(fast, sql, &arguments, deadline);
+            let answer = answer.await;
+            let Some(pool) = connections.second_attempt(&answer) else {
+                return answer;
+            };
+            let mut _permit = permit;
+            if matches!(answer, Err(Error::Locked(_))) {
+                // First the old permit is returned, so that calls on other coupons do not wait for the new one.
+                drop(_permit);
+                match connections.locked.acquire(by).await {
+                    Ok(locked) => _permit = locked,
+                    Err(_) => return answer,
+                }
+            }
+            connections
+                .write_once(pool, sql, &arguments, deadline)
+                .await
+        })
+        .await
     }
 
     async fn query(

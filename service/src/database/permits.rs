@@ -57,22 +57,15 @@ impl CallPermits {
     }
 }
 
-impl CallPermit {
-    /// Carries out a call under this permit, to its end even if the caller is dropped: until the answer is in,
-    /// the connection is busy, so neither it nor the permit may go to other calls.
-    ///
-    /// # Errors
-    /// Those of the call; [`Error::Internal`] if it panics.
-    pub async fn run<T: Send + 'static>(
-        self,
-        call: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let call = tokio::spawn(async move {
-            let outcome = call.await;
-            drop(self);
-            outcome
-        });
-        call.await
-            .unwrap_or_else(|panic| Err(Error::Internal(panic.into())))
-    }
+/// Carries out a call to its end even if the caller is dropped: until the answer is in, the connection is busy, so neither
+/// it nor the permit that the call holds may go to other calls.
+///
+/// # Errors
+/// Those of the call; [`Error::Internal`] if it panics.
+pub(super) async fn to_its_end<T: Send + 'static>(
+    call: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::spawn(call)
+        .await
+        .unwrap_or_else(|panic| Err(Error::Internal(panic.into())))
 }

@@ -34,7 +34,7 @@ pub struct Stock {
     /// True while claims are refused because an operator has paused the coupon.
     #[schema(example = false)]
     pub paused: bool,
-    /// What a claim by a user without a claim or hold would meet: `open`, or the code of the refusal.
+    /// Answer to a claim by a user without a claim or hold: `open`, or the code of the refusal.
     #[schema(
         example = "open",
         pattern = "^(open|not_started|ended|paused|sold_out|all_held)$"

@@ -3,9 +3,11 @@
 use anyhow::Result;
 use honcho_tests::{Database, Service, eventually};
 use reqwest::Method;
+use serde_json::json;
 
 use crate::fixtures::{
     api::{Api, answer},
+    held_coupon::hold,
     raw_client::{RawClient, post},
     scrape::until_in_flight,
 };
@@ -152,6 +154,47 @@ async fn creations_of_a_held_name_leave_connections_to_claims() -> Result<()> {
         assert_eq!(answered, "200", "{n}");
     }
     drop(creations);
+    holder.batch_execute("rollback").await?;
+    database.books().await
+}
+
+#[tokio::test]
+async fn changes_and_batches_of_a_held_coupon_hold_up_no_other() -> Result<()> {
+    let database = crate::database().await?;
+    for name in ["HELD", "FREE"] {
+        database.create_coupon(name, 100).await?;
+    }
+    let holder = hold(&database, "HELD").await?;
+    // One permit for each kind of call.
+    let settings = [
+        ("DATABASE_POOL_SIZE", "4"),
+        ("LOCK_TIMEOUT", "20s"),
+        ("STATEMENT_TIMEOUT", "40s"),
+    ];
+    let api = Api::start_with(database.caller_url(), &settings).await?;
+    let batch = r#"{"user_ids":["a","b"]}"#;
+    let batch = post(
+        "/api/coupons/HELD/claims",
+        "content-type: application/json\r\n",
+        batch,
+    );
+    let restock = post(
+        "/api/coupons/HELD/restock",
+        "content-type: application/json\r\n",
+        r#"{"delta":1}"#,
+    );
+    let mut waiting = send(&api.service, 2, &batch).await?;
+    waiting.extend(send(&api.service, 2, &restock).await?);
+    until_in_flight(&api.service, 4.0).await?;
+    for paused in [true, false] {
+        let pause = api.request(Method::PATCH, "/api/coupons/FREE");
+        let answered = answer(pause.json(&json!({ "paused": paused }))).await?;
+        assert_eq!(answered.shown(), "200", "{answered:?}");
+        let batch = api.request(Method::POST, "/api/coupons/FREE/claims");
+        let answered = answer(batch.json(&json!({ "user_ids": ["a"] }))).await?;
+        assert_eq!(answered.shown(), "200", "{answered:?}");
+    }
+    drop(waiting);
     holder.batch_execute("rollback").await?;
     database.books().await
 }
