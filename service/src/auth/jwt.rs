@@ -197,6 +197,7 @@ impl Jwt {
                 Ok(token) if token.claims.has_audience && self.audience.is_none() => {
                     return Err(FOREIGN_AUDIENCE);
                 }
+                Ok(token) if token.claims.sub.is_empty() => return Err("the token's sub is empty"),
                 Ok(token) => return Ok(caller(&token.claims)),
                 Err(error) => refusal = reason(&error),
             }

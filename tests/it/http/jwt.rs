@@ -356,6 +356,7 @@ async fn jwt_with_a_wrong_signature_or_claim_is_refused() -> Result<()> {
             (json!({ "aud": null }), false),
             (json!({ "sub": null }), false),
             (json!({ "sub": 17 }), false),
+            (json!({ "sub": "" }), false),
         ] {
             let case = format!("{} {change}", signer.algorithm());
             let answer = claim(&api, "anna", &signer.token(Some(id), &claims(&change)?)?).await?;
