@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use crate::fixtures::{
     api::Api,
     held_coupon::{BusyLane, claim_until_certain},
-    lives::Lives,
+    lives::{Lives, Way},
     sql::claimed,
 };
 
@@ -264,7 +264,12 @@ async fn lives_while(how: How, count: usize) -> Result<()> {
                     continue;
                 };
                 let first = lives.add(USERS);
-                let life = Arc::clone(&lives).live(client, first, USERS, fastrand::Rng::new());
+                let life = Arc::clone(&lives).live(
+                    Way::Session(client),
+                    first,
+                    USERS,
+                    fastrand::Rng::new(),
+                );
                 life.await?;
             }
             anyhow::Ok(())

@@ -11,7 +11,12 @@ use fastrand::Rng;
 use honcho_tests::{Database, books, eventually};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::fixtures::{lives::Lives, machine::Machine, sql::claim};
+use crate::fixtures::{
+    api::Api,
+    lives::{Lives, Way},
+    machine::Machine,
+    sql::claim,
+};
 
 /// The answers that clients got before the loss of power.
 #[derive(Default)]
@@ -94,20 +99,30 @@ async fn lost_after_a_sale(sale: Sale) -> Result<usize> {
     Ok(lost + usize::from(answered.sold_out && left > 0))
 }
 
-/// Lets users reserve, confirm, cancel, claim, repeat and release until the power goes, and returns the number of
-/// those whose rows are not what they were told.
-async fn lost_of_lives(settings: &str, flush: Duration) -> Result<usize> {
+/// Lets users reserve, confirm, cancel, claim, repeat and release, in sessions of their own or through the service,
+/// until the power goes, and returns the number of those whose rows are not what they were told.
+async fn lost_of_lives(over_http: bool, setting: &str, flush: Duration) -> Result<usize> {
     const USERS: usize = 6;
     let mut machine = Machine::start().await?;
     let database = Database::create(&machine.cluster).await?;
     database.create_coupon("PROMO", 1_000_000).await?;
+    let client = database.connect().await?;
+    for role in ["postgres".to_owned(), format!("{}_caller", database.name())] {
+        let set = format!("alter role {role} set {setting}");
+        client.batch_execute(&set).await?;
+    }
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    api.until_ready().await?;
     let lives = Arc::new(Lives::default());
     let mut sessions = JoinSet::new();
     for _ in 0..24 {
-        let client = database.connect().await?;
-        client.batch_execute(settings).await?;
+        let way = if over_http {
+            Way::Service(Arc::clone(&api))
+        } else {
+            Way::Session(database.connect().await?)
+        };
         let first = lives.add(USERS);
-        sessions.spawn(Arc::clone(&lives).live(client, first, USERS, Rng::new()));
+        sessions.spawn(Arc::clone(&lives).live(way, first, USERS, Rng::new()));
     }
     machine.delay_flushes(flush)?;
     let start = Instant::now();
@@ -127,16 +142,19 @@ async fn lost_of_lives(settings: &str, flush: Duration) -> Result<usize> {
 
 #[tokio::test]
 async fn power_loss_loses_no_hold_release_or_replay() -> Result<()> {
-    for settings in [
-        "set honcho.early_lock_release = on",
-        "set honcho.early_lock_release = off",
-    ] {
-        let lost = lost_of_lives(settings, Duration::from_millis(5)).await?;
-        assert_eq!(lost, 0, "{settings}");
+    for over_http in [false, true] {
+        for setting in [
+            "honcho.early_lock_release = on",
+            "honcho.early_lock_release = off",
+        ] {
+            let lost = lost_of_lives(over_http, setting, Duration::from_millis(5)).await?;
+            assert_eq!(lost, 0, "{setting}, over HTTP: {over_http}");
+        }
+        // The same shows answers that were given too early.
+        let setting = "synchronous_commit = off";
+        let lost = lost_of_lives(over_http, setting, Duration::from_secs(5)).await?;
+        assert!(lost > 0, "over HTTP: {over_http}");
     }
-    // The same shows answers that were given too early.
-    let lost = lost_of_lives("set synchronous_commit = off", Duration::from_secs(5)).await?;
-    assert!(lost > 0);
     Ok(())
 }
 

@@ -13,7 +13,8 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
 use crate::fixtures::{
-    lives::Lives,
+    api::Api,
+    lives::{Lives, Way},
     sql::{claim, claimed, show},
 };
 
@@ -543,10 +544,16 @@ async fn failover_loses_no_hold_release_replay_or_event() -> Result<()> {
     let mut pair = Pair::start(1_000_000).await?;
     let lives = Arc::new(Lives::default());
     let mut sessions = JoinSet::new();
-    for _ in 0..16 {
-        let client = pair.database.connect().await?;
+    let api = Arc::new(Api::start(pair.database.caller_url()).await?);
+    api.until_ready().await?;
+    for n in 0..24 {
+        let way = if n < 12 {
+            Way::Service(Arc::clone(&api))
+        } else {
+            Way::Session(pair.database.connect().await?)
+        };
         let first = lives.add(USERS);
-        sessions.spawn(Arc::clone(&lives).live(client, first, USERS, fastrand::Rng::new()));
+        sessions.spawn(Arc::clone(&lives).live(way, first, USERS, fastrand::Rng::new()));
     }
     let reader = tokio::spawn(read_events(pair.database.connect().await?));
     eventually("enough answers", async || {

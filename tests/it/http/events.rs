@@ -19,7 +19,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Barrier,
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_postgres::Client;
 
@@ -645,6 +645,63 @@ async fn watcher_that_reads_nothing_is_cut_off() -> Result<()> {
     assert_eq!(scrape.value("honcho_connections_cut_off_total"), 50.0);
     restock(&client, &name, 1).await?;
     reader.until("restocked").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn watcher_that_reads_nothing_does_not_delay_the_exit() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    // Events of a kilobyte.
+    let name = "\u{10348}".repeat(255);
+    database.create_coupon(&name, 1).await?;
+    let settings = [("WRITE_TIMEOUT", "300s"), ("SHUTDOWN_TIMEOUT", "300s")];
+    let mut api = Api::start_with(database.caller_url(), &settings).await?;
+    let mut unread = Vec::new();
+    for path in [ALL, ALL, &format!("/api/coupons/{name}/events")] {
+        unread.push(open_unread(&api.service, path).await?);
+    }
+    let mut reader = EventStream::open(&api, ALL, None).await?;
+    restock_at_once(&client, &name, 2_000).await?;
+    for _ in 0..2_000 {
+        reader.until("restocked").await?;
+    }
+    api.service.terminate()?;
+    // Of what is ready, readers receive all.
+    assert_eq!(reader.rest().await?, []);
+    assert!(api.service.exit().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn beginning_of_purged_events_is_no_reset() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let api = Api::start(database.caller_url()).await?;
+    for path in [ALL, PROMO] {
+        // It keeps the feed, whose beginning is behind the events that are purged.
+        let mut earlier = EventStream::open(&api, path, None).await?;
+        restock(&client, "PROMO", 3).await?;
+        for _ in 0..3 {
+            earlier.until("restocked").await?;
+        }
+        let purge = "select honcho_purge_events(now() + interval '1 hour', 1000)";
+        let purged: i32 = client.query_one(purge, &[]).await?.get(0);
+        assert!(purged >= 3, "{purged}");
+        let mut stream = EventStream::open(&api, path, Some(0)).await?;
+        // Longer than a stream looks for events that were there before.
+        sleep(Duration::from_secs(1)).await;
+        restock(&client, "PROMO", 1).await?;
+        let first = loop {
+            let received = stream.next().await?.context("the stream ended")?;
+            if received.name != "stock" {
+                break received;
+            }
+        };
+        assert_eq!(first.name, "restocked", "{path}");
+        assert_eq!(first.id, written(&client, None).await?.last().copied());
+    }
     Ok(())
 }
 
