@@ -387,7 +387,7 @@ impl Stage {
         let coupon = ground.next_name();
         let (outcome, claims, holds) = match case.scene {
             Scene::SqlAllHeld => ("all_held", 0, HELD),
-            _ => ("sold_out", 1, 0),
+            _ => ("sold_out", HELD, 0),
         };
         let stock = Stock::Pieces(i32::try_from(claims + holds)?);
         books.start_over(&[(coupon.clone(), stock)]).await?;

@@ -296,9 +296,11 @@ impl Books {
     /// Makes claims for the users that the wrk script uses.
     pub async fn claim_beforehand(&self, coupon: &str, users: u32) -> Result<()> {
         let claim = if self.honcho {
-            "select count(*) filter (
-                        where honcho_claim('user_old_' || 100000000 + n, $1)::text = 'claimed')
-               from generate_series(1, $2::int) n"
+            "select count(*) filter (where outcome::text = 'claimed')
+               from (select array_agg('user_old_' || 100000000 + n) as users
+                       from generate_series(1, $2::int) n
+                      group by n / 5000) batch,
+                    honcho_claim_batch($1, users)"
         } else {
             "select count(*) filter (
                         where prior_claim('user_old_' || 100000000 + n, $1) = 'claimed')
