@@ -5,7 +5,9 @@ use pgrx::prelude::*;
 use pgrx::spi;
 
 use crate::api::args::{self, MAX_PAGE};
-use crate::api::reading::reading;
+use crate::api::reading::{moment, reading};
+use crate::claiming::store::{Tables, View};
+use crate::pg::column::Text;
 use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
@@ -17,26 +19,32 @@ reading! {
         coupon_name: [String],
         claimed_at: [TimestampWithTimeZone],
     }
+    look_up
+        /// Reads one claim.
+        ///
+        /// # Arguments
+        /// `user_id` and `coupon_name`: 1 to 255 characters.
+        ///
+        /// # Returns
+        /// Its row, or none.
+        ///
+        /// # Errors
+        /// `22004`, `22023` for a bad argument.
+        fn honcho_get_claim(user_id: Option<&str>, coupon_name: Option<&str>,) in schema
+        {
+            let user_id = args::text("user_id", user_id);
+            let coupon_name = args::text("coupon_name", coupon_name);
+            let tables = Tables::open(schema);
+            let mut view = View::of_query(&tables);
+            let claim = view.claim(Text::new(user_id), Text::new(coupon_name));
+            claim.and_then(|claim| {
+                let claimed_at = moment(claim.claimed_at())?;
+                Some((claim.id()?, user_id.to_owned(), coupon_name.to_owned(), claimed_at))
+            })
+        }
+
     select
         "select id, user_id::pg_catalog.text, coupon_name::pg_catalog.text, claimed_at from {schema}.claims"
-
-    /// Reads one claim.
-    ///
-    /// # Arguments
-    /// `user_id` and `coupon_name`: 1 to 255 characters.
-    ///
-    /// # Returns
-    /// Its row, or none.
-    ///
-    /// # Errors
-    /// `22004`, `22023` for a bad argument.
-    fn honcho_get_claim(user_id: Option<&str>, coupon_name: Option<&str>,)
-    "where user_id operator(pg_catalog.=) $1 and coupon_name operator(pg_catalog.=) $2", [TEXTOID, TEXTOID]
-    {
-        let user_id = args::text("user_id", user_id);
-        let coupon_name = args::text("coupon_name", coupon_name);
-        [user_id.into(), coupon_name.into()]
-    }
 
     /// Reads a page of a coupon's claims, in claim order.
     ///

@@ -6,9 +6,10 @@ use pgrx::prelude::*;
 use pgrx::spi;
 
 use crate::api::args::{self, MAX_PAGE};
-use crate::api::reading::reading;
-use crate::claiming::store::coupons;
+use crate::api::reading::{moment, reading};
+use crate::claiming::store::{Tables, View, coupons};
 use crate::claiming::{creation, reference};
+use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
@@ -84,25 +85,39 @@ reading! {
         ends_at: [Option<TimestampWithTimeZone>],
         paused: [bool],
     }
+    look_up
+        /// Reads one coupon.
+        ///
+        /// # Arguments
+        /// `name`: 1 to 255 characters.
+        ///
+        /// # Returns
+        /// Its row, or none.
+        ///
+        /// # Errors
+        /// `22004`, `22023` for a bad argument.
+        fn honcho_get_coupon(name: Option<&str>,) in schema
+        {
+            let name = args::text("name", name);
+            let tables = Tables::open(schema);
+            let coupon = View::of_query(&tables).coupon(Text::new(name));
+            coupon.and_then(|coupon| {
+                Some((
+                    coupon.id,
+                    name.to_owned(),
+                    coupon.amount,
+                    coupon.remaining,
+                    moment(coupon.created_at)?,
+                    coupon.starts_at.and_then(moment),
+                    coupon.ends_at.and_then(moment),
+                    coupon.paused,
+                ))
+            })
+        }
+
     select
         "select id, name::pg_catalog.text, amount, remaining_amount, created_at, starts_at, ends_at, paused
          from {schema}.coupons"
-
-    /// Reads one coupon.
-    ///
-    /// # Arguments
-    /// `name`: 1 to 255 characters.
-    ///
-    /// # Returns
-    /// Its row, or none.
-    ///
-    /// # Errors
-    /// `22004`, `22023` for a bad argument.
-    fn honcho_get_coupon(name: Option<&str>,)
-    "where name operator(pg_catalog.=) $1", [TEXTOID]
-    {
-        [args::text("name", name).into()]
-    }
 
     /// Reads a page of the coupons, in the order in which they were created.
     ///

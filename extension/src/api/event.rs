@@ -160,8 +160,8 @@ fn last_settled(schema: Schema) -> spi::Result<i64> {
 /// Deletes old events.
 ///
 /// # Arguments
-/// `before`: events before this moment are deleted. `max`: the most events to delete, at least 1; the oldest
-/// first.
+/// `before`: events before this moment are deleted, but for the last event of all. `max`: the most events to
+/// delete, at least 1; the oldest first.
 ///
 /// # Returns
 /// The number of events that were deleted.
@@ -184,6 +184,7 @@ fn honcho_purge_events(
              where e.id operator(pg_catalog.=) any (array(
                  select o.id from {schema}.coupon_events o
                  where o.at operator(pg_catalog.<) $1
+                   and o.id operator(pg_catalog.<) (select pg_catalog.max(l.id) from {schema}.coupon_events l)
                  order by o.id limit $2
                  for update skip locked
              ))",

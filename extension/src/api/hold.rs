@@ -8,11 +8,13 @@ use crate::api::args::{self, MAX_PAGE};
 use crate::api::outcome::SqlOutcome;
 use crate::api::reading::{moment, reading};
 use crate::claiming::operation::{Action, Operation};
+use crate::claiming::store::{Tables, View};
 use crate::claiming::{decision, life};
+use crate::pg::column::Text;
 use crate::pg::plan::{Plan, column};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
-use crate::pg::session::Command;
+use crate::pg::session::{self, Command};
 
 /// Holds a piece of a coupon for a user for a limited time, in the caller's own transaction.
 ///
@@ -159,28 +161,34 @@ reading! {
         expires_at: [TimestampWithTimeZone],
         created_at: [TimestampWithTimeZone],
     }
+    look_up
+        /// Reads one hold.
+        ///
+        /// # Arguments
+        /// `user_id` and `coupon_name`: 1 to 255 characters.
+        ///
+        /// # Returns
+        /// Its row, or none, also if it has expired.
+        ///
+        /// # Errors
+        /// `22004`, `22023` for a bad argument.
+        fn honcho_get_hold(user_id: Option<&str>, coupon_name: Option<&str>,) in schema
+        {
+            let user_id = args::text("user_id", user_id);
+            let coupon_name = args::text("coupon_name", coupon_name);
+            let tables = Tables::open(schema);
+            let mut view = View::of_query(&tables);
+            let hold = view.hold(Text::new(user_id), Text::new(coupon_name));
+            hold.filter(|hold| hold.expires_at() > session::now()).and_then(|hold| {
+                let (expires_at, created_at) = (moment(hold.expires_at())?, moment(hold.created_at())?);
+                Some((user_id.to_owned(), coupon_name.to_owned(), expires_at, created_at))
+            })
+        }
+
     select
         "select user_id::pg_catalog.text, coupon_name::pg_catalog.text, expires_at, created_at
          from {schema}.holds
          where expires_at operator(pg_catalog.>) pg_catalog.clock_timestamp()"
-
-    /// Reads one hold.
-    ///
-    /// # Arguments
-    /// `user_id` and `coupon_name`: 1 to 255 characters.
-    ///
-    /// # Returns
-    /// Its row, or none, also if it has expired.
-    ///
-    /// # Errors
-    /// `22004`, `22023` for a bad argument.
-    fn honcho_get_hold(user_id: Option<&str>, coupon_name: Option<&str>,)
-    "and user_id operator(pg_catalog.=) $1 and coupon_name operator(pg_catalog.=) $2", [TEXTOID, TEXTOID]
-    {
-        let user_id = args::text("user_id", user_id);
-        let coupon_name = args::text("coupon_name", coupon_name);
-        [user_id.into(), coupon_name.into()]
-    }
 
     /// Reads a page of a coupon's holds that have not expired, in the order of their users.
     ///

@@ -71,6 +71,17 @@ impl<'t> View<'t> {
         View::under(tables, Snapshot::push_active())
     }
 
+    /// Reads what a query in a function of the calling statement would read: what the statement reads, and in a
+    /// transaction that has written also what is there by now.
+    pub fn of_query(tables: &'t Tables) -> View<'t> {
+        if session::may_have_written() {
+            session::next_command();
+            View::new(tables)
+        } else {
+            View::of_statement(tables)
+        }
+    }
+
     fn under(tables: &'t Tables, snapshot: Snapshot) -> View<'t> {
         View {
             tables,

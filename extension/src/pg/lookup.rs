@@ -95,20 +95,24 @@ impl<'t, const N: usize> Lookup<'t, N> {
         unsafe { (*self.scan).xs_snapshot = pg_sys::GetActiveSnapshot() };
     }
 
-    /// The first row in the order of the index with these values in the columns that were prepared for, in their
-    /// order.
+    /// The row with these values in the columns that were prepared for, in their order: the last one in the order
+    /// of the index.
+    ///
+    /// While an old snapshot lives, the index has an entry for many versions of a row, in the order of their places
+    /// in the table. There, the newest version comes last, unless it fills a gap. So this finds it at once,
+    /// where a search from the other end meets all versions before it.
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
-        self.begin(key);
-        self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
-    }
-
-    /// The last such row.
-    pub fn find_last(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
     }
 
-    /// The row after the one last found by `find` or this.
+    /// The first such row in the order of the index.
+    pub fn find_first(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        self.begin(key);
+        self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
+    }
+
+    /// The row after the one last found by `find_first` or this.
     pub fn next(&mut self) -> Option<Row<'_>> {
         self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
     }

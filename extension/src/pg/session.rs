@@ -116,6 +116,15 @@ pub fn next_command() {
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
+/// Returns true if this transaction may have written something that a new command would see.
+pub fn may_have_written() -> bool {
+    // SAFETY: both read backend-local variables. A parallel worker cannot begin a command.
+    unsafe {
+        pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
+            && !pg_sys::IsInParallelMode()
+    }
+}
+
 /// Raises an error in a read-only transaction and on a standby.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Writes of single rows.
 
 use std::marker::PhantomData;
-use std::ptr;
+use std::{ptr, slice};
 
 use pgrx::pg_sys::{self, Datum};
 
@@ -19,6 +19,9 @@ use crate::pg::relation::{Relation, Row, Slot};
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
+    /// The indexes that the executor writes to are the first ones of the target; after them come those of keys that
+    /// no update changes.
+    kept_keys: usize,
     slot: Slot,
     table: PhantomData<&'t Relation>,
 }
@@ -46,9 +49,36 @@ impl<'t> Writer<'t> {
             Writer {
                 estate,
                 target,
+                kept_keys: 0,
                 slot,
                 table: PhantomData,
             }
+        }
+    }
+
+    /// Makes updates write to unique indexes of `columns` without a search for duplicates: neither an update nor a
+    /// trigger changes their values. So a row that is updated has no duplicate if it had none before. The search
+    /// would meet all versions of the row that an old snapshot keeps.
+    pub fn keep_keys(&mut self, columns: &[usize]) {
+        // SAFETY: `ExecOpenIndices` has made both arrays, with an element for each index.
+        unsafe {
+            let target = &mut *self.target;
+            let count = target.ri_NumIndices as usize;
+            if count == 0 {
+                return;
+            }
+            let indexes = slice::from_raw_parts_mut(target.ri_IndexRelationDescs, count);
+            let infos = slice::from_raw_parts_mut(target.ri_IndexRelationInfo, count);
+            let mut others = 0;
+            for i in 0..count {
+                if !is_key_of(&*(*indexes[i]).rd_index, &*infos[i], columns) {
+                    indexes.swap(others, i);
+                    infos.swap(others, i);
+                    others += 1;
+                }
+            }
+            self.kept_keys = count - others;
+            target.ri_NumIndices = others as i32;
         }
     }
 
@@ -137,6 +167,40 @@ impl<'t> Writer<'t> {
             pg_sys::EvalPlanQualEnd(&mut recheck);
         }
         self.require_written();
+        self.write_kept_keys();
+    }
+
+    /// Adds the row last written to the indexes of keys that no update changes, unless it is reached by the entries of
+    /// the version before.
+    fn write_kept_keys(&mut self) {
+        let slot = self.slot.0;
+        // SAFETY: the slot holds the version that was written, and `kept_keys` indexes follow the others. An index
+        // has at most `INDEX_MAX_KEYS` columns.
+        unsafe {
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, ptr::null_mut());
+            if u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0 {
+                return;
+            }
+            let target = &*self.target;
+            let first = target.ri_NumIndices as usize;
+            for i in first..first + self.kept_keys {
+                let info = *target.ri_IndexRelationInfo.add(i);
+                let mut values = [Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
+                let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+                let (values, nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+                pg_sys::FormIndexDatum(info, slot, self.estate, values, nulls);
+                pg_sys::index_insert(
+                    *target.ri_IndexRelationDescs.add(i),
+                    values,
+                    nulls,
+                    &mut (*slot).tts_tid,
+                    target.ri_RelationDesc,
+                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
+                    true,
+                    info,
+                );
+            }
+        }
     }
 
     /// Deletes `row`, which must not have changed since it was found.
@@ -190,6 +254,7 @@ impl Drop for Writer<'_> {
         if !std::thread::panicking() {
             // SAFETY: made by `new`, freed only here.
             unsafe {
+                (*self.target).ri_NumIndices += self.kept_keys as i32;
                 pg_sys::ExecCloseIndices(self.target);
                 // The relations that triggers opened, if any.
                 pg_sys::ExecCloseResultRelations(self.estate);
@@ -198,6 +263,22 @@ impl Drop for Writer<'_> {
             }
         }
     }
+}
+
+/// Returns true if an index is that of a key of some of these columns, whose duplicates are searched for at once.
+fn is_key_of(
+    index: &pg_sys::FormData_pg_index,
+    info: &pg_sys::IndexInfo,
+    columns: &[usize],
+) -> bool {
+    let attributes = &info.ii_IndexAttrNumbers[..info.ii_NumIndexAttrs as usize];
+    index.indisunique
+        && index.indimmediate
+        && !index.indisexclusion
+        && info.ii_Predicate.is_null()
+        && attributes
+            .iter()
+            .all(|&attribute| columns.iter().any(|&column| column as i16 == attribute))
 }
 
 /// Takes the triggers that call `function` out of the target's own copy of its table's triggers. If none

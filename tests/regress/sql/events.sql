@@ -127,7 +127,7 @@ begin isolation level serializable;
 select * from honcho_list_events(coupon_name => 'OTHER');
 rollback;
 
--- Purge: the oldest first, up to a number, and nothing that is newer.
+-- Purge: the oldest first, up to a number, nothing that is newer, and never the last one.
 select honcho_purge_events('-infinity');
 select honcho_purge_events(clock_timestamp(), 1);
 select coupon_name, kind from coupon_events order by id limit 1;

@@ -69,7 +69,7 @@ impl Claims {
     pub fn last_id(&self, name: Text) -> i64 {
         let by_id = Relation::index(self.schema.index(self.table.oid(), &[c"claims_pkey"]));
         Lookup::new(&self.table, &by_id, [COUPON_NAME.key()])
-            .find_last([COUPON_NAME.of(name)])
+            .find([COUPON_NAME.of(name)])
             .and_then(|row| row.get(ID))
             .unwrap_or(0)
     }
@@ -110,6 +110,11 @@ impl Claim<'_> {
     /// The key of the request that made it.
     pub fn request_key(self) -> Option<Text> {
         self.row.get(self.request_key?)
+    }
+
+    /// The moment at which it was made.
+    pub fn claimed_at(self) -> i64 {
+        self.row.get(CLAIMED_AT).unwrap_or(0)
     }
 
     /// The transaction that wrote this version.

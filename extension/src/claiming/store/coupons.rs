@@ -19,6 +19,7 @@ const ID: Column<i64> = Column::new(1);
 const NAME: Column<Text> = Column::new(2);
 const AMOUNT: Column<i32> = Column::new(3);
 const REMAINING_AMOUNT: Column<i32> = Column::new(4);
+const CREATED_AT: Column<i64> = Column::new(5);
 const STARTS_AT: Column<i64> = Column::new(6);
 const ENDS_AT: Column<i64> = Column::new(7);
 const PAUSED: Column<bool> = Column::new(8);
@@ -81,9 +82,14 @@ impl Coupons {
     pub fn write(&self) -> CouponWriter<'_> {
         // A claim neither deletes nor renames a coupon.
         let ours = self.schema.function(c"honcho_keep_claimed");
+        let has_user_triggers = self.table.has_user_triggers(ours);
+        let mut writer = Writer::new(&self.table, ours);
+        if !has_user_triggers {
+            writer.keep_keys(&[ID.attribute(), NAME.attribute()]);
+        }
         CouponWriter {
-            writer: Writer::new(&self.table, ours),
-            has_user_triggers: self.table.has_user_triggers(ours),
+            writer,
+            has_user_triggers,
             of_holds: self.of_holds,
         }
     }
@@ -102,6 +108,8 @@ pub struct Coupon {
     pub held: i32,
     /// The first moment at which one of the holds expires or has expired.
     pub next_expiry: Option<i64>,
+    /// The moment of its creation.
+    pub created_at: i64,
     /// The first moment for claims.
     pub starts_at: Option<i64>,
     /// The first moment after them.
@@ -120,6 +128,7 @@ impl Coupon {
             remaining: row.get(REMAINING_AMOUNT).unwrap_or(0),
             held: of_holds.and_then(|it| row.get(it.held_amount)).unwrap_or(0),
             next_expiry: of_holds.and_then(|it| row.get(it.next_expiry)),
+            created_at: row.get(CREATED_AT).unwrap_or(0),
             starts_at: row.get(STARTS_AT),
             ends_at: row.get(ENDS_AT),
             paused: row.get(PAUSED).unwrap_or(false),

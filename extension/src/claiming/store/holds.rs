@@ -107,6 +107,11 @@ impl Hold<'_> {
         self.0.get(REQUEST_KEY)
     }
 
+    /// The moment of the reservation.
+    pub fn created_at(self) -> i64 {
+        self.0.get(CREATED_AT).unwrap_or(0)
+    }
+
     /// The transaction that wrote this version.
     pub fn written_by(self) -> pg_sys::TransactionId {
         self.0.written_by()
@@ -169,7 +174,7 @@ impl<'t> HoldSearch<'t> {
                 EXPIRES_AT.of(moment),
                 EXPIRES_AT.of(end),
             ];
-            if self.by_expiry().find(key).is_some() {
+            if self.by_expiry().find_first(key).is_some() {
                 self.span = Some((coupon_name, moment, span));
                 return Some(Hold(self.by_expiry().found()));
             }
@@ -184,7 +189,7 @@ impl<'t> HoldSearch<'t> {
     /// The hold on `coupon_name` that expires last.
     pub fn last(&mut self, coupon_name: Text) -> Option<Hold<'_>> {
         self.by_expiry()
-            .find_last([
+            .find([
                 COUPON_NAME.of(coupon_name),
                 EXPIRES_AT.of(i64::MIN),
                 EXPIRES_AT.of(i64::MAX),
