@@ -105,7 +105,7 @@ outcomes! {
     /// The user has no live hold.
     NotHeld: "not_held",
         CONFLICT "not_held" "Not held"
-        "this user does not hold this coupon: there was no hold, it has expired, or it is a claim already";
+        "this user has no live hold on this coupon: it has expired, was cancelled or confirmed, or never was";
     /// The hold is gone and its piece is stock again.
     Cancelled: "cancelled",
         OK "cancelled" "Cancelled" "the hold is cancelled";
@@ -127,7 +127,7 @@ outcomes! {
         NO_CONTENT "deleted" "Deleted" "the coupon is deleted";
     /// The coupon has claims or live holds.
     InUse: "in_use",
-        CONFLICT "in_use" "In use" "this coupon has claims or holds: nothing was changed";
+        CONFLICT "in_use" "In use" "this coupon has claims or holds, which claims=true would delete, too: nothing was changed";
 }
 
 impl Outcome {

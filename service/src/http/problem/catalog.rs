@@ -134,14 +134,11 @@ pub(crate) fn entry(error: &Error) -> Entry {
             "Coupon exists",
             "a coupon of this name exists already"
         ),
-        Error::Conflict(_) | Error::Disconnected(_) | Error::Locked(_) | Error::Unavailable(_) => {
-            presentation!(
-                SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Unavailable",
-                "the service cannot do this at present; nothing was changed"
-            )
-        }
+        Error::Conflict(_) | Error::Disconnected(_) | Error::Unavailable(_) => UNAVAILABLE,
+        Error::Locked(_) => Presentation {
+            detail: "another session of the database holds this coupon for too long; nothing was changed",
+            ..UNAVAILABLE
+        },
         Error::OutcomeUnknown(_) => presentation!(
             SERVICE_UNAVAILABLE,
             "outcome_unknown",
@@ -213,6 +210,13 @@ const FORBIDDEN: Presentation = presentation!(
     "forbidden",
     "Forbidden",
     "the token's scopes do not allow this: WWW-Authenticate names the one that does"
+);
+
+const UNAVAILABLE: Presentation = presentation!(
+    SERVICE_UNAVAILABLE,
+    "unavailable",
+    "Unavailable",
+    "the service cannot do this at present; nothing was changed"
 );
 
 const OVERLOADED: Presentation = presentation!(
