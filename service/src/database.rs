@@ -49,6 +49,7 @@ use time::OffsetDateTime;
 use tokio_postgres::Row;
 use utoipa::ToSchema;
 
+pub(crate) use self::connections::Connection;
 pub use self::{
     apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
@@ -76,7 +77,8 @@ pub(crate) const FUNCTIONS: [&str; 6] = [
 
 /// The functions that the service calls and that this version has added. Until `alter extension honcho update` has run,
 /// their routes are answered `extension_outdated`; after that, the service's role must be able to execute them, too.
-pub(crate) const NEWER_FUNCTIONS: [&str; 9] = [
+pub(crate) const NEWER_FUNCTIONS: [&str; 10] = [
+    "honcho_claim_many(text[], text[], boolean)",
     "honcho_apply(text, text[], text[], interval[], text[], text[])",
     "honcho_get_stock(text)",
     "honcho_update_coupon(text, integer, timestamp with time zone, timestamp with time zone, boolean)",
@@ -258,7 +260,52 @@ impl Database {
         outcomes(&rows)
     }
 
-    /// The same for a batch that a client has made itself.
+    /// Returns true if a call that would leave now had to wait for a connection, and lanes can share it.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.connections().are_busy() && !self.0.extension.is_outdated()
+    }
+
+    /// Waits for a connection for [`Self::claim_many`].
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] and the others of connecting.
+    pub(crate) async fn connection(&self) -> Result<Connection, Error> {
+        self.connections().next_connection().await
+    }
+
+    /// `honcho_claim_many` without a wait for other sessions: returns an outcome for each of `user_ids` with the coupon
+    /// at the same place, after all have committed; none for a claim on a coupon that another session is changing. For
+    /// lanes.
+    ///
+    /// # Arguments
+    /// `connection`: one that is free; without it, the call waits for one.
+    pub(crate) async fn claim_many(
+        &self,
+        user_ids: &[&str],
+        coupon_names: &[&str],
+        connection: Option<Connection>,
+    ) -> Result<Vec<Option<Outcome>>, Error> {
+        let sql = "select string_agg(coalesce(outcome::text, ''), ',' order by ordinal)
+                     from honcho_claim_many($1, $2, false)";
+        let connections = self.connections();
+        let call = async {
+            let connection = match connection {
+                Some(connection) => connection,
+                None => connections.next_connection().await?,
+            };
+            connections
+                .write_on(connection, sql, &[&user_ids, &coupon_names])
+                .await
+        };
+        let rows = self.newer(call).await?;
+        let outcomes: Option<&str> = only(&rows)?.try_get(0)?;
+        let outcomes = outcomes.into_iter().flat_map(|it| it.split(','));
+        outcomes
+            .map(|label| (!label.is_empty()).then(|| outcome(label)).transpose())
+            .collect()
+    }
+
+    /// `honcho_claim_batch` for a batch that a client has made itself.
     pub async fn claim_client_batch(
         &self,
         coupon_name: &str,

@@ -31,7 +31,7 @@ pub use self::{
         origins::AllowedOrigins,
         rate_limit::{Rate, RateLimit, RateLimitKey},
     },
-    server::{ConnectionLimits, raise_file_limit, runtime, serve},
+    server::{ConnectionLimits, check_queue_limit, listen, raise_file_limit, runtime, serve},
 };
 use crate::{
     auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,

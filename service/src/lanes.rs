@@ -6,7 +6,10 @@
 //! pool of connections, so a coupon that another session has locked delays no other coupon. A lane without operations
 //! closes.
 //!
-//! Most operations are claims without a request key. A batch of these alone takes a shorter way.
+//! Most operations are claims without a request key. A batch of these alone takes a shorter way, and shares its call with
+//! other lanes if no connection is free.
+
+mod shared;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,6 +26,7 @@ use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
+use self::shared::{Shared, SharedCalls};
 use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
@@ -65,6 +69,7 @@ pub struct Lanes(Arc<LanesInner>);
 #[derive(Debug)]
 struct LanesInner {
     database: Database,
+    shared: Arc<SharedCalls>,
     limits: LaneLimits,
     /// The operations waiting in each lane. A coupon has an entry as long as the task of its lane runs.
     waiting: Mutex<Waiting>,
@@ -93,6 +98,7 @@ impl Lanes {
     /// Makes lanes to `database`. None is open yet.
     pub fn new(database: Database, limits: LaneLimits) -> Self {
         Self(Arc::new(LanesInner {
+            shared: SharedCalls::new(database.clone(), limits.batch),
             database,
             limits,
             waiting: Mutex::default(),
@@ -265,7 +271,7 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let mut next = Some(batch);
+        let mut next = self.share(batch).await;
         while let Some(mut part) = next {
             match self.apply(&part).await {
                 Ok(Answers::Outcomes(outcomes)) => {
@@ -292,10 +298,32 @@ impl Lane {
         }
     }
 
+    /// Carries out a batch in a call that it shares with other lanes, if it is one of plain claims and no connection is
+    /// free. Returns it if the lane must call by itself.
+    async fn share(&mut self, batch: Vec<WaitingOperation>) -> Option<Vec<WaitingOperation>> {
+        if !self.lanes.database.is_busy() || !is_plain(&batch) {
+            return Some(batch);
+        }
+        let shared = Arc::clone(&self.lanes.shared);
+        // Without an answer the batch is lost, and its senders with it: that is an error for each of them.
+        let (batch, result) = shared
+            .claim(Arc::clone(&self.coupon_name), batch)
+            .await
+            .ok()?;
+        match result {
+            Shared::Outcomes(outcomes) => self.answer_claims(batch, outcomes).await,
+            Shared::LeftOut => return Some(batch),
+            Shared::Failed(error) => {
+                for operation in batch {
+                    answer(operation, Err(error.clone()));
+                }
+            }
+        }
+        None
+    }
+
     async fn apply(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
-        let is_plain = batch
-            .iter()
-            .all(|waiting| waiting.operation.is_plain_claim());
+        let is_plain = is_plain(batch);
         let function = if is_plain {
             "honcho_claim_batch"
         } else {
@@ -401,6 +429,13 @@ fn answer(waiting: WaitingOperation, applied: Result<Applied, SharedError>) {
     }
     // A client that has disconnected finds the outcome by repeating the request.
     let _ = waiting.reply.send(applied);
+}
+
+/// Returns true if these are all claims without a request key.
+fn is_plain(batch: &[WaitingOperation]) -> bool {
+    batch
+        .iter()
+        .all(|waiting| waiting.operation.is_plain_claim())
 }
 
 fn check_count(operations: usize, answers: usize) -> Result<(), Error> {

@@ -16,14 +16,15 @@ use honcho_service::{
     database::{Database, Sessions},
     events::Events,
     health::Health,
-    http::{App, metrics_router, raise_file_limit, router, runtime, serve},
+    http::{
+        App, check_queue_limit, listen, metrics_router, raise_file_limit, router, runtime, serve,
+    },
     lanes::Lanes,
     probe,
     telemetry::{self, logs},
 };
 use mimalloc::MiMalloc;
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
     time::{sleep, timeout},
@@ -79,7 +80,8 @@ async fn run(config: Config) -> Result<()> {
     let events = Events::new(database.clone(), config.streams);
     let health = Health::default();
     raise_file_limit(config.connections.connections, config.database.pool_size);
-    let listener = TcpListener::bind((host.as_str(), *port))
+    check_queue_limit();
+    let listener = listen(host, *port)
         .await
         .with_context(|| format!("cannot listen on {host}:{port}"))?;
     // Before the line that reports the start.
@@ -97,7 +99,7 @@ async fn run(config: Config) -> Result<()> {
         metrics: config.metrics_listen.is_none(),
     })?;
     if let Some(address) = config.metrics_listen {
-        let listener = TcpListener::bind(address)
+        let listener = listen(&address.ip().to_string(), address.port())
             .await
             .with_context(|| format!("cannot listen on {address}"))?;
         info!("metrics at http://{}/metrics", listener.local_addr()?);
@@ -108,7 +110,7 @@ async fn run(config: Config) -> Result<()> {
     let address = listener.local_addr()?;
     info!("listening on http://{address} (try it out at http://{address}/docs)");
     if is_open {
-        warn!("no tokens are configured: every client may create, claim and read");
+        warn!("no tokens are configured: every client may create, claim, change, delete and read");
     }
     tokio::spawn(health.watch(database.clone(), config.database.sessions));
     let stop = async move {

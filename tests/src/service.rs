@@ -177,6 +177,16 @@ impl Service {
         self.signal(Signal::HUP)
     }
 
+    /// Stops the process until `thaw`.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Continues the process.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.pid().try_into()?).context("no process id")?;
         Ok(kill_process(pid, signal)?)

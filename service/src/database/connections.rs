@@ -67,6 +67,13 @@ pub(super) struct Connections {
     servers: Servers,
 }
 
+/// A connection for one call, which must be answered by the deadline.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    client: Object,
+    deadline: Instant,
+}
+
 /// The longest call, its one repetition included, is the sum of these.
 #[derive(Clone, Copy, Debug)]
 struct Waits {
@@ -110,6 +117,22 @@ impl Connections {
     /// Returns true if there is none, in use or idle.
     pub fn are_none(&self) -> bool {
         self.fast.status().size == 0
+    }
+
+    /// Returns true if all are in use, and there may be no more.
+    pub fn are_busy(&self) -> bool {
+        let status = self.fast.status();
+        status.available == 0 && status.size >= status.max_size
+    }
+
+    /// Waits for a connection.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if none is free in time, and those of connecting.
+    pub async fn next_connection(&self) -> Result<Connection, Error> {
+        let deadline = self.waits.deadline();
+        let client = self.connection(&self.fast, deadline).await?;
+        Ok(Connection { client, deadline })
     }
 
     /// Drops idle connections.
@@ -366,6 +389,20 @@ impl Connections {
         deadline: Instant,
     ) -> Result<Vec<Row>, Error> {
         let client = self.connection(pool, deadline).await?;
+        let connection = Connection { client, deadline };
+        self.write_on(connection, sql, arguments).await
+    }
+
+    /// Calls a function that writes, once, on this connection.
+    ///
+    /// The caller must not be dropped before the answer, as with [`Self::write`].
+    pub async fn write_on(
+        &self,
+        connection: Connection,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let Connection { client, deadline } = connection;
         let by = deadline.min(Instant::now() + self.waits.answer);
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(Ok(statement)) => statement,

@@ -19,12 +19,17 @@ impl Extension {
         self.is_outdated.store(is_outdated, Ordering::Relaxed);
     }
 
+    /// Returns true if newer functions are missing, as far as is known.
+    pub fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Ordering::Relaxed)
+    }
+
     /// Carries out a call of a function that this version has added.
     ///
     /// # Errors
     /// [`Error::ExtensionOutdated`] if the function is missing, without a call if that is known; those of the call.
     pub async fn newer<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        if self.is_outdated.load(Ordering::Relaxed) {
+        if self.is_outdated() {
             return Err(Error::ExtensionOutdated);
         }
         match call.await {

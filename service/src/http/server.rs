@@ -6,6 +6,7 @@
 mod activity;
 mod connection;
 mod files;
+mod listen;
 mod peer;
 
 use std::{
@@ -32,8 +33,11 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-pub use self::files::raise_file_limit;
 pub(crate) use self::peer::Peer;
+pub use self::{
+    files::raise_file_limit,
+    listen::{check_queue_limit, listen},
+};
 
 /// Pause after accepting a connection failed: most likely there are no files left for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
-use honcho_tests::{Service, eventually};
+use anyhow::{Context, Result};
+use honcho_tests::{PATIENCE, Service, eventually};
 use reqwest::Method;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::fixtures::{
     MIB,
@@ -121,6 +121,29 @@ async fn health_is_answered_beyond_the_connection_limit() -> Result<()> {
     // The first connections still work.
     for client in &mut kept {
         client.exchange(SHOW).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn connections_of_a_rush_queue_until_they_are_accepted() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let api = Api::start(database.caller_url()).await?;
+    api.until_ready().await?;
+    // A service that is too busy to accept any.
+    api.service.freeze()?;
+    let mut clients = Vec::new();
+    for n in 0..600 {
+        let connected = timeout(PATIENCE, RawClient::connect(api.service.address())).await;
+        let mut client = connected.with_context(|| format!("connection {n} was not queued"))??;
+        client.send(SHOW).await?;
+        clients.push(client);
+    }
+    api.service.thaw()?;
+    for mut client in clients {
+        let answer = client.read_until("[]}").await?;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
     Ok(())
 }

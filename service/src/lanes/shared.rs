@@ -1,0 +1,217 @@
+//! Shared calls: while all connections are busy, the batches of several lanes wait for one together, and travel in one
+//! call and one commit.
+//!
+//! Many coupons at once would otherwise be many small transactions. No timer holds anything back: a batch that finds a
+//! connection leaves alone, and the more lanes wait, the more share the next call. A coupon that another session is
+//! changing is left out of a shared call, and so is one whose batch makes it fail; their lanes go on alone.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use anyhow::anyhow;
+use tokio::sync::oneshot;
+
+use super::{WaitingOperation, check_count};
+use crate::{
+    database::{Connection, Database},
+    error::{Error, SharedError},
+    outcome::Outcome,
+    telemetry::{metrics::metrics, traces::BatchSpan},
+};
+
+/// The most lanes that share a call. Each of their coupons is held until its commit.
+const LANES: usize = 64;
+
+/// Calls that lanes share.
+#[derive(Debug)]
+pub(super) struct SharedCalls {
+    database: Database,
+    /// The most claims in one call.
+    claims: usize,
+    room: Mutex<Room>,
+}
+
+/// The batches that wait for a connection.
+#[derive(Debug, Default)]
+struct Room {
+    waiting: VecDeque<SharedBatch>,
+    /// True while a task waits for the next connection.
+    is_attended: bool,
+}
+
+/// A lane's batch of claims without keys, which waits for a shared call.
+#[derive(Debug)]
+struct SharedBatch {
+    coupon_name: Arc<str>,
+    batch: Vec<WaitingOperation>,
+    reply: oneshot::Sender<(Vec<WaitingOperation>, Shared)>,
+}
+
+/// Result of a shared call for one of its batches.
+#[derive(Debug)]
+pub(super) enum Shared {
+    /// The outcomes of its claims.
+    Outcomes(Vec<Outcome>),
+    /// Nothing was changed: the lane must call by itself.
+    LeftOut,
+    /// The error of the call, which concerns all.
+    Failed(SharedError),
+}
+
+impl SharedCalls {
+    /// Makes shared calls of at most so many claims.
+    pub fn new(database: Database, claims: usize) -> Arc<Self> {
+        Arc::new(Self {
+            database,
+            claims,
+            room: Mutex::default(),
+        })
+    }
+
+    /// Claims for a lane's batch together with others, and returns the batch.
+    ///
+    /// # Errors
+    /// The call has ended without an answer, which is a defect.
+    pub async fn claim(
+        self: &Arc<Self>,
+        coupon_name: Arc<str>,
+        batch: Vec<WaitingOperation>,
+    ) -> Result<(Vec<WaitingOperation>, Shared), Error> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut room = self.room();
+            room.waiting.push_back(SharedBatch {
+                coupon_name,
+                batch,
+                reply,
+            });
+            if !room.is_attended {
+                room.is_attended = true;
+                tokio::spawn(Arc::clone(self).attend());
+            }
+        }
+        let answer = answer.await;
+        answer.map_err(|_| Error::Internal(anyhow!("a shared call ended without an answer")))
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        // A batch is entered or taken completely at any point that could panic.
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what waits with each connection that becomes free, until nothing waits.
+    async fn attend(self: Arc<Self>) {
+        loop {
+            let connection = self.database.connection().await;
+            let (group, is_last) = self.next_group();
+            match connection {
+                Ok(connection) if !group.is_empty() => {
+                    let calls = Arc::clone(&self);
+                    tokio::spawn(async move { calls.carry_out(group, connection).await });
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let error = SharedError::from(error);
+                    for batch in group {
+                        batch.answer(Shared::Failed(error.clone()));
+                    }
+                }
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Takes the batches for the next call, the oldest first. Also returns true if no others wait.
+    fn next_group(&self) -> (Vec<SharedBatch>, bool) {
+        let mut room = self.room();
+        let mut group = Vec::with_capacity(room.waiting.len().min(LANES));
+        let mut claims = 0;
+        while group.len() < LANES
+            && let Some(next) = room.waiting.front()
+            && (group.is_empty() || claims + next.batch.len() <= self.claims)
+        {
+            claims += next.batch.len();
+            group.extend(room.waiting.pop_front());
+        }
+        room.is_attended = !room.waiting.is_empty();
+        (group, !room.is_attended)
+    }
+
+    /// Carries out a shared call. If one of the batches makes it fail, each half is tried separately.
+    async fn carry_out(&self, group: Vec<SharedBatch>, connection: Connection) {
+        let mut connection = Some(connection);
+        let mut later = Vec::new();
+        let mut next = Some(group);
+        while let Some(mut part) = next {
+            match self.call(&part, connection.take()).await {
+                Ok(outcomes) => {
+                    for (batch, outcomes) in part.into_iter().zip(outcomes) {
+                        batch.answer(outcomes.map_or(Shared::LeftOut, Shared::Outcomes));
+                    }
+                }
+                Err(error) if error.may_concern_one_operation() || is_of_lock(&error) => {
+                    if part.len() > 1 {
+                        later.push(part.split_off(part.len() / 2));
+                        next = Some(part);
+                        continue;
+                    }
+                    for batch in part {
+                        batch.answer(Shared::LeftOut);
+                    }
+                }
+                Err(error) => {
+                    let error = SharedError::from(error);
+                    for batch in part {
+                        batch.answer(Shared::Failed(error.clone()));
+                    }
+                }
+            }
+            next = later.pop();
+        }
+    }
+
+    /// Calls the database for these batches, and returns the outcomes of each; none for a batch that was left out.
+    async fn call(
+        &self,
+        group: &[SharedBatch],
+        connection: Option<Connection>,
+    ) -> Result<Vec<Option<Vec<Outcome>>>, Error> {
+        let claims = || {
+            group.iter().flat_map(|batch| {
+                let coupon_name = &*batch.coupon_name;
+                batch.batch.iter().map(move |claim| (coupon_name, claim))
+            })
+        };
+        let coupons: Vec<&str> = claims().map(|(coupon_name, _)| coupon_name).collect();
+        let users: Vec<&str> = claims().map(|(_, it)| it.operation.user_id()).collect();
+        let traced = claims().filter_map(|(_, claim)| claim.span.as_deref());
+        let span = BatchSpan::start("honcho_claim_many", users.len(), traced);
+        let begun = Instant::now();
+        let outcomes = self.database.claim_many(&users, &coupons, connection).await;
+        metrics().batch_done(begun.elapsed());
+        let outcomes = outcomes.inspect_err(|error| span.fail(error))?;
+        check_count(users.len(), outcomes.len())?;
+        let mut outcomes = outcomes.into_iter();
+        Ok(group
+            .iter()
+            .map(|batch| outcomes.by_ref().take(batch.batch.len()).collect())
+            .collect())
+    }
+}
+
+impl SharedBatch {
+    fn answer(self, shared: Shared) {
+        // The lane waits for it, unless its task has panicked.
+        let _ = self.reply.send((self.batch, shared));
+    }
+}
+
+/// Returns true if another session's lock on one of the coupons was the cause, and nothing was changed.
+fn is_of_lock(error: &Error) -> bool {
+    matches!(error, Error::Locked(_) | Error::Conflict(_))
+}
