@@ -151,6 +151,20 @@ language c
 as 'MODULE_PATHNAME', 'honcho_claim_batch_keyed_wrapper';
 revoke all on function @extschema@.honcho_claim_batch(text, text[], text[]) from public;
 
+create function @extschema@.honcho_claim_many(
+    "user_ids" text[],
+    "coupon_names" text[],
+    "wait" bool default true
+) returns table (
+    "ordinal" int,
+    "outcome" @extschema@.honcho_outcome
+)
+volatile security definer parallel unsafe
+set search_path to pg_catalog, pg_temp
+language c
+as 'MODULE_PATHNAME', 'honcho_claim_many_wrapper';
+revoke all on function @extschema@.honcho_claim_many(text[], text[], boolean) from public;
+
 create function @extschema@.honcho_confirm(
     "user_id" text,
     "coupon_name" text
@@ -388,6 +402,8 @@ comment on function @extschema@.honcho_claim(text, text, text) is
     'Claims a coupon for a user; claimed again for the same request key, whose claim it is';
 comment on function @extschema@.honcho_claim_batch(text, text[], text[]) is
     'Claims a coupon for up to 10,000 users at once, each with the key of its request';
+comment on function @extschema@.honcho_claim_many(text[], text[], boolean) is
+    'Claims up to 10,000 pairs of users and coupons in one transaction; one outcome per pair, in order';
 comment on function @extschema@.honcho_release(text, text) is
     'Gives a user''s claim back: its piece is stock again, and the user may claim again';
 comment on function @extschema@.honcho_reserve(text, text, interval, text) is

@@ -1,4 +1,7 @@
-//! Claiming and releasing: `honcho_claim`, `honcho_claim_batch`, `honcho_claim_or_raise` and `honcho_release`.
+//! Claiming and releasing: `honcho_claim`, `honcho_claim_batch`, `honcho_claim_many`, `honcho_claim_or_raise` and
+//! `honcho_release`.
+
+use std::collections::HashMap;
 
 use pgrx::prelude::*;
 
@@ -159,6 +162,56 @@ fn honcho_claim_batch_keyed(
     let answers = decision::operate(schema, CLAIM, coupon_name, &operations);
     let outcomes = answers.into_iter().map(|answer| answer.outcome);
     TableIterator::new((1..).zip(outcome::to_sql(outcomes, schema)))
+}
+
+/// Claims many coupons for many users, in the caller's own transaction: one commit.
+///
+/// # Arguments
+/// `user_ids` and `coupon_names`: at most 10,000 of 1 to 255 characters each; the elements in the same place belong
+/// together. `wait`: false to leave out a coupon that another session is changing.
+///
+/// # Returns
+/// One row per pair, in order: its ordinal from 1, and the outcome as `honcho_claim` gives it; null if the pair was
+/// left out.
+///
+/// # Errors and locks
+/// Those of `honcho_claim`. The turns are taken in the order of the coupons' ids, so two such calls do not
+/// deadlock. The error about a bad element gives its position, and nothing is written.
+#[pg_extern(volatile, parallel_unsafe, security_definer)]
+#[search_path(pg_catalog, pg_temp)]
+fn honcho_claim_many(
+    user_ids: Option<Array<'_, &str>>,
+    coupon_names: Option<Array<'_, &str>>,
+    wait: default!(Option<bool>, true),
+    fcinfo: pg_sys::FunctionCallInfo,
+) -> TableIterator<'static, (name!(ordinal, i32), name!(outcome, Option<SqlOutcome>))> {
+    let schema = Schema::of_call(fcinfo);
+    let user_ids = args::texts("user_ids", user_ids.as_ref());
+    let coupon_names = args::texts("coupon_names", coupon_names.as_ref());
+    args::length("coupon_names", coupon_names.len(), user_ids.len());
+    let wait = args::not_null("wait", wait);
+    let mut places = HashMap::with_capacity(coupon_names.len());
+    let mut coupons: Vec<(&str, Vec<Operation<'_>>)> = Vec::new();
+    // Of each pair, the coupon and the place among its operations.
+    let pairs: Vec<(usize, usize)> = user_ids
+        .into_iter()
+        .zip(coupon_names)
+        .map(|(user_id, coupon_name)| {
+            let coupon = *places.entry(coupon_name).or_insert_with(|| {
+                coupons.push((coupon_name, Vec::new()));
+                coupons.len() - 1
+            });
+            let operations = &mut coupons[coupon].1;
+            operations.push(Operation::new(Action::Claim, user_id));
+            (coupon, operations.len() - 1)
+        })
+        .collect();
+    let answers = decision::operate_on_many(schema, CLAIM, &coupons, wait);
+    let outcomes: Vec<Option<Outcome>> = pairs
+        .into_iter()
+        .map(|(coupon, place)| answers[coupon].as_ref().map(|it| it[place].outcome))
+        .collect();
+    TableIterator::new((1..).zip(outcome::to_sql_or_null(outcomes, schema)))
 }
 
 /// Claims one coupon for one user; a refusal is an error that aborts the transaction.

@@ -24,10 +24,28 @@ pub fn to_sql(
     outcomes: impl Iterator<Item = Outcome>,
     schema: Schema,
 ) -> impl Iterator<Item = SqlOutcome> {
-    let mut known = [None; Outcome::ALL.len()];
-    outcomes.map(move |outcome| {
-        *known[outcome as usize].get_or_insert_with(|| SqlOutcome::new(outcome, schema))
-    })
+    let mut known = Known::default();
+    outcomes.map(move |outcome| known.value(outcome, schema))
+}
+
+/// The same of outcomes that may be missing.
+pub fn to_sql_or_null(
+    outcomes: impl IntoIterator<Item = Option<Outcome>>,
+    schema: Schema,
+) -> impl Iterator<Item = Option<SqlOutcome>> {
+    let mut known = Known::default();
+    let outcomes = outcomes.into_iter();
+    outcomes.map(move |outcome| outcome.map(|outcome| known.value(outcome, schema)))
+}
+
+/// The values of the outcomes that were looked up.
+#[derive(Default)]
+struct Known([Option<SqlOutcome>; Outcome::ALL.len()]);
+
+impl Known {
+    fn value(&mut self, outcome: Outcome, schema: Schema) -> SqlOutcome {
+        *self.0[outcome as usize].get_or_insert_with(|| SqlOutcome::new(outcome, schema))
+    }
 }
 
 impl IntoDatum for SqlOutcome {

@@ -53,31 +53,18 @@ pub fn operate(
     operations: &[Operation<'_>],
 ) -> Vec<Answer> {
     let _context = Context::new(command.doing, coupon_name);
-    let request = Request {
-        coupon_name: Text::new(coupon_name),
-        operations,
-    };
     // Makes visible what the caller's own statement has written so far.
     session::next_command();
     let tables = Tables::open(schema);
     let mut view = View::new(&tables);
-    let Some(coupon) = view.coupon(request.coupon_name) else {
-        return vec![Outcome::NotFound.into(); operations.len()];
-    };
-    let mut decided = Decided {
-        answers: Vec::with_capacity(operations.len()),
-        rests_on: durability::NOTHING,
-        waits: 0,
-        waited_for: durability::NOTHING,
-    };
-    let (mut id, held) = (coupon.id, coupon.held);
-    request.look(
-        &mut view,
-        Draft::new(coupon, request.coupon_name, 0),
-        &mut decided,
-    );
+    let Part {
+        request,
+        mut id,
+        held,
+        mut decided,
+    } = Part::look(&mut view, coupon_name, operations);
+    view.release();
     if decided.answers.len() == operations.len() {
-        view.release();
         return decided.reported();
     }
 
@@ -87,7 +74,6 @@ pub fn operate(
         request.needs_claims(),
         held > 0 || request.needs_holds(),
     );
-    view.release();
     loop {
         // Without turn and snapshot: a standby that is away must not hold up other sessions.
         decided.wait();
@@ -116,6 +102,147 @@ pub fn operate(
                 turn.pass();
                 view.release();
                 id = other;
+            }
+        }
+    }
+}
+
+/// Carries out operations on several coupons, each given with its operations and only once, and returns their
+/// answers. The turns are taken in the order of the coupons' ids. Without `waits`, a coupon whose turn another
+/// session has is left out, and has no answers.
+pub fn operate_on_many(
+    schema: Schema,
+    command: Command,
+    coupons: &[(&str, Vec<Operation<'_>>)],
+    waits: bool,
+) -> Vec<Option<Vec<Answer>>> {
+    session::next_command();
+    let tables = Tables::open(schema);
+    let mut view = View::new(&tables);
+    let mut parts: Vec<Part<'_>> = coupons
+        .iter()
+        .map(|(coupon_name, operations)| {
+            let _context = Context::new(command.doing, coupon_name);
+            Part::look(&mut view, coupon_name, operations)
+        })
+        .collect();
+    view.release();
+    let mut open: Vec<usize> = (0..parts.len())
+        .filter(|&i| parts[i].decided.answers.len() < coupons[i].1.len())
+        .collect();
+    open.sort_by_key(|&i| parts[i].id);
+    let mut left_out = vec![false; parts.len()];
+    let mut turns = Vec::new();
+    if !open.is_empty() {
+        session::require_writable(command.name);
+        let needs_claims = open.iter().any(|&i| parts[i].request.needs_claims());
+        let needs_holds = open
+            .iter()
+            .any(|&i| parts[i].held > 0 || parts[i].request.needs_holds());
+        let mut ledger = Ledger::open(&tables, needs_claims, needs_holds);
+        for i in open {
+            let _context = Context::new(command.doing, coupons[i].0);
+            match parts[i].take(&tables, &mut view, &mut ledger, waits) {
+                Ok(turn) => turns.extend(turn),
+                Err(Busy) => left_out[i] = true,
+            }
+        }
+    }
+    let rests_on = parts.iter().map(|part| part.decided.rests_on);
+    let rests_on = rests_on.max().unwrap_or(durability::NOTHING);
+    if turns.is_empty() {
+        durability::wait_until_durable(rests_on);
+    } else {
+        // If refusals still wait for a standby, so will the commit of this transaction, which comes after what
+        // they rest on.
+        durability::flush(rests_on);
+        if durability::waits_for_standbys() || turns.iter().any(Turn::is_awaited) {
+            durability::release_locks_early();
+        }
+    }
+    let answers = parts.into_iter().zip(left_out);
+    answers
+        .map(|(part, left_out)| (!left_out).then_some(part.decided.answers))
+        .collect()
+}
+
+/// A coupon, the operations on it, and the answers so far.
+struct Part<'a> {
+    request: Request<'a>,
+    /// The coupon's id, 0 if there is none.
+    id: i64,
+    /// The number of pieces that are held.
+    held: i32,
+    decided: Decided,
+}
+
+/// Another session has the turn.
+struct Busy;
+
+impl<'a> Part<'a> {
+    /// Answers the leading operations that change nothing.
+    fn look(view: &mut View<'_>, coupon_name: &str, operations: &'a [Operation<'a>]) -> Part<'a> {
+        let request = Request {
+            coupon_name: Text::new(coupon_name),
+            operations,
+        };
+        let mut part = Part {
+            request,
+            id: 0,
+            held: 0,
+            decided: Decided {
+                answers: Vec::with_capacity(operations.len()),
+                rests_on: durability::NOTHING,
+                waits: 0,
+                waited_for: durability::NOTHING,
+            },
+        };
+        match view.coupon(part.request.coupon_name) {
+            Some(coupon) => {
+                (part.id, part.held) = (coupon.id, coupon.held);
+                let draft = Draft::new(coupon, part.request.coupon_name, 0);
+                part.request.look(view, draft, &mut part.decided);
+            }
+            None => {
+                part.request.not_found(&mut part.decided);
+            }
+        }
+        part
+    }
+
+    /// Carries out the rest of the operations while this transaction may have the turns of other coupons, and
+    /// returns the turn if it has changed something.
+    ///
+    /// # Errors
+    /// Without `waits`, another session has the turn.
+    fn take(
+        &mut self,
+        tables: &Tables,
+        view: &mut View<'_>,
+        ledger: &mut Ledger<'_>,
+        waits: bool,
+    ) -> Result<Option<Turn>, Busy> {
+        // No wait for a standby while others wait for those turns.
+        self.decided.waits = MOST_WAITS;
+        loop {
+            let turn = if waits {
+                Turn::wait(tables, self.id)
+            } else {
+                Turn::try_take(tables, self.id).ok_or(Busy)?
+            };
+            view.renew();
+            let taken = self.request.take(view, ledger, self.id, &mut self.decided);
+            view.release();
+            match taken {
+                Taken::Some => return Ok(Some(turn)),
+                Taken::None | Taken::NotYet => {
+                    turn.pass();
+                    return Ok(None);
+                }
+                Taken::Other(other) => {
+                    turn.pass();
+                    self.id = other;
+                }
             }
         }
     }
