@@ -260,9 +260,9 @@ impl Database {
         outcomes(&rows)
     }
 
-    /// Returns true if a call that would leave now had to wait for a connection, and lanes can share it.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.connections().are_busy() && !self.0.extension.is_outdated()
+    /// Returns true if [`NEWER_FUNCTIONS`] are missing, as far as is known.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.0.extension.is_outdated()
     }
 
     /// Waits for a connection for [`Self::claim_many`].

@@ -7,7 +7,7 @@
 //! closes.
 //!
 //! Most operations are claims without a request key. A batch of these alone takes a shorter way, and shares its call with
-//! other lanes if no connection is free.
+//! other lanes if enough of them have one in progress.
 
 mod shared;
 
@@ -26,7 +26,7 @@ use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use self::shared::{Shared, SharedCalls};
+use self::shared::{Alone, Shared, SharedCalls};
 use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
@@ -271,7 +271,7 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let mut next = self.share(batch).await;
+        let (mut next, _alone) = self.share(batch).await;
         while let Some(mut part) = next {
             match self.apply(&part).await {
                 Ok(Answers::Outcomes(outcomes)) => {
@@ -298,28 +298,34 @@ impl Lane {
         }
     }
 
-    /// Carries out a batch in a call that it shares with other lanes, if it is one of plain claims and no connection is
-    /// free. Returns it if the lane must call by itself.
-    async fn share(&mut self, batch: Vec<WaitingOperation>) -> Option<Vec<WaitingOperation>> {
-        if !self.lanes.database.is_busy() || !is_plain(&batch) {
-            return Some(batch);
+    /// Carries out a batch in a call that it shares with other lanes, if it is one of plain claims and there is no
+    /// permit to call alone. Returns it if the lane must call by itself, with the permit if it has one.
+    async fn share(
+        &mut self,
+        batch: Vec<WaitingOperation>,
+    ) -> (Option<Vec<WaitingOperation>>, Option<Alone>) {
+        if !is_plain(&batch) || self.lanes.database.is_outdated() {
+            return (Some(batch), None);
         }
         let shared = Arc::clone(&self.lanes.shared);
+        if let Some(alone) = shared.permit_alone() {
+            return (Some(batch), Some(alone));
+        }
+        let coupon_name = Arc::clone(&self.coupon_name);
         // Without an answer the batch is lost, and its senders with it: that is an error for each of them.
-        let (batch, result) = shared
-            .claim(Arc::clone(&self.coupon_name), batch)
-            .await
-            .ok()?;
+        let Ok((batch, result)) = shared.claim(coupon_name, batch).await else {
+            return (None, None);
+        };
         match result {
             Shared::Outcomes(outcomes) => self.answer_claims(batch, outcomes).await,
-            Shared::LeftOut => return Some(batch),
+            Shared::LeftOut => return (Some(batch), None),
             Shared::Failed(error) => {
                 for operation in batch {
                     answer(operation, Err(error.clone()));
                 }
             }
         }
-        None
+        (None, None)
     }
 
     async fn apply(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {

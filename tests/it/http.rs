@@ -13,6 +13,7 @@ mod lanes;
 mod life_cycle;
 mod limits;
 mod long_lists;
+mod many_coupons;
 mod origin;
 mod outdated;
 mod permits;

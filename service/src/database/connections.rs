@@ -119,12 +119,6 @@ impl Connections {
         self.fast.status().size == 0
     }
 
-    /// Returns true if all are in use, and there may be no more.
-    pub fn are_busy(&self) -> bool {
-        let status = self.fast.status();
-        status.available == 0 && status.size >= status.max_size
-    }
-
     /// Waits for a connection.
     ///
     /// # Errors

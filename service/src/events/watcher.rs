@@ -181,10 +181,8 @@ impl Watcher {
 
     /// Reads the next events that the feed no longer has.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        let mut position;
-        let mut attempts = ATTEMPTS;
-        loop {
-            position = self.feed.borrow().position;
+        for _ in 0..ATTEMPTS {
+            let position = self.feed.borrow().position;
             let coupon_name = self.topic.coupon_name();
             let database = &self.hub.database;
             let events = database
@@ -209,19 +207,10 @@ impl Watcher {
             if !events.is_empty() {
                 return Ok(());
             }
-            attempts -= 1;
-            if attempts == 0 {
-                break;
-            }
             sleep(PAUSE).await;
         }
-        if self.after == 0 {
-            // The client has asked for what there is, and that is nothing.
-            self.after = position;
-        } else {
-            // They were purged before they could be sent.
-            self.reset();
-        }
+        // They were purged before they could be sent.
+        self.reset();
         Ok(())
     }
 

@@ -1,18 +1,19 @@
-//! Shared calls: while all connections are busy, the batches of several lanes wait for one together, and travel in one
-//! call and one commit.
+//! Shared calls: if enough lanes have a call of their own in progress, the batches of the others wait for the next call
+//! together, and travel in one commit.
 //!
-//! Many coupons at once would otherwise be many small transactions. No timer holds anything back: a batch that finds a
-//! connection leaves alone, and the more lanes wait, the more share the next call. A coupon that another session is
+//! Many coupons at once would otherwise be many small transactions, each with its commit and its turn on a processor. No
+//! timer holds anything back: the more lanes wait, the more share the next call. A coupon that another session is
 //! changing is left out of a shared call, and so is one whose batch makes it fail; their lanes go on alone.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Instant,
 };
 
 use anyhow::anyhow;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{WaitingOperation, check_count};
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// The most lanes that share a call. Each of their coupons is held until its commit.
-const LANES: usize = 64;
+const LANES: usize = 128;
 
 /// Calls that lanes share.
 #[derive(Debug)]
@@ -31,14 +32,24 @@ pub(super) struct SharedCalls {
     database: Database,
     /// The most claims in one call.
     claims: usize,
+    /// Permits of lanes that call alone, and of shared calls. There are as many in all as processors: with more calls in
+    /// progress, fewer lanes share each, and a claim costs twice as much.
+    alone: Arc<Semaphore>,
+    shared: Arc<Semaphore>,
     room: Mutex<Room>,
 }
 
-/// The batches that wait for a connection.
+/// The permit of a lane to call alone, returned when dropped.
+#[derive(Debug)]
+pub(super) struct Alone {
+    _held: OwnedSemaphorePermit,
+}
+
+/// The batches that wait for the next shared call.
 #[derive(Debug, Default)]
 struct Room {
     waiting: VecDeque<SharedBatch>,
-    /// True while a task waits for the next connection.
+    /// True while a task waits for its permit and connection.
     is_attended: bool,
 }
 
@@ -64,11 +75,21 @@ pub(super) enum Shared {
 impl SharedCalls {
     /// Makes shared calls of at most so many claims.
     pub fn new(database: Database, claims: usize) -> Arc<Self> {
+        let processors = thread::available_parallelism().map_or(2, usize::from);
+        let permits = || Arc::new(Semaphore::new(processors.div_ceil(2)));
         Arc::new(Self {
             database,
             claims,
+            alone: permits(),
+            shared: permits(),
             room: Mutex::default(),
         })
+    }
+
+    /// Takes the permit to call alone; none if a batch should share a call.
+    pub fn permit_alone(&self) -> Option<Alone> {
+        let held = Arc::clone(&self.alone).try_acquire_owned().ok()?;
+        Some(Alone { _held: held })
     }
 
     /// Claims for a lane's batch together with others, and returns the batch.
@@ -102,15 +123,20 @@ impl SharedCalls {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends what waits with each connection that becomes free, until nothing waits.
+    /// Sends what waits whenever there are a permit and a connection, until nothing waits.
     async fn attend(self: Arc<Self>) {
         loop {
+            // Never closed.
+            let permit = Arc::clone(&self.shared).acquire_owned().await.ok();
             let connection = self.database.connection().await;
             let (group, is_last) = self.next_group();
             match connection {
                 Ok(connection) if !group.is_empty() => {
                     let calls = Arc::clone(&self);
-                    tokio::spawn(async move { calls.carry_out(group, connection).await });
+                    tokio::spawn(async move {
+                        calls.carry_out(group, connection).await;
+                        drop(permit);
+                    });
                 }
                 Ok(_) => {}
                 Err(error) => {

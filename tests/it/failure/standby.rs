@@ -561,6 +561,7 @@ async fn failover_loses_no_hold_release_replay_or_event() -> Result<()> {
     })
     .await?;
     pair.primary.stop(Stop::Kill)?;
+    lives.end();
     while let Some(session) = sessions.join_next().await {
         session??;
     }

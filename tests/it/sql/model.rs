@@ -227,8 +227,10 @@ impl Sequence<'_> {
             Step::Purge => {
                 let purge = "select honcho_purge_events(clock_timestamp(), 1000000)";
                 self.sessions.watch.batch_execute(purge).await?;
+                // The last event of all stays.
                 let left = format!(
-                    "select count(*) from coupon_events where coupon_name = '{}'",
+                    "select count(*) from coupon_events
+                      where coupon_name = '{}' and id < (select max(id) from coupon_events)",
                     self.name
                 );
                 let left: i64 = self.sessions.watch.query_one(&left, &[]).await?.get(0);

@@ -76,7 +76,7 @@ async fn caller_with_execute_claims_but_touches_no_table() -> Result<()> {
         .query_one("select count(*) from claims", &[])
         .await?
         .get(0);
-    assert_eq!(claims, 6);
+    assert_eq!(claims, 8);
     database.books().await
 }
 
