@@ -248,14 +248,18 @@ impl Database {
 
     /// `honcho_claim_batch`: returns an outcome for each of `user_ids`, in their order, after the batch has
     /// committed. For lanes.
+    ///
+    /// # Arguments
+    /// `permit`: dropped when the coupon turns out to be held, before the long wait for it.
     pub async fn claim_batch(
         &self,
         coupon_name: &str,
         user_ids: &[&str],
+        permit: impl Send,
     ) -> Result<Vec<Outcome>, Error> {
         let rows = self
             .connections()
-            .write(CLAIM_BATCH, &[&coupon_name, &user_ids])
+            .write(CLAIM_BATCH, &[&coupon_name, &user_ids], permit)
             .await?;
         outcomes(&rows)
     }

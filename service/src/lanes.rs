@@ -271,9 +271,9 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let (mut next, _alone) = self.share(batch).await;
+        let (mut next, mut alone) = self.share(batch).await;
         while let Some(mut part) = next {
-            match self.apply(&part).await {
+            match self.apply(&part, alone.take()).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -328,7 +328,11 @@ impl Lane {
         (None, None)
     }
 
-    async fn apply(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
+    async fn apply(
+        &self,
+        batch: &[WaitingOperation],
+        alone: Option<Alone>,
+    ) -> Result<Answers, Error> {
         let is_plain = is_plain(batch);
         let function = if is_plain {
             "honcho_claim_batch"
@@ -339,7 +343,7 @@ impl Lane {
         let begun = Instant::now();
         let span = BatchSpan::start(function, batch.len(), traced);
         let answers = if is_plain {
-            self.claim_batch(batch).await
+            self.claim_batch(batch, alone).await
         } else {
             self.apply_mixed(batch).await
         };
@@ -347,11 +351,17 @@ impl Lane {
         answers.inspect_err(|error| span.fail(error))
     }
 
-    async fn claim_batch(&self, batch: &[WaitingOperation]) -> Result<Answers, Error> {
+    async fn claim_batch(
+        &self,
+        batch: &[WaitingOperation],
+        alone: Option<Alone>,
+    ) -> Result<Answers, Error> {
         let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
-        let outcomes = database.claim_batch(&self.coupon_name, &users).await?;
+        let outcomes = database
+            .claim_batch(&self.coupon_name, &users, alone)
+            .await?;
         check_count(batch.len(), outcomes.len())?;
         Ok(Answers::Outcomes(outcomes))
     }
