@@ -6,9 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     before::Build,
+    clients,
     ground::{Books, Ground, Stock},
     growth::{Grown, USERS},
     load::{self, Claimant, Http, Operations},
+    machine,
     redis::{self, Redis},
     watchers::Watchers,
 };
@@ -80,6 +82,8 @@ pub enum Scene {
     HttpWatched,
     /// Claims on 1,000 coupons at random.
     HttpCoupons,
+    /// One claim each of clients that connect at the same moment, on a coupon with a small stock.
+    HttpNoon,
     /// Single claims on a new coupon, with this many claims on others in the table.
     GrownNew(u64),
     /// Single claims on a coupon with up to a million claims, with this many in the table.
@@ -116,6 +120,14 @@ pub enum Figures {
         took: Duration,
         growth: u64,
     },
+    /// Times of clients that connected at the same moment, from that moment to their answers.
+    Noon {
+        last: Duration,
+        p50: Duration,
+        p99: Duration,
+        /// Clients that waited over a second for their connection.
+        late: u32,
+    },
     /// Bytes of resident memory.
     Memory { idle: u64, loaded: u64 },
 }
@@ -140,6 +152,9 @@ const COUPONS: u32 = 1_000;
 /// Holds of a coupon of which all is held.
 pub const HELD: u32 = 100_000;
 pub const WATCHERS: u32 = 1_000;
+/// The clients at noon, and the stock of their coupon.
+pub const NOON_CLIENTS: u32 = 10_000;
+pub const NOON_STOCK: u32 = 100;
 /// Holds that are made for each second of confirmations: more than can be confirmed.
 const SQL_HOLDS: u32 = 100_000;
 const HTTP_HOLDS: u32 = 150_000;
@@ -208,6 +223,12 @@ impl Case {
             Flush::Disk,
             Scene::HttpCoupons,
             256,
+            &[Honcho, Pool4, Pool16],
+        );
+        add(
+            Flush::Disk,
+            Scene::HttpNoon,
+            NOON_CLIENTS,
             &[Honcho, Pool4, Pool16],
         );
         add(Flush::Disk, Scene::Memory, 256, &[Honcho]);
@@ -292,6 +313,7 @@ impl Stage {
                 self.http_operations(case).await
             }
             (Scene::HttpSoldOut | Scene::HttpAlready, _) => self.http_refusals(case).await,
+            (Scene::HttpNoon, _) => self.http_noon(case).await,
             (Scene::GrownNew(rows), _) => self.grown_claims(case, rows, false).await,
             (Scene::GrownOld(rows), _) => self.grown_claims(case, rows, true).await,
             (Scene::GrownGet(rows), _) => {
@@ -550,6 +572,35 @@ impl Stage {
         Ok(tally.figures)
     }
 
+    async fn http_noon(&mut self, case: Case) -> Result<Figures> {
+        machine::ensure_files(clients::files(case.clients))?;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let (earlier, coupon) = (ground.next_name(), ground.next_name());
+        let stock = Stock::Pieces(i32::try_from(NOON_STOCK)?);
+        books
+            .start_over(&[(earlier.clone(), Stock::Endless), (coupon.clone(), stock)])
+            .await?;
+        let address = ground.service(case.subject).await?.address();
+        // The service opens its connections to the database.
+        let first = clients::rush(address, &earlier, OPERATION_CLIENTS).await?;
+        let rush = clients::rush(address, &coupon, case.clients).await?;
+        for (rush, clients, stock) in [
+            (&first, OPERATION_CLIENTS, OPERATION_CLIENTS),
+            (&rush, case.clients, NOON_STOCK),
+        ] {
+            ensure!(
+                (rush.claimed, rush.refused) == (stock.into(), (clients - stock).into()),
+                "of {clients} claims on {stock} pieces, {} were answered 200 and {} were answered 409",
+                rush.claimed,
+                rush.refused
+            );
+        }
+        let claims = u64::from(OPERATION_CLIENTS + NOON_STOCK);
+        books.ensure(claims..=claims, 0..=0).await?;
+        Ok(rush.figures)
+    }
+
     async fn no_op(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
         let ground = self.ground(case).await?;
@@ -748,6 +799,7 @@ impl fmt::Display for Scene {
             Self::HttpSoldOut => formatter.write_str("http-sold-out"),
             Self::HttpAlready => formatter.write_str("http-already-claimed"),
             Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
+            Self::HttpNoon => formatter.write_str("http-noon"),
             Self::GrownNew(rows) => write!(formatter, "grown-{rows}-new-coupon"),
             Self::GrownOld(rows) => write!(formatter, "grown-{rows}-old-coupon"),
             Self::GrownGet(rows) => write!(formatter, "grown-{rows}-get"),
@@ -785,6 +837,15 @@ impl fmt::Display for Figures {
                 formatter,
                 "first byte {first_byte:.1?}, all {took:.1?}, memory +{:.1} MiB",
                 mebibytes(*growth)
+            ),
+            Self::Noon {
+                last,
+                p50,
+                p99,
+                late,
+            } => write!(
+                formatter,
+                "last answer {last:.1?}, p50 {p50:.1?}, p99 {p99:.1?}, {late} late connections"
             ),
             Self::Memory { idle, loaded } => write!(
                 formatter,

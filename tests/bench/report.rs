@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use crate::case::{
     BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HOLD_CLIENTS, HTTP_CLIENTS,
-    HTTP_CLIENTS_BEFORE, OPERATION_CLIENTS, REFUSAL_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE,
-    Scene, Subject, WATCHERS, mebibytes,
+    HTTP_CLIENTS_BEFORE, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS, REFUSAL_CLIENTS, SQL_CLIENTS,
+    SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
 };
 
 /// The figures of each case's rounds, or the reason why a round has none.
@@ -187,15 +187,23 @@ fn targets(results: &Results) -> Vec<Target> {
         1.5,
     );
     let http = |subject| case(Flush::Disk, Scene::Http, 256, subject);
-    let pool = |subject| ratio(http(Honcho), http(subject));
-    let better_pool = pool(Pool4)
-        .zip(pool(Pool16))
-        .map(|(four, sixteen)| four.min(sixteen));
+    let better_pool = |ours: Case| {
+        let against = |subject| ratio(ours, Case { subject, ..ours });
+        let (four, sixteen) = against(Pool4).zip(against(Pool16))?;
+        Some(four.min(sixteen))
+    };
     at_least(
         "HTTP claims, 256 connections, against the usual transaction in axum, its better pool"
             .into(),
-        better_pool,
+        better_pool(http(Honcho)),
         12.0,
+    );
+    at_least(
+        "HTTP claims on 1,000 coupons at random, 256 connections, against the usual transaction in axum, its better \
+         pool"
+            .into(),
+        better_pool(case(Flush::Disk, Scene::HttpCoupons, 256, Honcho)),
+        5.0,
     );
     at_least(
         "HTTP claims, 256 connections, against the no-op route".into(),
@@ -230,6 +238,18 @@ fn targets(results: &Results) -> Vec<Target> {
         }),
         1.0,
     );
+    let last = |subject| median_of(results, noon(subject), last_answer);
+    at_least(
+        format!(
+            "Noon, {} clients: time until the last answer of the usual transaction in axum, its better pool, against \
+             ours",
+            thousands(NOON_CLIENTS.into())
+        ),
+        last(Pool4)
+            .zip(last(Pool16))
+            .and_then(|(four, sixteen)| Some(four.min(sixteen) / last(Honcho)?)),
+        4.0,
+    );
     at_least(
         "SQL claims with 10 million claims in the table, against 10 thousand".into(),
         ratio(
@@ -259,6 +279,12 @@ fn targets(results: &Results) -> Vec<Target> {
             need: Need::Under(most, unit),
         });
     };
+    under(
+        "Noon: clients that waited over a second for a connection",
+        median_of(results, noon(Honcho), late_connections),
+        1.0,
+        "clients",
+    );
     let get = |of: fn(Figures) -> Option<f64>| most_of(results, get_million(), of);
     under(
         "GET of a coupon with 1 million claims: memory of the service grows by",
@@ -393,6 +419,32 @@ fn memory() -> Case {
     case(Flush::Disk, Scene::Memory, 256, Subject::Honcho)
 }
 
+fn noon(subject: Subject) -> Case {
+    case(Flush::Disk, Scene::HttpNoon, NOON_CLIENTS, subject)
+}
+
+/// Milliseconds until the last client at noon had its answer.
+fn last_answer(figures: Figures) -> Option<f64> {
+    match figures {
+        Figures::Noon { last, .. } => Some(milliseconds(last)),
+        _ => None,
+    }
+}
+
+/// The number of clients that waited over a second for a connection at noon.
+fn late_connections(figures: Figures) -> Option<f64> {
+    match figures {
+        Figures::Noon { late, .. } => Some(late.into()),
+        _ => None,
+    }
+}
+
+/// The median of this value of the rounds.
+fn median_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
+    let mut values: Vec<f64> = sound(results, case).filter_map(of).collect();
+    median(&mut values)
+}
+
 /// The greatest value of all rounds: an upper bound holds for the worst round.
 fn most_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
     sound(results, case).filter_map(of).max_by(f64::total_cmp)
@@ -457,7 +509,11 @@ impl Table {
 fn title(subject: Subject, scene: Scene) -> &'static str {
     let http = matches!(
         scene,
-        Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons
+        Scene::Http
+            | Scene::HttpSoldOut
+            | Scene::HttpAlready
+            | Scene::HttpCoupons
+            | Scene::HttpNoon
     );
     match subject {
         Subject::Honcho if scene == Scene::SqlReserve => "honcho_reserve",
@@ -639,6 +695,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpCoupons, clients)),
         "connections",
     )?;
+    write_noon(report, results)?;
     for (title, note, scene) in [
         (
             "SQL claims on a new coupon in a grown table",
@@ -696,6 +753,60 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(
             report,
             "From a table of 10 million, by a service that just started.\n"
+        )?;
+        writeln!(report, "{}", table.0)?;
+    }
+    Ok(())
+}
+
+/// Writes the table of those who served the clients at noon.
+fn write_noon(report: &mut String, results: &Results) -> std::fmt::Result {
+    let mut table = Table::new(&[
+        "",
+        "last answer ms",
+        "p50 ms",
+        "p99 ms",
+        "over 1 s for a connection",
+        "Honcho is so many times as fast",
+    ]);
+    let ours = median_of(results, noon(Subject::Honcho), last_answer);
+    let mut any = false;
+    for &case in results.keys().filter(|case| case.scene == Scene::HttpNoon) {
+        any = true;
+        let name = title(case.subject, case.scene);
+        let of = |of| median_of(results, case, of);
+        let (Some(last), Some(p50), Some(p99), Some(late)) = (
+            of(last_answer),
+            of(|figures| match figures {
+                Figures::Noon { p50, .. } => Some(milliseconds(p50)),
+                _ => None,
+            }),
+            of(|figures| match figures {
+                Figures::Noon { p99, .. } => Some(milliseconds(p99)),
+                _ => None,
+            }),
+            of(late_connections),
+        ) else {
+            table.row(&[name, "not measured", "", "", "", ""]);
+            continue;
+        };
+        let times = ours.filter(|_| case.subject != Subject::Honcho);
+        table.row(&[
+            name.to_owned(),
+            format!("{last:.0}"),
+            format!("{p50:.0}"),
+            format!("{p99:.0}"),
+            thousands(late),
+            times.map_or_else(String::new, |ours| format!("{:.2}", last / ours)),
+        ]);
+    }
+    if any {
+        let clients = thousands(NOON_CLIENTS.into());
+        writeln!(report, "## Noon: {clients} clients at the same moment\n")?;
+        writeln!(
+            report,
+            "Each connects and sends one claim on a coupon with a stock of {NOON_STOCK}. Times are from that moment \
+             to the answer.\n"
         )?;
         writeln!(report, "{}", table.0)?;
     }
