@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     before::Build,
-    clients,
+    clients::{self, Refused},
     ground::{Books, Ground, Stock},
     growth::{Grown, USERS},
     load::{self, Claimant, Http, Operations},
@@ -82,6 +82,8 @@ pub enum Scene {
     HttpWatched,
     /// Claims on 1,000 coupons at random.
     HttpCoupons,
+    /// The same, while further clients claim a coupon that an open transaction holds.
+    HttpCouponHeld,
     /// One claim each of clients that connect at the same moment, on a coupon with a small stock.
     HttpNoon,
     /// Single claims on a new coupon, with this many claims on others in the table.
@@ -149,6 +151,8 @@ pub const GROWN_CLIENTS: u32 = 8;
 /// Number of users in the already-claimed case.
 const REGULARS: u32 = 10_000;
 const COUPONS: u32 = 1_000;
+/// Further clients that claim the coupon that is held.
+pub const HELD_CLIENTS: u32 = 8;
 /// Holds of a coupon of which all is held.
 pub const HELD: u32 = 100_000;
 pub const WATCHERS: u32 = 1_000;
@@ -225,6 +229,7 @@ impl Case {
             256,
             &[Honcho, Pool4, Pool16],
         );
+        add(Flush::Disk, Scene::HttpCouponHeld, 256, &[Honcho]);
         add(
             Flush::Disk,
             Scene::HttpNoon,
@@ -306,7 +311,7 @@ impl Stage {
                 Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons,
                 Subject::NoOp,
             ) => self.no_op(case).await,
-            (Scene::Http | Scene::HttpCoupons | Scene::HttpWatched, _) => {
+            (Scene::Http | Scene::HttpCoupons | Scene::HttpCouponHeld | Scene::HttpWatched, _) => {
                 self.http_claims(case).await
             }
             (Scene::HttpReserve | Scene::HttpConfirm | Scene::HttpMixed, _) => {
@@ -485,12 +490,12 @@ impl Stage {
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         let coupons = match case.scene {
-            Scene::HttpCoupons => COUPONS,
+            Scene::HttpCoupons | Scene::HttpCouponHeld => COUPONS,
             _ => 0,
         };
         let names = match coupons {
             0 => vec![(coupon.clone(), Stock::Endless)],
-            // The names that the wrk script generates.
+            // The names that the wrk script generates. If one is held, it is the last.
             _ => (0..coupons)
                 .map(|number| (format!("{coupon}_{}", 1000 + number), Stock::Endless))
                 .collect(),
@@ -502,14 +507,29 @@ impl Stage {
             Scene::HttpWatched => Some(Watchers::open(service.address(), &coupon, WATCHERS).await?),
             _ => None,
         };
+        let address = service.address();
+        let (last, _) = names.last().context("no coupons")?;
+        let held = match case.scene {
+            Scene::HttpCouponHeld => {
+                let holder = ground.books(case.subject).await?;
+                holder.claim_and_keep_open(last).await?;
+                let refused = Refused::start(address, last, "late", HELD_CLIENTS, 503).await?;
+                Some((holder, refused))
+            }
+            _ => None,
+        };
         let http = Http {
             coupon: &coupon,
             tag: "u",
             users: 0,
-            coupons,
+            coupons: coupons - u32::from(held.is_some()),
             audit: None,
         };
         let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        if let Some((holder, refused)) = held {
+            refused.finish().await?;
+            holder.roll_back().await?;
+        }
         if let Some(watchers) = watchers {
             books.restock(&coupon).await?;
             watchers.finish().await?;
@@ -799,6 +819,7 @@ impl fmt::Display for Scene {
             Self::HttpSoldOut => formatter.write_str("http-sold-out"),
             Self::HttpAlready => formatter.write_str("http-already-claimed"),
             Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
+            Self::HttpCouponHeld => formatter.write_str("http-coupon-held"),
             Self::HttpNoon => formatter.write_str("http-noon"),
             Self::GrownNew(rows) => write!(formatter, "grown-{rows}-new-coupon"),
             Self::GrownOld(rows) => write!(formatter, "grown-{rows}-old-coupon"),

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -121,4 +124,65 @@ pub async fn rush(address: SocketAddr, coupon: &str, clients: u32) -> Result<Rus
             late,
         },
     })
+}
+
+/// Clients whose claims are all refused, one after the other until they are stopped.
+pub struct Refused {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<Result<u32>>,
+}
+
+impl Refused {
+    /// Starts this many clients on a coupon. Their users' names begin with `user`, and each answer must have this
+    /// status.
+    pub async fn start(
+        address: SocketAddr,
+        coupon: &str,
+        user: &'static str,
+        clients: u32,
+        status: u16,
+    ) -> Result<Self> {
+        let mut refused = Self {
+            stop: Arc::new(AtomicBool::new(false)),
+            tasks: JoinSet::new(),
+        };
+        for number in 0..clients {
+            let mut client = Client::connect(address).await?;
+            let (stop, coupon) = (Arc::clone(&refused.stop), coupon.to_owned());
+            refused.tasks.spawn(async move {
+                let mut answers = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let user = format!("{user}_{number}_{answers}");
+                    let answered = client.claim(&user, &coupon).await?;
+                    ensure!(
+                        answered == status,
+                        "a claim was answered {answered} instead of {status}"
+                    );
+                    answers += 1;
+                }
+                Ok(answers)
+            });
+        }
+        Ok(refused)
+    }
+
+    /// Stops them, and waits for the last answers.
+    pub async fn finish(mut self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let clients = self.tasks.len();
+        let mut answers = 0;
+        let all = async {
+            while let Some(of_one) = self.tasks.join_next().await {
+                let of_one = of_one??;
+                ensure!(of_one > 0, "a client has claimed nothing");
+                answers += of_one;
+            }
+            anyhow::Ok(())
+        };
+        timeout(PATIENCE, all)
+            .await
+            .context("a client waits for its refusal for too long")??;
+        eprintln!("           {answers} refusals of {clients} more clients meanwhile");
+        Ok(())
+    }
 }

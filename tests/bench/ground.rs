@@ -358,6 +358,21 @@ impl Books {
         Ok(())
     }
 
+    /// Claims a coupon in a transaction that stays open.
+    pub async fn claim_and_keep_open(&self, coupon: &str) -> Result<()> {
+        self.client.batch_execute("begin").await?;
+        let claim = "select honcho_claim('user_open', $1)::text";
+        let row = self.client.query_one(claim, &[&coupon]).await?;
+        let outcome: &str = row.get(0);
+        ensure!(outcome == "claimed", "a claim was answered {outcome}");
+        Ok(())
+    }
+
+    /// Rolls the open transaction back.
+    pub async fn roll_back(&self) -> Result<()> {
+        Ok(self.client.batch_execute("rollback").await?)
+    }
+
     /// Adds a piece to a coupon.
     pub async fn restock(&self, coupon: &str) -> Result<()> {
         let restock = "select outcome::text from honcho_restock($1, 1)";

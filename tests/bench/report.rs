@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use crate::case::{
-    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HOLD_CLIENTS, HTTP_CLIENTS,
-    HTTP_CLIENTS_BEFORE, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS, REFUSAL_CLIENTS, SQL_CLIENTS,
-    SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
+    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HELD_CLIENTS, HOLD_CLIENTS,
+    HTTP_CLIENTS, HTTP_CLIENTS_BEFORE, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS,
+    REFUSAL_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
 };
 
 /// The figures of each case's rounds, or the reason why a round has none.
@@ -376,7 +376,19 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
             least,
         )
     });
-    sql.chain([refusals]).chain(http)
+    let held = (
+        format!(
+            "HTTP claims on 1,000 coupons at random, {OPERATION_CLIENTS} connections, while one is held and \
+             {HELD_CLIENTS} more clients claim it, against none held"
+        ),
+        times(
+            results,
+            ours(Scene::HttpCouponHeld, OPERATION_CLIENTS),
+            ours(Scene::HttpCoupons, OPERATION_CLIENTS),
+        ),
+        0.9,
+    );
+    sql.chain([refusals]).chain(http).chain([held])
 }
 
 /// Targets of plain claims as multiples of those of the version before, if there is one.
@@ -513,6 +525,7 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
             | Scene::HttpSoldOut
             | Scene::HttpAlready
             | Scene::HttpCoupons
+            | Scene::HttpCouponHeld
             | Scene::HttpNoon
     );
     match subject {
@@ -693,6 +706,17 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         "HTTP claims on 1,000 coupons at random",
         "",
         HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpCoupons, clients)),
+        "connections",
+    )?;
+    section(
+        report,
+        results,
+        "HTTP claims on 1,000 coupons at random, one of which is held",
+        &format!(
+            "An open transaction has claimed it. Meanwhile {HELD_CLIENTS} more clients, not counted here, claim it in \
+             vain."
+        ),
+        [(Flush::Disk, Scene::HttpCouponHeld, OPERATION_CLIENTS)],
         "connections",
     )?;
     write_noon(report, results)?;
