@@ -84,6 +84,8 @@ pub enum Scene {
     HttpCoupons,
     /// The same, while further clients claim a coupon that an open transaction holds.
     HttpCouponHeld,
+    /// Claims on one coupon, while one further client sends claims that a trigger refuses.
+    HttpOneRefused,
     /// One claim each of clients that connect at the same moment, on a coupon with a small stock.
     HttpNoon,
     /// Single claims on a new coupon, with this many claims on others in the table.
@@ -151,6 +153,8 @@ pub const GROWN_CLIENTS: u32 = 8;
 /// Number of users in the already-claimed case.
 const REGULARS: u32 = 10_000;
 const COUPONS: u32 = 1_000;
+/// The beginning of the names of users whose claims a trigger refuses.
+const REFUSED_USER: &str = "refused";
 /// Further clients that claim the coupon that is held.
 pub const HELD_CLIENTS: u32 = 8;
 /// Holds of a coupon of which all is held.
@@ -230,6 +234,12 @@ impl Case {
             &[Honcho, Pool4, Pool16],
         );
         add(Flush::Disk, Scene::HttpCouponHeld, 256, &[Honcho]);
+        add(
+            Flush::Disk,
+            Scene::HttpOneRefused,
+            OPERATION_CLIENTS,
+            &[Honcho],
+        );
         add(
             Flush::Disk,
             Scene::HttpNoon,
@@ -313,6 +323,14 @@ impl Stage {
             ) => self.no_op(case).await,
             (Scene::Http | Scene::HttpCoupons | Scene::HttpCouponHeld | Scene::HttpWatched, _) => {
                 self.http_claims(case).await
+            }
+            (Scene::HttpOneRefused, _) => {
+                let books = self.ground(case).await?.books(case.subject).await?;
+                books.refuse_users(REFUSED_USER).await?;
+                let measured = self.http_claims(case).await;
+                // Also after a failure: other cases use the same tables.
+                books.refuse_no_users().await?;
+                measured
             }
             (Scene::HttpReserve | Scene::HttpConfirm | Scene::HttpMixed, _) => {
                 self.http_operations(case).await
@@ -509,25 +527,31 @@ impl Stage {
         };
         let address = service.address();
         let (last, _) = names.last().context("no coupons")?;
-        let held = match case.scene {
+        let (holder, refused) = match case.scene {
             Scene::HttpCouponHeld => {
                 let holder = ground.books(case.subject).await?;
                 holder.claim_and_keep_open(last).await?;
                 let refused = Refused::start(address, last, "late", HELD_CLIENTS, 503).await?;
-                Some((holder, refused))
+                (Some(holder), Some(refused))
             }
-            _ => None,
+            Scene::HttpOneRefused => {
+                let refused = Refused::start(address, last, REFUSED_USER, 1, 500).await?;
+                (None, Some(refused))
+            }
+            _ => (None, None),
         };
         let http = Http {
             coupon: &coupon,
             tag: "u",
             users: 0,
-            coupons: coupons - u32::from(held.is_some()),
+            coupons: coupons - u32::from(holder.is_some()),
             audit: None,
         };
         let tally = load::wrk(&url, &http, case.clients, seconds).await?;
-        if let Some((holder, refused)) = held {
+        if let Some(refused) = refused {
             refused.finish().await?;
+        }
+        if let Some(holder) = holder {
             holder.roll_back().await?;
         }
         if let Some(watchers) = watchers {
@@ -820,6 +844,7 @@ impl fmt::Display for Scene {
             Self::HttpAlready => formatter.write_str("http-already-claimed"),
             Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
             Self::HttpCouponHeld => formatter.write_str("http-coupon-held"),
+            Self::HttpOneRefused => formatter.write_str("http-one-refused"),
             Self::HttpNoon => formatter.write_str("http-noon"),
             Self::GrownNew(rows) => write!(formatter, "grown-{rows}-new-coupon"),
             Self::GrownOld(rows) => write!(formatter, "grown-{rows}-old-coupon"),

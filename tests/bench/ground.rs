@@ -373,6 +373,23 @@ impl Books {
         Ok(self.client.batch_execute("rollback").await?)
     }
 
+    /// Creates a trigger that refuses the claims of users whose names begin with this.
+    pub async fn refuse_users(&self, beginning: &str) -> Result<()> {
+        let refuse = format!(
+            "create function refuse() returns trigger language plpgsql as
+                 $$ begin raise exception 'refused'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (starts_with(new.user_id::text, '{beginning}')) execute function refuse()"
+        );
+        Ok(self.client.batch_execute(&refuse).await?)
+    }
+
+    /// Drops this trigger.
+    pub async fn refuse_no_users(&self) -> Result<()> {
+        let drop = "drop function refuse cascade";
+        Ok(self.client.batch_execute(drop).await?)
+    }
+
     /// Adds a piece to a coupon.
     pub async fn restock(&self, coupon: &str) -> Result<()> {
         let restock = "select outcome::text from honcho_restock($1, 1)";

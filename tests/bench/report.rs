@@ -363,6 +363,11 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
             "claims with a tenth of other operations",
             0.9,
         ),
+        (
+            Scene::HttpOneRefused,
+            "claims while a trigger refuses those of one more client",
+            0.8,
+        ),
         (Scene::HttpWatched, watched.as_str(), 0.95),
     ];
     let http = http.map(|(scene, what, least)| {
@@ -536,6 +541,9 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Honcho if scene == Scene::HttpReserve => "reservations",
         Subject::Honcho if scene == Scene::HttpConfirm => "confirmations",
         Subject::Honcho if scene == Scene::HttpMixed => "claims with a tenth of other operations",
+        Subject::Honcho if scene == Scene::HttpOneRefused => {
+            "claims, those of one more client refused"
+        }
         Subject::Honcho if scene == Scene::HttpWatched => "claims on a watched coupon",
         Subject::Honcho if http => "Honcho over HTTP",
         Subject::Honcho if scene == Scene::Batch(1000) => "honcho_claim_batch, 1,000 users",
@@ -680,6 +688,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
             Scene::HttpConfirm,
             Scene::HttpMixed,
             Scene::HttpWatched,
+            Scene::HttpOneRefused,
         ]
         .map(|scene| (Flush::Disk, scene, OPERATION_CLIENTS)),
         "connections",
