@@ -66,6 +66,9 @@ pub enum Scene {
     SqlSoldOut,
     /// Single claims on a coupon of which all is held.
     SqlAllHeld,
+    /// Single claims, and look-ups of the coupon, under the snapshot of another session: at its beginning and after
+    /// many claims.
+    SqlSnapshot,
     /// Claims on one coupon.
     Http,
     /// Claims on a coupon that is sold out.
@@ -132,6 +135,14 @@ pub enum Figures {
         /// Clients that waited over a second for their connection.
         late: u32,
     },
+    /// Claims, and look-ups of the coupon, per second under one snapshot: first, and after claims for many times as
+    /// long.
+    Snapshot {
+        claims: (f64, f64),
+        gets: (f64, f64),
+        /// The claims in between.
+        meanwhile: u64,
+    },
     /// Bytes of resident memory.
     Memory { idle: u64, loaded: u64 },
 }
@@ -142,6 +153,9 @@ pub const BATCHES: [u32; 3] = [16, 128, 1000];
 /// The clients of reservations and confirmations in SQL, and those of refusals.
 pub const HOLD_CLIENTS: [u32; 2] = [8, 64];
 pub const REFUSAL_CLIENTS: u32 = 8;
+/// The clients that claim under a snapshot, and for how many measurements they do so in between.
+pub const SNAPSHOT_CLIENTS: u32 = 8;
+const MEANWHILE: u32 = 10;
 /// The connections of holds, mixtures and watched claims.
 pub const OPERATION_CLIENTS: u32 = 256;
 /// Clients with which the version before claims, too.
@@ -201,6 +215,7 @@ impl Case {
         for scene in [Scene::SqlSoldOut, Scene::SqlAllHeld] {
             add(Flush::Disk, scene, REFUSAL_CLIENTS, &[Honcho]);
         }
+        add(Flush::Disk, Scene::SqlSnapshot, SNAPSHOT_CLIENTS, &[Honcho]);
         for users in BATCHES {
             add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
         }
@@ -317,6 +332,7 @@ impl Stage {
             (Scene::Sql | Scene::Driver | Scene::Batch(_), _) => self.sql(case).await,
             (Scene::SqlReserve | Scene::SqlConfirm, _) => self.sql_holds(case).await,
             (Scene::SqlSoldOut | Scene::SqlAllHeld, _) => self.sql_refusals(case).await,
+            (Scene::SqlSnapshot, _) => self.sql_snapshot(case).await,
             (
                 Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons,
                 Subject::NoOp,
@@ -454,6 +470,38 @@ impl Stage {
         let (claims, holds) = (claims.into(), holds.into());
         books.ensure(claims..=claims, holds..=holds).await?;
         Ok(tally.figures)
+    }
+
+    async fn sql_snapshot(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        let url = ground.url(case.subject)?;
+        let variables = [("coupon", coupon.as_str())];
+        let claim = load::script(case.scene, case.subject)?;
+        let run = async |script: &str, clients: u32, seconds: u32| {
+            load::pgbench(ground.cluster(), &url, script, &variables, clients, seconds).await
+        };
+        let snapshot = ground.books(case.subject).await?;
+        snapshot.keep_snapshot().await?;
+        let first = run(claim, case.clients, seconds).await?;
+        let first_gets = run(load::GET_COUPON, 1, seconds).await?;
+        let meanwhile = run(claim, case.clients, MEANWHILE * seconds).await?;
+        let last = run(claim, case.clients, seconds).await?;
+        let last_gets = run(load::GET_COUPON, 1, seconds).await?;
+        snapshot.ensure_snapshot().await?;
+        snapshot.roll_back().await?;
+        let claims = first.claims + meanwhile.claims + last.claims;
+        books.ensure(claims..=claims, 0..=0).await?;
+        Ok(Figures::Snapshot {
+            claims: (first.per_second()?, last.per_second()?),
+            gets: (first_gets.per_second()?, last_gets.per_second()?),
+            meanwhile: meanwhile.claims,
+        })
     }
 
     async fn http_operations(&mut self, case: Case) -> Result<Figures> {
@@ -835,6 +883,7 @@ impl fmt::Display for Scene {
             Self::SqlConfirm => formatter.write_str("sql-confirm"),
             Self::SqlSoldOut => formatter.write_str("sql-sold-out"),
             Self::SqlAllHeld => formatter.write_str("sql-all-held"),
+            Self::SqlSnapshot => formatter.write_str("sql-snapshot"),
             Self::Http => formatter.write_str("http"),
             Self::HttpReserve => formatter.write_str("http-reserve"),
             Self::HttpConfirm => formatter.write_str("http-confirm"),
@@ -892,6 +941,15 @@ impl fmt::Display for Figures {
             } => write!(
                 formatter,
                 "last answer {last:.1?}, p50 {p50:.1?}, p99 {p99:.1?}, {late} late connections"
+            ),
+            Self::Snapshot {
+                claims,
+                gets,
+                meanwhile,
+            } => write!(
+                formatter,
+                "claims {:.0}/s and after {meanwhile} more {:.0}/s, gets {:.0}/s and {:.0}/s",
+                claims.0, claims.1, gets.0, gets.1
             ),
             Self::Memory { idle, loaded } => write!(
                 formatter,

@@ -373,6 +373,22 @@ impl Books {
         Ok(self.client.batch_execute("rollback").await?)
     }
 
+    /// Takes a snapshot in a transaction that stays open.
+    pub async fn keep_snapshot(&self) -> Result<()> {
+        self.client
+            .batch_execute("begin isolation level repeatable read")
+            .await?;
+        self.ensure_snapshot().await
+    }
+
+    /// Fails unless no coupon has a claim in the snapshot.
+    pub async fn ensure_snapshot(&self) -> Result<()> {
+        let claimed = "select count(*) from coupons where remaining_amount <> amount";
+        let claimed: i64 = self.client.query_one(claimed, &[]).await?.get(0);
+        ensure!(claimed == 0, "the snapshot shows claims");
+        Ok(())
+    }
+
     /// Creates a trigger that refuses the claims of users whose names begin with this.
     pub async fn refuse_users(&self, beginning: &str) -> Result<()> {
         let refuse = format!(

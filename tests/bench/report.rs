@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt::Write, time::Duration};
 use crate::case::{
     BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HELD_CLIENTS, HOLD_CLIENTS,
     HTTP_CLIENTS, HTTP_CLIENTS_BEFORE, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS,
-    REFUSAL_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
+    REFUSAL_CLIENTS, SNAPSHOT_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS,
+    mebibytes,
 };
 
 /// The figures of each case's rounds, or the reason why a round has none.
@@ -354,6 +355,25 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
         ),
         0.9,
     );
+    let snapshot = [
+        (
+            format!("SQL claims, {SNAPSHOT_CLIENTS} clients"),
+            claims_under_snapshot as fn(Figures) -> Option<(f64, f64)>,
+        ),
+        (
+            "honcho_get_coupon, 1 client".to_owned(),
+            gets_under_snapshot,
+        ),
+    ];
+    let snapshot = snapshot.map(|(what, of)| {
+        let ratio = |figures| of(figures).map(|(first, last)| last / first);
+        let mut ratios: Vec<f64> = sound(results, snapshot_case()).filter_map(ratio).collect();
+        (
+            format!("{what}, after many claims under one snapshot, against its beginning"),
+            median(&mut ratios),
+            0.8,
+        )
+    });
     let watched = format!("claims with {} watchers", thousands(WATCHERS.into()));
     let http = [
         (Scene::HttpReserve, "reservations", 0.7),
@@ -393,7 +413,10 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
         ),
         0.9,
     );
-    sql.chain([refusals]).chain(http).chain([held])
+    sql.chain([refusals])
+        .chain(snapshot)
+        .chain(http)
+        .chain([held])
 }
 
 /// Targets of plain claims as multiples of those of the version before, if there is one.
@@ -438,6 +461,31 @@ fn memory() -> Case {
 
 fn noon(subject: Subject) -> Case {
     case(Flush::Disk, Scene::HttpNoon, NOON_CLIENTS, subject)
+}
+
+fn snapshot_case() -> Case {
+    case(
+        Flush::Disk,
+        Scene::SqlSnapshot,
+        SNAPSHOT_CLIENTS,
+        Subject::Honcho,
+    )
+}
+
+/// Claims per second at the beginning of a snapshot, and after many.
+fn claims_under_snapshot(figures: Figures) -> Option<(f64, f64)> {
+    match figures {
+        Figures::Snapshot { claims, .. } => Some(claims),
+        _ => None,
+    }
+}
+
+/// The same for look-ups of the coupon.
+fn gets_under_snapshot(figures: Figures) -> Option<(f64, f64)> {
+    match figures {
+        Figures::Snapshot { gets, .. } => Some(gets),
+        _ => None,
+    }
 }
 
 /// Milliseconds until the last client at noon had its answer.
@@ -677,6 +725,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         [Scene::SqlSoldOut, Scene::SqlAllHeld].map(|scene| (Flush::Disk, scene, REFUSAL_CLIENTS)),
         "clients",
     )?;
+    write_snapshot(report, results)?;
     section(
         report,
         results,
@@ -790,6 +839,48 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(report, "{}", table.0)?;
     }
     Ok(())
+}
+
+/// Writes the table of claims and look-ups under a snapshot.
+fn write_snapshot(report: &mut String, results: &Results) -> std::fmt::Result {
+    if !results.contains_key(&snapshot_case()) {
+        return Ok(());
+    }
+    let meanwhile = |figures| match figures {
+        Figures::Snapshot { meanwhile, .. } => Some(meanwhile as f64),
+        _ => None,
+    };
+    let meanwhile = median_of(results, snapshot_case(), meanwhile);
+    let meanwhile = meanwhile.map_or_else(|| "many".to_owned(), thousands);
+    writeln!(
+        report,
+        "## SQL claims under the snapshot of another session\n"
+    )?;
+    writeln!(
+        report,
+        "Per second, through pgbench: when a `repeatable read` transaction has taken its snapshot, and after {meanwhile} \
+         claims while it stays open.\n"
+    )?;
+    let mut table = Table::new(&["", "clients", "at the beginning", "after the claims"]);
+    for (name, clients, of) in [
+        (
+            "honcho_claim",
+            SNAPSHOT_CLIENTS,
+            claims_under_snapshot as fn(Figures) -> Option<(f64, f64)>,
+        ),
+        ("honcho_get_coupon", 1, gets_under_snapshot),
+    ] {
+        let (mut first, mut last): (Vec<f64>, Vec<f64>) =
+            sound(results, snapshot_case()).filter_map(of).unzip();
+        let show = |rates: &mut [f64]| median(rates).map_or_else(|| "–".to_owned(), thousands);
+        table.row(&[
+            name.to_owned(),
+            clients.to_string(),
+            show(&mut first),
+            show(&mut last),
+        ]);
+    }
+    writeln!(report, "{}", table.0)
 }
 
 /// Writes the table of those who served the clients at noon.
