@@ -6,9 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     before::Build,
+    clients::{self, Refused},
     ground::{Books, Ground, Stock},
     growth::{Grown, USERS},
     load::{self, Claimant, Http, Operations},
+    machine,
     redis::{self, Redis},
     watchers::Watchers,
 };
@@ -64,6 +66,9 @@ pub enum Scene {
     SqlSoldOut,
     /// Single claims on a coupon of which all is held.
     SqlAllHeld,
+    /// Single claims, and look-ups of the coupon, under the snapshot of another session: at its beginning and after
+    /// many claims.
+    SqlSnapshot,
     /// Claims on one coupon.
     Http,
     /// Claims on a coupon that is sold out.
@@ -80,6 +85,12 @@ pub enum Scene {
     HttpWatched,
     /// Claims on 1,000 coupons at random.
     HttpCoupons,
+    /// The same, while further clients claim a coupon that an open transaction holds.
+    HttpCouponHeld,
+    /// Claims on one coupon, while one further client sends claims that a trigger refuses.
+    HttpOneRefused,
+    /// One claim each of clients that connect at the same moment, on a coupon with a small stock.
+    HttpNoon,
     /// Single claims on a new coupon, with this many claims on others in the table.
     GrownNew(u64),
     /// Single claims on a coupon with up to a million claims, with this many in the table.
@@ -116,6 +127,22 @@ pub enum Figures {
         took: Duration,
         growth: u64,
     },
+    /// Times of clients that connected at the same moment, from that moment to their answers.
+    Noon {
+        last: Duration,
+        p50: Duration,
+        p99: Duration,
+        /// Clients that waited over a second for their connection.
+        late: u32,
+    },
+    /// Claims, and look-ups of the coupon, per second under one snapshot: first, and after claims for many times as
+    /// long.
+    Snapshot {
+        claims: (f64, f64),
+        gets: (f64, f64),
+        /// The claims in between.
+        meanwhile: u64,
+    },
     /// Bytes of resident memory.
     Memory { idle: u64, loaded: u64 },
 }
@@ -126,6 +153,9 @@ pub const BATCHES: [u32; 3] = [16, 128, 1000];
 /// The clients of reservations and confirmations in SQL, and those of refusals.
 pub const HOLD_CLIENTS: [u32; 2] = [8, 64];
 pub const REFUSAL_CLIENTS: u32 = 8;
+/// The clients that claim under a snapshot, and for how many measurements they do so in between.
+pub const SNAPSHOT_CLIENTS: u32 = 8;
+const MEANWHILE: u32 = 10;
 /// The connections of holds, mixtures and watched claims.
 pub const OPERATION_CLIENTS: u32 = 256;
 /// Clients with which the version before claims, too.
@@ -137,9 +167,16 @@ pub const GROWN_CLIENTS: u32 = 8;
 /// Number of users in the already-claimed case.
 const REGULARS: u32 = 10_000;
 const COUPONS: u32 = 1_000;
+/// The beginning of the names of users whose claims a trigger refuses.
+const REFUSED_USER: &str = "refused";
+/// Further clients that claim the coupon that is held.
+pub const HELD_CLIENTS: u32 = 8;
 /// Holds of a coupon of which all is held.
 pub const HELD: u32 = 100_000;
 pub const WATCHERS: u32 = 1_000;
+/// The clients at noon, and the stock of their coupon.
+pub const NOON_CLIENTS: u32 = 10_000;
+pub const NOON_STOCK: u32 = 100;
 /// Holds that are made for each second of confirmations: more than can be confirmed.
 const SQL_HOLDS: u32 = 100_000;
 const HTTP_HOLDS: u32 = 150_000;
@@ -178,6 +215,7 @@ impl Case {
         for scene in [Scene::SqlSoldOut, Scene::SqlAllHeld] {
             add(Flush::Disk, scene, REFUSAL_CLIENTS, &[Honcho]);
         }
+        add(Flush::Disk, Scene::SqlSnapshot, SNAPSHOT_CLIENTS, &[Honcho]);
         for users in BATCHES {
             add(Flush::Disk, Scene::Batch(users), 1, &[Honcho]);
         }
@@ -208,6 +246,19 @@ impl Case {
             Flush::Disk,
             Scene::HttpCoupons,
             256,
+            &[Honcho, Pool4, Pool16],
+        );
+        add(Flush::Disk, Scene::HttpCouponHeld, 256, &[Honcho]);
+        add(
+            Flush::Disk,
+            Scene::HttpOneRefused,
+            OPERATION_CLIENTS,
+            &[Honcho],
+        );
+        add(
+            Flush::Disk,
+            Scene::HttpNoon,
+            NOON_CLIENTS,
             &[Honcho, Pool4, Pool16],
         );
         add(Flush::Disk, Scene::Memory, 256, &[Honcho]);
@@ -281,17 +332,27 @@ impl Stage {
             (Scene::Sql | Scene::Driver | Scene::Batch(_), _) => self.sql(case).await,
             (Scene::SqlReserve | Scene::SqlConfirm, _) => self.sql_holds(case).await,
             (Scene::SqlSoldOut | Scene::SqlAllHeld, _) => self.sql_refusals(case).await,
+            (Scene::SqlSnapshot, _) => self.sql_snapshot(case).await,
             (
                 Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons,
                 Subject::NoOp,
             ) => self.no_op(case).await,
-            (Scene::Http | Scene::HttpCoupons | Scene::HttpWatched, _) => {
+            (Scene::Http | Scene::HttpCoupons | Scene::HttpCouponHeld | Scene::HttpWatched, _) => {
                 self.http_claims(case).await
+            }
+            (Scene::HttpOneRefused, _) => {
+                let books = self.ground(case).await?.books(case.subject).await?;
+                books.refuse_users(REFUSED_USER).await?;
+                let measured = self.http_claims(case).await;
+                // Also after a failure: other cases use the same tables.
+                books.refuse_no_users().await?;
+                measured
             }
             (Scene::HttpReserve | Scene::HttpConfirm | Scene::HttpMixed, _) => {
                 self.http_operations(case).await
             }
             (Scene::HttpSoldOut | Scene::HttpAlready, _) => self.http_refusals(case).await,
+            (Scene::HttpNoon, _) => self.http_noon(case).await,
             (Scene::GrownNew(rows), _) => self.grown_claims(case, rows, false).await,
             (Scene::GrownOld(rows), _) => self.grown_claims(case, rows, true).await,
             (Scene::GrownGet(rows), _) => {
@@ -411,6 +472,38 @@ impl Stage {
         Ok(tally.figures)
     }
 
+    async fn sql_snapshot(&mut self, case: Case) -> Result<Figures> {
+        let seconds = self.seconds;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let coupon = ground.next_name();
+        books
+            .start_over(&[(coupon.clone(), Stock::Endless)])
+            .await?;
+        let url = ground.url(case.subject)?;
+        let variables = [("coupon", coupon.as_str())];
+        let claim = load::script(case.scene, case.subject)?;
+        let run = async |script: &str, clients: u32, seconds: u32| {
+            load::pgbench(ground.cluster(), &url, script, &variables, clients, seconds).await
+        };
+        let snapshot = ground.books(case.subject).await?;
+        snapshot.keep_snapshot().await?;
+        let first = run(claim, case.clients, seconds).await?;
+        let first_gets = run(load::GET_COUPON, 1, seconds).await?;
+        let meanwhile = run(claim, case.clients, MEANWHILE * seconds).await?;
+        let last = run(claim, case.clients, seconds).await?;
+        let last_gets = run(load::GET_COUPON, 1, seconds).await?;
+        snapshot.ensure_snapshot().await?;
+        snapshot.roll_back().await?;
+        let claims = first.claims + meanwhile.claims + last.claims;
+        books.ensure(claims..=claims, 0..=0).await?;
+        Ok(Figures::Snapshot {
+            claims: (first.per_second()?, last.per_second()?),
+            gets: (first_gets.per_second()?, last_gets.per_second()?),
+            meanwhile: meanwhile.claims,
+        })
+    }
+
     async fn http_operations(&mut self, case: Case) -> Result<Figures> {
         let seconds = self.seconds;
         let ground = self.ground(case).await?;
@@ -463,12 +556,12 @@ impl Stage {
         let books = ground.books(case.subject).await?;
         let coupon = ground.next_name();
         let coupons = match case.scene {
-            Scene::HttpCoupons => COUPONS,
+            Scene::HttpCoupons | Scene::HttpCouponHeld => COUPONS,
             _ => 0,
         };
         let names = match coupons {
             0 => vec![(coupon.clone(), Stock::Endless)],
-            // The names that the wrk script generates.
+            // The names that the wrk script generates. If one is held, it is the last.
             _ => (0..coupons)
                 .map(|number| (format!("{coupon}_{}", 1000 + number), Stock::Endless))
                 .collect(),
@@ -480,14 +573,35 @@ impl Stage {
             Scene::HttpWatched => Some(Watchers::open(service.address(), &coupon, WATCHERS).await?),
             _ => None,
         };
+        let address = service.address();
+        let (last, _) = names.last().context("no coupons")?;
+        let (holder, refused) = match case.scene {
+            Scene::HttpCouponHeld => {
+                let holder = ground.books(case.subject).await?;
+                holder.claim_and_keep_open(last).await?;
+                let refused = Refused::start(address, last, "late", HELD_CLIENTS, 503).await?;
+                (Some(holder), Some(refused))
+            }
+            Scene::HttpOneRefused => {
+                let refused = Refused::start(address, last, REFUSED_USER, 1, 500).await?;
+                (None, Some(refused))
+            }
+            _ => (None, None),
+        };
         let http = Http {
             coupon: &coupon,
             tag: "u",
             users: 0,
-            coupons,
+            coupons: coupons - u32::from(holder.is_some()),
             audit: None,
         };
         let tally = load::wrk(&url, &http, case.clients, seconds).await?;
+        if let Some(refused) = refused {
+            refused.finish().await?;
+        }
+        if let Some(holder) = holder {
+            holder.roll_back().await?;
+        }
         if let Some(watchers) = watchers {
             books.restock(&coupon).await?;
             watchers.finish().await?;
@@ -548,6 +662,35 @@ impl Stage {
         books.ensure(before..=before, 0..=0).await?;
         self.audited.push(case);
         Ok(tally.figures)
+    }
+
+    async fn http_noon(&mut self, case: Case) -> Result<Figures> {
+        machine::ensure_files(clients::files(case.clients))?;
+        let ground = self.ground(case).await?;
+        let books = ground.books(case.subject).await?;
+        let (earlier, coupon) = (ground.next_name(), ground.next_name());
+        let stock = Stock::Pieces(i32::try_from(NOON_STOCK)?);
+        books
+            .start_over(&[(earlier.clone(), Stock::Endless), (coupon.clone(), stock)])
+            .await?;
+        let address = ground.service(case.subject).await?.address();
+        // The service opens its connections to the database.
+        let first = clients::rush(address, &earlier, OPERATION_CLIENTS).await?;
+        let rush = clients::rush(address, &coupon, case.clients).await?;
+        for (rush, clients, stock) in [
+            (&first, OPERATION_CLIENTS, OPERATION_CLIENTS),
+            (&rush, case.clients, NOON_STOCK),
+        ] {
+            ensure!(
+                (rush.claimed, rush.refused) == (stock.into(), (clients - stock).into()),
+                "of {clients} claims on {stock} pieces, {} were answered 200 and {} were answered 409",
+                rush.claimed,
+                rush.refused
+            );
+        }
+        let claims = u64::from(OPERATION_CLIENTS + NOON_STOCK);
+        books.ensure(claims..=claims, 0..=0).await?;
+        Ok(rush.figures)
     }
 
     async fn no_op(&mut self, case: Case) -> Result<Figures> {
@@ -740,6 +883,7 @@ impl fmt::Display for Scene {
             Self::SqlConfirm => formatter.write_str("sql-confirm"),
             Self::SqlSoldOut => formatter.write_str("sql-sold-out"),
             Self::SqlAllHeld => formatter.write_str("sql-all-held"),
+            Self::SqlSnapshot => formatter.write_str("sql-snapshot"),
             Self::Http => formatter.write_str("http"),
             Self::HttpReserve => formatter.write_str("http-reserve"),
             Self::HttpConfirm => formatter.write_str("http-confirm"),
@@ -748,6 +892,9 @@ impl fmt::Display for Scene {
             Self::HttpSoldOut => formatter.write_str("http-sold-out"),
             Self::HttpAlready => formatter.write_str("http-already-claimed"),
             Self::HttpCoupons => formatter.write_str("http-1000-coupons"),
+            Self::HttpCouponHeld => formatter.write_str("http-coupon-held"),
+            Self::HttpOneRefused => formatter.write_str("http-one-refused"),
+            Self::HttpNoon => formatter.write_str("http-noon"),
             Self::GrownNew(rows) => write!(formatter, "grown-{rows}-new-coupon"),
             Self::GrownOld(rows) => write!(formatter, "grown-{rows}-old-coupon"),
             Self::GrownGet(rows) => write!(formatter, "grown-{rows}-get"),
@@ -785,6 +932,24 @@ impl fmt::Display for Figures {
                 formatter,
                 "first byte {first_byte:.1?}, all {took:.1?}, memory +{:.1} MiB",
                 mebibytes(*growth)
+            ),
+            Self::Noon {
+                last,
+                p50,
+                p99,
+                late,
+            } => write!(
+                formatter,
+                "last answer {last:.1?}, p50 {p50:.1?}, p99 {p99:.1?}, {late} late connections"
+            ),
+            Self::Snapshot {
+                claims,
+                gets,
+                meanwhile,
+            } => write!(
+                formatter,
+                "claims {:.0}/s and after {meanwhile} more {:.0}/s, gets {:.0}/s and {:.0}/s",
+                claims.0, claims.1, gets.0, gets.1
             ),
             Self::Memory { idle, loaded } => write!(
                 formatter,

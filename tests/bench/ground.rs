@@ -358,6 +358,54 @@ impl Books {
         Ok(())
     }
 
+    /// Claims a coupon in a transaction that stays open.
+    pub async fn claim_and_keep_open(&self, coupon: &str) -> Result<()> {
+        self.client.batch_execute("begin").await?;
+        let claim = "select honcho_claim('user_open', $1)::text";
+        let row = self.client.query_one(claim, &[&coupon]).await?;
+        let outcome: &str = row.get(0);
+        ensure!(outcome == "claimed", "a claim was answered {outcome}");
+        Ok(())
+    }
+
+    /// Rolls the open transaction back.
+    pub async fn roll_back(&self) -> Result<()> {
+        Ok(self.client.batch_execute("rollback").await?)
+    }
+
+    /// Takes a snapshot in a transaction that stays open.
+    pub async fn keep_snapshot(&self) -> Result<()> {
+        self.client
+            .batch_execute("begin isolation level repeatable read")
+            .await?;
+        self.ensure_snapshot().await
+    }
+
+    /// Fails unless no coupon has a claim in the snapshot.
+    pub async fn ensure_snapshot(&self) -> Result<()> {
+        let claimed = "select count(*) from coupons where remaining_amount <> amount";
+        let claimed: i64 = self.client.query_one(claimed, &[]).await?.get(0);
+        ensure!(claimed == 0, "the snapshot shows claims");
+        Ok(())
+    }
+
+    /// Creates a trigger that refuses the claims of users whose names begin with this.
+    pub async fn refuse_users(&self, beginning: &str) -> Result<()> {
+        let refuse = format!(
+            "create function refuse() returns trigger language plpgsql as
+                 $$ begin raise exception 'refused'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (starts_with(new.user_id::text, '{beginning}')) execute function refuse()"
+        );
+        Ok(self.client.batch_execute(&refuse).await?)
+    }
+
+    /// Drops this trigger.
+    pub async fn refuse_no_users(&self) -> Result<()> {
+        let drop = "drop function refuse cascade";
+        Ok(self.client.batch_execute(drop).await?)
+    }
+
     /// Adds a piece to a coupon.
     pub async fn restock(&self, coupon: &str) -> Result<()> {
         let restock = "select outcome::text from honcho_restock($1, 1)";

@@ -55,6 +55,14 @@ impl Tally {
         }
     }
 
+    /// The rate.
+    pub fn per_second(&self) -> Result<f64> {
+        match self.figures {
+            Figures::Rate { per_second, .. } => Ok(per_second),
+            _ => bail!("no rate"),
+        }
+    }
+
     /// The numbers of successful claims that fit the answers: some may be in flight.
     pub fn done(&self) -> RangeInclusive<u64> {
         self.claims..=self.claims + self.in_flight
@@ -72,6 +80,9 @@ pub fn script(scene: Scene, subject: Subject) -> Result<&'static str> {
         _ => bail!("{subject} has no SQL"),
     }
 }
+
+/// Looks the coupon up.
+pub const GET_COUPON: &str = include_str!("get_coupon.pgbench");
 
 /// Single transactions with prepared statements, without pauses. The script's variables have these values.
 pub async fn pgbench(

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Number of flushes or commits in a probe.
 pub const PROBES: usize = 200;
@@ -41,6 +42,34 @@ pub fn ensure_disk(directory: &Path) -> Result<()> {
         !["tmpfs", "ramfs", "devtmpfs"].contains(&kind.as_str()),
         "{} is on {kind}: flushes there cost nothing (--state DIR on a disk)",
         directory.display()
+    );
+    Ok(())
+}
+
+/// Raises the limit of open files to this number, as far as the system allows: of this process, and of those that
+/// it starts.
+pub fn raise_file_limit(files: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < files) {
+        let raised = limit.maximum.map_or(files, |most| most.min(files));
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(raised),
+                ..limit
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Fails unless this process may open so many files.
+pub fn ensure_files(files: u64) -> Result<()> {
+    let limit = getrlimit(Resource::Nofile).current;
+    ensure!(
+        limit.is_none_or(|limit| limit >= files),
+        "the system lets a process open {} files, but the clients need {files}: raise the hard limit (ulimit -Hn {files})",
+        limit.unwrap_or_default()
     );
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod before;
 mod case;
+mod clients;
 mod ground;
 mod growth;
 mod load;
@@ -29,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     before::Build,
-    case::{Case, Stage},
+    case::{Case, NOON_CLIENTS, Stage},
     report::{Results, Run},
 };
 
@@ -153,6 +154,7 @@ async fn run(options: Options) -> Result<bool> {
     // Other programs get the paths of socket and data directories, so they contain no symlinks.
     let state = options.state.canonicalize()?;
     machine::ensure_disk(&state)?;
+    machine::raise_file_limit(clients::files(NOON_CLIENTS))?;
 
     let started = Instant::now();
     let mut stage = Stage::new(state, options.seconds, before.clone());

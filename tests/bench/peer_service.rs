@@ -13,6 +13,7 @@ use axum::{
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpSocket;
 use tokio_postgres::{NoTls, error::SqlState};
 
 /// The statements between begin and commit.
@@ -63,7 +64,10 @@ pub async fn serve(pool: Option<(usize, String)>) -> Result<()> {
         }
         None => Router::new().route("/api/coupons/claim", post(no_op)),
     };
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+    // With a queue as long as the system allows, as the service does.
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    let listener = socket.listen(i32::MAX.unsigned_abs())?;
     eprintln!("listening on http://{}", listener.local_addr()?);
     Ok(axum::serve(listener, app).await?)
 }

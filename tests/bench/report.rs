@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use crate::case::{
-    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HOLD_CLIENTS, HTTP_CLIENTS,
-    HTTP_CLIENTS_BEFORE, OPERATION_CLIENTS, REFUSAL_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE,
-    Scene, Subject, WATCHERS, mebibytes,
+    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HELD_CLIENTS, HOLD_CLIENTS,
+    HTTP_CLIENTS, HTTP_CLIENTS_BEFORE, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS,
+    REFUSAL_CLIENTS, SNAPSHOT_CLIENTS, SQL_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS,
+    mebibytes,
 };
 
 /// The figures of each case's rounds, or the reason why a round has none.
@@ -187,15 +188,23 @@ fn targets(results: &Results) -> Vec<Target> {
         1.5,
     );
     let http = |subject| case(Flush::Disk, Scene::Http, 256, subject);
-    let pool = |subject| ratio(http(Honcho), http(subject));
-    let better_pool = pool(Pool4)
-        .zip(pool(Pool16))
-        .map(|(four, sixteen)| four.min(sixteen));
+    let better_pool = |ours: Case| {
+        let against = |subject| ratio(ours, Case { subject, ..ours });
+        let (four, sixteen) = against(Pool4).zip(against(Pool16))?;
+        Some(four.min(sixteen))
+    };
     at_least(
         "HTTP claims, 256 connections, against the usual transaction in axum, its better pool"
             .into(),
-        better_pool,
+        better_pool(http(Honcho)),
         12.0,
+    );
+    at_least(
+        "HTTP claims on 1,000 coupons at random, 256 connections, against the usual transaction in axum, its better \
+         pool"
+            .into(),
+        better_pool(case(Flush::Disk, Scene::HttpCoupons, 256, Honcho)),
+        5.0,
     );
     at_least(
         "HTTP claims, 256 connections, against the no-op route".into(),
@@ -230,6 +239,18 @@ fn targets(results: &Results) -> Vec<Target> {
         }),
         1.0,
     );
+    let last = |subject| median_of(results, noon(subject), last_answer);
+    at_least(
+        format!(
+            "Noon, {} clients: time until the last answer of the usual transaction in axum, its better pool, against \
+             ours",
+            thousands(NOON_CLIENTS.into())
+        ),
+        last(Pool4)
+            .zip(last(Pool16))
+            .and_then(|(four, sixteen)| Some(four.min(sixteen) / last(Honcho)?)),
+        4.0,
+    );
     at_least(
         "SQL claims with 10 million claims in the table, against 10 thousand".into(),
         ratio(
@@ -259,6 +280,12 @@ fn targets(results: &Results) -> Vec<Target> {
             need: Need::Under(most, unit),
         });
     };
+    under(
+        "Noon: clients that waited over a second for a connection",
+        median_of(results, noon(Honcho), late_connections),
+        1.0,
+        "clients",
+    );
     let get = |of: fn(Figures) -> Option<f64>| most_of(results, get_million(), of);
     under(
         "GET of a coupon with 1 million claims: memory of the service grows by",
@@ -328,6 +355,25 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
         ),
         0.9,
     );
+    let snapshot = [
+        (
+            format!("SQL claims, {SNAPSHOT_CLIENTS} clients"),
+            claims_under_snapshot as fn(Figures) -> Option<(f64, f64)>,
+        ),
+        (
+            "honcho_get_coupon, 1 client".to_owned(),
+            gets_under_snapshot,
+        ),
+    ];
+    let snapshot = snapshot.map(|(what, of)| {
+        let ratio = |figures| of(figures).map(|(first, last)| last / first);
+        let mut ratios: Vec<f64> = sound(results, snapshot_case()).filter_map(ratio).collect();
+        (
+            format!("{what}, after many claims under one snapshot, against its beginning"),
+            median(&mut ratios),
+            0.8,
+        )
+    });
     let watched = format!("claims with {} watchers", thousands(WATCHERS.into()));
     let http = [
         (Scene::HttpReserve, "reservations", 0.7),
@@ -336,6 +382,11 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
             Scene::HttpMixed,
             "claims with a tenth of other operations",
             0.9,
+        ),
+        (
+            Scene::HttpOneRefused,
+            "claims while a trigger refuses those of one more client",
+            0.8,
         ),
         (Scene::HttpWatched, watched.as_str(), 0.95),
     ];
@@ -350,7 +401,22 @@ fn against_claims(results: &Results) -> impl Iterator<Item = (String, Option<f64
             least,
         )
     });
-    sql.chain([refusals]).chain(http)
+    let held = (
+        format!(
+            "HTTP claims on 1,000 coupons at random, {OPERATION_CLIENTS} connections, while one is held and \
+             {HELD_CLIENTS} more clients claim it, against none held"
+        ),
+        times(
+            results,
+            ours(Scene::HttpCouponHeld, OPERATION_CLIENTS),
+            ours(Scene::HttpCoupons, OPERATION_CLIENTS),
+        ),
+        0.9,
+    );
+    sql.chain([refusals])
+        .chain(snapshot)
+        .chain(http)
+        .chain([held])
 }
 
 /// Targets of plain claims as multiples of those of the version before, if there is one.
@@ -391,6 +457,57 @@ fn get_million() -> Case {
 
 fn memory() -> Case {
     case(Flush::Disk, Scene::Memory, 256, Subject::Honcho)
+}
+
+fn noon(subject: Subject) -> Case {
+    case(Flush::Disk, Scene::HttpNoon, NOON_CLIENTS, subject)
+}
+
+fn snapshot_case() -> Case {
+    case(
+        Flush::Disk,
+        Scene::SqlSnapshot,
+        SNAPSHOT_CLIENTS,
+        Subject::Honcho,
+    )
+}
+
+/// Claims per second at the beginning of a snapshot, and after many.
+fn claims_under_snapshot(figures: Figures) -> Option<(f64, f64)> {
+    match figures {
+        Figures::Snapshot { claims, .. } => Some(claims),
+        _ => None,
+    }
+}
+
+/// The same for look-ups of the coupon.
+fn gets_under_snapshot(figures: Figures) -> Option<(f64, f64)> {
+    match figures {
+        Figures::Snapshot { gets, .. } => Some(gets),
+        _ => None,
+    }
+}
+
+/// Milliseconds until the last client at noon had its answer.
+fn last_answer(figures: Figures) -> Option<f64> {
+    match figures {
+        Figures::Noon { last, .. } => Some(milliseconds(last)),
+        _ => None,
+    }
+}
+
+/// The number of clients that waited over a second for a connection at noon.
+fn late_connections(figures: Figures) -> Option<f64> {
+    match figures {
+        Figures::Noon { late, .. } => Some(late.into()),
+        _ => None,
+    }
+}
+
+/// The median of this value of the rounds.
+fn median_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
+    let mut values: Vec<f64> = sound(results, case).filter_map(of).collect();
+    median(&mut values)
 }
 
 /// The greatest value of all rounds: an upper bound holds for the worst round.
@@ -457,7 +574,12 @@ impl Table {
 fn title(subject: Subject, scene: Scene) -> &'static str {
     let http = matches!(
         scene,
-        Scene::Http | Scene::HttpSoldOut | Scene::HttpAlready | Scene::HttpCoupons
+        Scene::Http
+            | Scene::HttpSoldOut
+            | Scene::HttpAlready
+            | Scene::HttpCoupons
+            | Scene::HttpCouponHeld
+            | Scene::HttpNoon
     );
     match subject {
         Subject::Honcho if scene == Scene::SqlReserve => "honcho_reserve",
@@ -467,6 +589,9 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Honcho if scene == Scene::HttpReserve => "reservations",
         Subject::Honcho if scene == Scene::HttpConfirm => "confirmations",
         Subject::Honcho if scene == Scene::HttpMixed => "claims with a tenth of other operations",
+        Subject::Honcho if scene == Scene::HttpOneRefused => {
+            "claims, those of one more client refused"
+        }
         Subject::Honcho if scene == Scene::HttpWatched => "claims on a watched coupon",
         Subject::Honcho if http => "Honcho over HTTP",
         Subject::Honcho if scene == Scene::Batch(1000) => "honcho_claim_batch, 1,000 users",
@@ -600,6 +725,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         [Scene::SqlSoldOut, Scene::SqlAllHeld].map(|scene| (Flush::Disk, scene, REFUSAL_CLIENTS)),
         "clients",
     )?;
+    write_snapshot(report, results)?;
     section(
         report,
         results,
@@ -611,6 +737,7 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
             Scene::HttpConfirm,
             Scene::HttpMixed,
             Scene::HttpWatched,
+            Scene::HttpOneRefused,
         ]
         .map(|scene| (Flush::Disk, scene, OPERATION_CLIENTS)),
         "connections",
@@ -639,6 +766,18 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         HTTP_CLIENTS.map(|clients| (Flush::Disk, Scene::HttpCoupons, clients)),
         "connections",
     )?;
+    section(
+        report,
+        results,
+        "HTTP claims on 1,000 coupons at random, one of which is held",
+        &format!(
+            "An open transaction has claimed it. Meanwhile {HELD_CLIENTS} more clients, not counted here, claim it in \
+             vain."
+        ),
+        [(Flush::Disk, Scene::HttpCouponHeld, OPERATION_CLIENTS)],
+        "connections",
+    )?;
+    write_noon(report, results)?;
     for (title, note, scene) in [
         (
             "SQL claims on a new coupon in a grown table",
@@ -696,6 +835,102 @@ fn write_figures(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(
             report,
             "From a table of 10 million, by a service that just started.\n"
+        )?;
+        writeln!(report, "{}", table.0)?;
+    }
+    Ok(())
+}
+
+/// Writes the table of claims and look-ups under a snapshot.
+fn write_snapshot(report: &mut String, results: &Results) -> std::fmt::Result {
+    if !results.contains_key(&snapshot_case()) {
+        return Ok(());
+    }
+    let meanwhile = |figures| match figures {
+        Figures::Snapshot { meanwhile, .. } => Some(meanwhile as f64),
+        _ => None,
+    };
+    let meanwhile = median_of(results, snapshot_case(), meanwhile);
+    let meanwhile = meanwhile.map_or_else(|| "many".to_owned(), thousands);
+    writeln!(
+        report,
+        "## SQL claims under the snapshot of another session\n"
+    )?;
+    writeln!(
+        report,
+        "Per second, through pgbench: when a `repeatable read` transaction has taken its snapshot, and after {meanwhile} \
+         claims while it stays open.\n"
+    )?;
+    let mut table = Table::new(&["", "clients", "at the beginning", "after the claims"]);
+    for (name, clients, of) in [
+        (
+            "honcho_claim",
+            SNAPSHOT_CLIENTS,
+            claims_under_snapshot as fn(Figures) -> Option<(f64, f64)>,
+        ),
+        ("honcho_get_coupon", 1, gets_under_snapshot),
+    ] {
+        let (mut first, mut last): (Vec<f64>, Vec<f64>) =
+            sound(results, snapshot_case()).filter_map(of).unzip();
+        let show = |rates: &mut [f64]| median(rates).map_or_else(|| "–".to_owned(), thousands);
+        table.row(&[
+            name.to_owned(),
+            clients.to_string(),
+            show(&mut first),
+            show(&mut last),
+        ]);
+    }
+    writeln!(report, "{}", table.0)
+}
+
+/// Writes the table of those who served the clients at noon.
+fn write_noon(report: &mut String, results: &Results) -> std::fmt::Result {
+    let mut table = Table::new(&[
+        "",
+        "last answer ms",
+        "p50 ms",
+        "p99 ms",
+        "over 1 s for a connection",
+        "Honcho is so many times as fast",
+    ]);
+    let ours = median_of(results, noon(Subject::Honcho), last_answer);
+    let mut any = false;
+    for &case in results.keys().filter(|case| case.scene == Scene::HttpNoon) {
+        any = true;
+        let name = title(case.subject, case.scene);
+        let of = |of| median_of(results, case, of);
+        let (Some(last), Some(p50), Some(p99), Some(late)) = (
+            of(last_answer),
+            of(|figures| match figures {
+                Figures::Noon { p50, .. } => Some(milliseconds(p50)),
+                _ => None,
+            }),
+            of(|figures| match figures {
+                Figures::Noon { p99, .. } => Some(milliseconds(p99)),
+                _ => None,
+            }),
+            of(late_connections),
+        ) else {
+            table.row(&[name, "not measured", "", "", "", ""]);
+            continue;
+        };
+        let times = ours.filter(|_| case.subject != Subject::Honcho);
+        table.row(&[
+            name.to_owned(),
+            format!("{last:.0}"),
+            format!("{p50:.0}"),
+            format!("{p99:.0}"),
+            thousands(late),
+            times.map_or_else(String::new, |ours| format!("{:.2}", last / ours)),
+        ]);
+    }
+    if any {
+        let clients = thousands(NOON_CLIENTS.into());
+        writeln!(report, "## Noon: {clients} clients at the same moment\n")?;
+        writeln!(
+            report,
+            "Each connects and sends one claim on a coupon with a stock of {NOON_STOCK}. Times are from that moment \
+             to the answer.\n"
         )?;
         writeln!(report, "{}", table.0)?;
     }
