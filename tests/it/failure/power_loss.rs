@@ -157,9 +157,9 @@ async fn power_loss_loses_no_hold_release_or_replay() -> Result<()> {
             assert_eq!(lost, 0, "{setting}, over HTTP: {over_http}");
         }
         // The same shows answers that were given too early.
-        // A refusal waits for the flush, and in a lane others wait with it: there, few answers take long.
-        let (setting, answers) = ("synchronous_commit = off", if over_http { 50 } else { 500 });
-        let flush = Duration::from_secs(5);
+        // A refusal waits for the flush, and in a lane others wait with it, for no longer than a statement may take.
+        let (seconds, answers) = if over_http { (2, 50) } else { (5, 500) };
+        let (setting, flush) = ("synchronous_commit = off", Duration::from_secs(seconds));
         let lost = lost_of_lives(over_http, setting, flush, answers).await?;
         assert!(lost > 0, "over HTTP: {over_http}");
     }
