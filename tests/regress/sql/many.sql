@@ -28,9 +28,9 @@ select * from books;
 begin;
 select outcome, count(*) from honcho_claim_many(array['max', 'max'], array['C', 'A']) group by outcome order by outcome;
 savepoint s;
-select * from honcho_claim_many(array['ned', 'ned'], array['C', 'B']);
+select * from honcho_claim_many(array['oda', 'oda'], array['C', 'B']);
 rollback to s;
-select * from honcho_claim_many(array['max', 'ned'], array['C', 'C']);
+select * from honcho_claim_many(array['max', 'oda'], array['C', 'C']);
 rollback;
 select * from books;
 -- One error, and nothing is written, on any coupon.
