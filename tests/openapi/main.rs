@@ -62,7 +62,13 @@ async fn generate(schemathesis: &OsStr, service: &Service) -> Result<u32> {
     // It writes a cache into the current directory.
     let directory = tempfile::tempdir()?;
     let output = Command::new(schemathesis)
-        .args(["run", &service.url("/openapi.json"), "--header"])
+        .args([
+            "--config-file",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/schemathesis.toml"),
+            "run",
+            &service.url("/openapi.json"),
+            "--header",
+        ])
         .arg(format!("Authorization: Bearer {TOKEN}"))
         .args([
             "--max-examples",
