@@ -32,8 +32,8 @@ pub(super) struct SharedCalls {
     database: Database,
     /// The most claims in one call.
     claims: usize,
-    /// Permits of lanes that call alone, and of shared calls. There are as many in all as processors: with more calls in
-    /// progress, fewer lanes share each, and a claim costs twice as much.
+    /// Permits of lanes that call alone, for half of the processors, and of shared calls, for each of them: one waits for
+    /// its flush while another runs. With more calls in progress, fewer lanes share each, and a claim costs twice as much.
     alone: Arc<Semaphore>,
     shared: Arc<Semaphore>,
     room: Mutex<Room>,
@@ -76,12 +76,12 @@ impl SharedCalls {
     /// Makes shared calls of at most so many claims.
     pub fn new(database: Database, claims: usize) -> Arc<Self> {
         let processors = thread::available_parallelism().map_or(2, usize::from);
-        let permits = || Arc::new(Semaphore::new(processors.div_ceil(2)));
+        let permits = |calls| Arc::new(Semaphore::new(calls));
         Arc::new(Self {
             database,
             claims,
-            alone: permits(),
-            shared: permits(),
+            alone: permits(processors.div_ceil(2)),
+            shared: permits(processors),
             room: Mutex::default(),
         })
     }

@@ -26,8 +26,8 @@ struct BusyService {
 
 impl BusyService {
     async fn start(database: &Database) -> Result<Self> {
-        // A half of the processors' calls are of one lane each, the other half are shared.
-        let calls = thread::available_parallelism()?.get().div_ceil(2);
+        // For half of the processors there are calls of one lane each, for all of them shared ones.
+        let processors = thread::available_parallelism()?.get();
         let client = database.connect().await?;
         client
             .batch_execute(
@@ -39,7 +39,7 @@ impl BusyService {
             )
             .await?;
         let mut settings = LONG_TIMEOUTS.to_vec();
-        let pool = (4 * calls).max(8).to_string();
+        let pool = (4 * processors).max(8).to_string();
         settings.push(("DATABASE_POOL_SIZE", &pool));
         let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
         api.until_ready().await?;
@@ -50,14 +50,14 @@ impl BusyService {
             alone: Vec::new(),
             shared: Vec::new(),
         };
-        for n in 0..calls {
+        for n in 0..processors.div_ceil(2) {
             let coupon = format!("HELD {n}");
             database.create_coupon(&coupon, 5).await?;
             busy.holders.push(hold(database, &coupon).await?);
             busy.alone.push(claim(&busy.api, "user", &coupon));
             until_queued(&busy.client, n as i64 + 1).await?;
         }
-        for n in 0..calls {
+        for n in 0..processors {
             let coupon = format!("GATE {n}");
             database.create_coupon(&coupon, 5).await?;
             busy.shared.push(claim(&busy.api, "gate", &coupon));
