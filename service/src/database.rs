@@ -250,7 +250,7 @@ impl Database {
     /// committed. For lanes.
     ///
     /// # Arguments
-    /// `permit`: dropped when the coupon turns out to be held, before the long wait for it.
+    /// `permit`: dropped after the first attempt, before the long wait for a held coupon.
     pub async fn claim_batch(
         &self,
         coupon_name: &str,

@@ -160,8 +160,8 @@ fn last_settled(schema: Schema) -> spi::Result<i64> {
 /// Deletes old events.
 ///
 /// # Arguments
-/// `before`: events before this moment are deleted, but for the last event of all. `max`: the most events to
-/// delete, at least 1; the oldest first.
+/// `before`: events before this moment are deleted, except for the newest event of all coupons. `max`: the largest
+/// number of events to delete, at least 1; the oldest first.
 ///
 /// # Returns
 /// The number of events that were deleted.

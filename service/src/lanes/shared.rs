@@ -180,12 +180,12 @@ impl SharedCalls {
                         batch.answer(outcomes.map_or(Shared::LeftOut, Shared::Outcomes));
                     }
                 }
-                Err(error) if error.may_concern_one_operation() || is_of_lock(&error) => {
-                    if part.len() > 1 {
-                        later.push(part.split_off(part.len() / 2));
-                        next = Some(part);
-                        continue;
-                    }
+                Err(error) if error.may_concern_one_operation() && part.len() > 1 => {
+                    later.push(part.split_off(part.len() / 2));
+                    next = Some(part);
+                    continue;
+                }
+                Err(error) if error.may_concern_one_operation() || is_passing(&error) => {
                     for batch in part {
                         batch.answer(Shared::LeftOut);
                     }
@@ -232,12 +232,12 @@ impl SharedCalls {
 
 impl SharedBatch {
     fn answer(self, shared: Shared) {
-        // The lane waits for it, unless its task has panicked.
+        // An error means that the task of the lane has panicked.
         let _ = self.reply.send((self.batch, shared));
     }
 }
 
-/// Returns true if another session's lock on one of the coupons was the cause, and nothing was changed.
-fn is_of_lock(error: &Error) -> bool {
-    matches!(error, Error::Locked(_) | Error::Conflict(_))
+/// Returns true if nothing was changed, and calls of the lanes, which are repeated and wait for locks, may succeed.
+fn is_passing(error: &Error) -> bool {
+    error.may_be_repeated() || matches!(error, Error::Locked(_))
 }
