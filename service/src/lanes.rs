@@ -159,13 +159,30 @@ impl Lanes {
 
     fn enter(&self, coupon_name: &str, operation: WaitingOperation) -> Result<(), Error> {
         let mut waiting = self.0.waiting();
-        if !self.0.has_room(&waiting, coupon_name) {
-            self.0.remove_departed(&mut waiting);
-            if !self.0.has_room(&waiting, coupon_name) {
-                return Err(Error::Overloaded);
-            }
+        let Err(operation) = self.push(&mut waiting, coupon_name, operation) else {
+            return Ok(());
+        };
+        self.0.remove_departed(&mut waiting);
+        self.push(&mut waiting, coupon_name, operation)
+            .map_err(|_| Error::Overloaded)
+    }
+
+    /// Adds an operation to the lane of its coupon, and opens it if it is not open.
+    ///
+    /// # Errors
+    /// The operation, if there is no room for it.
+    fn push(
+        &self,
+        waiting: &mut Waiting,
+        coupon_name: &str,
+        operation: WaitingOperation,
+    ) -> Result<(), WaitingOperation> {
+        let LanesInner { limits, total, .. } = &*self.0;
+        if total.load(Ordering::Relaxed) >= limits.total {
+            return Err(operation);
         }
         match waiting.get_mut(coupon_name) {
+            Some(operations) if operations.len() >= limits.lane => return Err(operation),
             Some(operations) => operations.push_back(operation),
             None => {
                 let coupon_name: Arc<str> = coupon_name.into();
@@ -179,7 +196,7 @@ impl Lanes {
                 }));
             }
         }
-        self.0.total.fetch_add(1, Ordering::Relaxed);
+        total.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -188,13 +205,6 @@ impl LanesInner {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Every operation is entered or taken completely at any point that could panic.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn has_room(&self, waiting: &Waiting, coupon_name: &str) -> bool {
-        self.total.load(Ordering::Relaxed) < self.limits.total
-            && waiting
-                .get(coupon_name)
-                .is_none_or(|operations| operations.len() < self.limits.lane)
     }
 
     /// Removes the operations of clients that have disconnected. It looks at all waiting operations, so it is only

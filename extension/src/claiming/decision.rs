@@ -449,6 +449,7 @@ fn draft_all<'a>(
     view: &mut View<'_>,
     operations: &[Operation<'a>],
 ) -> (Vec<Answer>, pg_sys::XLogRecPtr) {
+    draft.read_holders(view, operations);
     let mut bases = Bases::new(draft.before().written_by, durability::NOTHING);
     let answers = operations
         .iter()

@@ -9,6 +9,7 @@ pub mod events;
 pub mod holds;
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
 
 use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims};
 use crate::claiming::store::coupons::{Coupon, CouponSearch, CouponWriter, Coupons};
@@ -130,6 +131,11 @@ impl<'t> View<'t> {
     /// The hold of `user_id` on `coupon_name`.
     pub fn hold(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
         self.holds()?.find(user_id, coupon_name)
+    }
+
+    /// The users who have a hold on `coupon_name`: see [`Holds::users`].
+    pub fn holders(&self, coupon_name: Text, most: usize) -> Option<HashSet<String>> {
+        self.tables.holds()?.users(coupon_name, most)
     }
 
     /// The hold on `coupon_name` that expires first of those that expire at `moment` or later.

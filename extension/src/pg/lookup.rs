@@ -117,6 +117,20 @@ impl<'t, const N: usize> Lookup<'t, N> {
         self.fetch(pg_sys::ScanDirection::ForwardScanDirection)
     }
 
+    /// Passes all such rows to `each`, in the order of the index. Returns false if it meets more than `most` entries of
+    /// the index, visible or not, and stops there.
+    pub fn each(&mut self, key: [Cell; N], most: usize, mut each: impl FnMut(Row<'_>)) -> bool {
+        self.begin(key);
+        for _ in 0..=most {
+            match self.fetch_one(pg_sys::ScanDirection::ForwardScanDirection) {
+                None => return true,
+                Some(true) => each(self.found()),
+                Some(false) => {}
+            }
+        }
+        false
+    }
+
     fn begin(&mut self, key: [Cell; N]) {
         self.begun = true;
         for (own, &place) in self.keys.iter_mut().zip(&self.places) {
@@ -135,19 +149,20 @@ impl<'t, const N: usize> Lookup<'t, N> {
     }
 
     fn fetch(&mut self, direction: pg_sys::ScanDirection::Type) -> Option<Row<'_>> {
-        // As `index_getnext_slot` does. An entry has at most one version that an MVCC snapshot sees.
-        loop {
-            // SAFETY: the scan has its keys.
-            if unsafe { pg_sys::index_getnext_tid(self.scan, direction) }.is_null() {
-                return None;
-            }
-            let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
-            // SAFETY: the slot is one of the scan's table.
-            if unsafe { pg_sys::index_fetch_heap(self.scan, slot.0) } {
-                break;
-            }
-        }
+        while !self.fetch_one(direction)? {}
         Some(self.found())
+    }
+
+    /// Goes to the next entry of the index, as `index_getnext_slot` does; none if there are no more. Returns true if it
+    /// has a version that the snapshot sees, of which there is at most one.
+    fn fetch_one(&mut self, direction: pg_sys::ScanDirection::Type) -> Option<bool> {
+        // SAFETY: the scan has its keys.
+        if unsafe { pg_sys::index_getnext_tid(self.scan, direction) }.is_null() {
+            return None;
+        }
+        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
+        // SAFETY: the slot is one of the scan's table.
+        Some(unsafe { pg_sys::index_fetch_heap(self.scan, slot.0) })
     }
 
     /// The row last found.

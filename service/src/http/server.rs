@@ -33,7 +33,7 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-pub(crate) use self::peer::Peer;
+pub(crate) use self::peer::{Peer, Within};
 pub use self::{
     files::raise_file_limit,
     listen::{check_queue_limit, listen},

@@ -4,6 +4,7 @@
 //! thread that only writes. No request waits for that thread: a line that does not fit into the queue, because
 //! standard error is blocked or slow, is dropped and counted.
 
+mod address;
 mod line;
 mod outbox;
 
@@ -16,6 +17,7 @@ use tracing_subscriber::{
     Layer, filter::Targets, layer::Context, layer::SubscriberExt, registry, util::SubscriberInitExt,
 };
 
+pub(crate) use self::address::AddressText;
 use self::outbox::Outbox;
 
 /// Longest time for writing the last lines.

@@ -1,6 +1,7 @@
 //! The table `holds`.
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
 
 use pgrx::pg_sys;
 
@@ -76,6 +77,18 @@ impl Holds {
                 .is_some(),
             None => Lookup::new(table, index, []).find([]).is_some(),
         }
+    }
+
+    /// The users who have a hold on the coupon called `name`, under the active snapshot; none if the index has more than
+    /// `most` entries of the coupon. These may be entries of holds that are gone.
+    pub fn users(&self, name: Text, most: usize) -> Option<HashSet<String>> {
+        let mut users = HashSet::new();
+        let is_complete = Lookup::new(&self.table, &self.by_user, [COUPON_NAME.key()]).each(
+            [COUPON_NAME.of(name)],
+            most,
+            |row| users.extend(Hold(row).user_id().map(Text::string)),
+        );
+        is_complete.then_some(users)
     }
 
     /// Locks it as an `insert` or a `delete` does, and prepares to write.

@@ -1,11 +1,12 @@
 //! Bodies of requests: received within a size and a time. The content type is ignored.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{error::Error as _, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     body::{Bytes, HttpBody, to_bytes},
     extract::{FromRef, FromRequest, Request},
 };
+use futures_util::FutureExt;
 use http_body_util::LengthLimitError;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -52,9 +53,14 @@ where
 {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let body = receive(request, BodyTimeout::from_ref(state), BODY_LIMIT).await?;
-        Ok(Self(body, RequestPermits::from_ref(state).take()?))
+    // An `async fn` would have room for the request and the body twice, and copy them, for each claim.
+    fn from_request(
+        request: Request,
+        state: &S,
+    ) -> impl Future<Output = Result<Self, Error>> + Send {
+        let permits = RequestPermits::from_ref(state);
+        receive(request, BodyTimeout::from_ref(state), BODY_LIMIT)
+            .map(move |body| Ok(Self(body?, permits.take()?)))
     }
 }
 
@@ -127,33 +133,36 @@ where
 ///
 /// # Arguments
 /// `timeout`: longest time. `limit`: largest size, in bytes.
-async fn receive(
+fn receive(
     request: Request,
     BodyTimeout(timeout): BodyTimeout,
     limit: usize,
-) -> Result<Bytes, Error> {
-    // Before a client that waits for `100 Continue` gets it.
-    if request.body().size_hint().lower() > limit as u64 {
-        return Err(Error::BodyTooLarge);
-    }
-    // From the head to the last byte: a limit between bytes would let a body take for ever.
+) -> impl Future<Output = Result<Bytes, Error>> + Send {
     let peer = request.extensions().get::<Peer>().cloned();
-    let body = to_bytes(request.into_body(), limit);
-    match Peer::within(peer.as_ref(), timeout, body).await {
-        Some(Ok(body)) => {
-            if let Some(peer) = &peer {
-                peer.body_received();
+    let body = request.into_body();
+    async move {
+        // Before a client that waits for `100 Continue` gets it.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(Error::BodyTooLarge);
+        }
+        let body = pin!(to_bytes(body, limit));
+        // From the head to the last byte: a limit between bytes would let a body take for ever.
+        match Peer::within(peer.clone(), timeout, body).await {
+            Some(Ok(body)) => {
+                if let Some(peer) = &peer {
+                    peer.body_received();
+                }
+                Ok(body)
             }
-            Ok(body)
+            Some(Err(error))
+                if error
+                    .source()
+                    .is_some_and(|cause| cause.is::<LengthLimitError>()) =>
+            {
+                Err(Error::BodyTooLarge)
+            }
+            Some(Err(_)) => Err(Error::Invalid("the body could not be received".into())),
+            None => Err(Error::BodyTimeout),
         }
-        Some(Err(error))
-            if error
-                .source()
-                .is_some_and(|cause| cause.is::<LengthLimitError>()) =>
-        {
-            Err(Error::BodyTooLarge)
-        }
-        Some(Err(_)) => Err(Error::Invalid("the body could not be received".into())),
-        None => Err(Error::BodyTimeout),
     }
 }

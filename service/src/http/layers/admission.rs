@@ -25,7 +25,7 @@ use super::{
 use crate::{
     auth::{Caller, Policy},
     error::Error,
-    http::server::Peer,
+    http::server::{Peer, Within},
 };
 
 /// Paths under this one need a token, unless the service is open.
@@ -97,6 +97,7 @@ pub(crate) struct Refusal {
 struct Bound {
     /// Its permit. An unsafe request with a body takes one when the body has arrived.
     _permit: Option<RequestPermit>,
+    /// Until the route has begun.
     peer: Option<Peer>,
     /// Longest time for the request.
     timeout: Duration,
@@ -242,16 +243,22 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Returns the route's answer, or an error if that takes too long.
-    pub async fn answer(self, route: impl Future<Output = Response>) -> Response {
-        let mut response = match self.bound {
-            None => route.await,
-            Some(bound) => match Peer::within(bound.peer.as_ref(), bound.timeout, route).await {
-                Some(response) => response,
-                None if bound.is_safe => Error::Timeout(anyhow!(LATE)).into_response(),
-                // A lane or the database may have begun the change.
-                None => Error::OutcomeUnknown(anyhow!(LATE)).into_response(),
-            },
+    /// Limits the time of its route.
+    pub fn limit<F>(&mut self, route: F) -> Within<F> {
+        match &mut self.bound {
+            Some(bound) => Peer::within(bound.peer.take(), bound.timeout, route),
+            None => Peer::within(None, Duration::MAX, route),
+        }
+    }
+
+    /// Returns the route's answer, or an error if there is none because that took too long.
+    pub fn answer(self, answer: Option<Response>) -> Response {
+        let is_safe = self.bound.as_ref().is_none_or(|bound| bound.is_safe);
+        let mut response = match answer {
+            Some(response) => response,
+            None if is_safe => Error::Timeout(anyhow!(LATE)).into_response(),
+            // A lane or the database may have begun the change.
+            None => Error::OutcomeUnknown(anyhow!(LATE)).into_response(),
         };
         write_usage(self.usage.as_ref(), &mut response);
         response

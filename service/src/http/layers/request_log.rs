@@ -17,7 +17,7 @@ use axum::{
     http::{HeaderName, HeaderValue, Method},
     response::Response,
 };
-use opentelemetry::trace::FutureExt;
+use opentelemetry::ContextGuard;
 
 use self::streamed::LoggedBody;
 use super::admission::PROBES;
@@ -28,6 +28,7 @@ use crate::{
         server::Endless,
     },
     telemetry::{
+        logs::AddressText,
         metrics::{RequestTimer, UNMATCHED, metrics},
         traces::Trace,
     },
@@ -70,14 +71,17 @@ impl LoggedRequest {
         }
     }
 
-    /// Waits for the answer, and counts and logs it.
-    pub async fn finish(self, answer: impl Future<Output = Response>) -> Response {
-        let mut response = match self.trace.context() {
-            None => answer.await,
-            Some(context) => answer.with_context(context.clone()).await,
-        };
+    /// Makes what runs until the guard is dropped a part of the request's trace, if spans are exported.
+    pub fn enter(&self) -> Option<ContextGuard> {
+        let context = self.trace.context()?;
+        Some(context.clone().attach())
+    }
+
+    /// Counts and logs the answer.
+    pub fn finish(self, mut response: Response) -> Response {
         let request_id = self.id.to_str().unwrap_or_default();
         let trace_id = self.trace.id();
+        let client = self.client.map(AddressText::from);
         if let Some(error) = response.extensions_mut().remove::<SharedError>() {
             let ids = RequestIds {
                 request_id,
@@ -101,7 +105,7 @@ impl LoggedRequest {
                     bytes,
                     request_id,
                     trace_id = trace_id.map(display),
-                    client = self.client.map(display),
+                    client = client.as_ref().map(AddressText::as_str),
                 )
             };
         }

@@ -6,19 +6,23 @@
 use std::{
     convert::Infallible,
     future::ready,
-    pin::{Pin, pin},
-    task::{Context, Poll},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
 
 use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use futures_util::FutureExt;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{admission::Admission, request_log::LoggedRequest};
+use super::{
+    admission::{Admission, Admitted},
+    request_log::LoggedRequest,
+};
+use crate::http::server::Within;
 
 /// The stack as a layer.
 #[derive(Clone, Debug)]
@@ -29,6 +33,15 @@ pub(crate) struct Stack(pub Admission);
 pub(crate) struct Stacked<S> {
     admission: Admission,
     inner: S,
+}
+
+pin_project! {
+    /// An admitted request and its route. An `async` block would have room for the route twice.
+    struct Routed<F> {
+        #[pin]
+        route: Within<F>,
+        request: Option<(LoggedRequest, Admitted)>,
+    }
 }
 
 impl<S> Layer<S> for Stack {
@@ -58,19 +71,28 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let logged = LoggedRequest::begin(&request, self.admission.client(&request));
         match self.admission.admit(&mut request) {
-            Ok(admitted) => {
-                let route = self.inner.call(request);
-                Box::pin(async move {
-                    // Pinned one by one: passing them on would copy each into the next.
-                    let route = pin!(route.map(|Ok(response)| response));
-                    let answer = pin!(admitted.answer(route));
-                    Ok(logged.finish(answer).await)
-                })
-            }
-            Err(refusal) => {
-                let refusal = ready(refusal.into_response());
-                Box::pin(async move { Ok(logged.finish(refusal).await) })
-            }
+            Ok(mut admitted) => Box::pin(Routed {
+                route: admitted.limit(self.inner.call(request)),
+                request: Some((logged, admitted)),
+            }),
+            Err(refusal) => Box::pin(ready(Ok(logged.finish(refusal.into_response())))),
+        }
+    }
+}
+
+impl<F: Future<Output = Result<Response, Infallible>>> Future for Routed<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = {
+            let _entered = this.request.as_ref().and_then(|(it, _)| it.enter());
+            ready!(this.route.poll(context)).map(|Ok(response)| response)
+        };
+        match this.request.take() {
+            Some((logged, admitted)) => Poll::Ready(Ok(logged.finish(admitted.answer(answer)))),
+            // Polled after its end.
+            None => Poll::Pending,
         }
     }
 }

@@ -1,10 +1,9 @@
 //! Activity of a connection, and the deadlines that follow from it.
 
 use std::{
-    future::poll_fn,
     io::{self, IoSlice},
     mem,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -58,6 +57,13 @@ pub(super) struct Activity {
     answer: AtomicU64,
     /// Last time at which that deadline had passed.
     rang: AtomicU64,
+}
+
+/// Deadline of an operation of the request, and the one around it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    due: u64,
+    outer: u64,
 }
 
 /// Consequence of an alarm.
@@ -171,21 +177,22 @@ impl Activity {
         self.receive.store(SOON, Relaxed);
     }
 
-    /// Runs `future`; returns none if that takes longer than `limit` from the arrival of the request's head. To be awaited
-    /// by the request, in the connection's task.
-    pub async fn within<F: Future>(&self, limit: Duration, future: F) -> Option<F::Output> {
+    /// Begins an operation that must end within `limit` from the arrival of the request's head.
+    pub fn limit(&self, limit: Duration) -> Limit {
         let due = self.head.load(Relaxed).saturating_add(millis(limit));
         let outer = self.answer.load(Relaxed);
         self.answer.store(due.min(outer), Relaxed);
-        let mut future = pin!(future);
-        let outcome = poll_fn(|context| match future.as_mut().poll(context) {
-            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-            Poll::Pending if self.rang.load(Relaxed) >= due => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        })
-        .await;
-        self.answer.store(outer, Relaxed);
-        outcome
+        Limit { due, outer }
+    }
+
+    /// Returns true if the time of the operation is over. To be asked after the operation was polled.
+    pub fn is_exceeded(&self, limit: Limit) -> bool {
+        self.rang.load(Relaxed) >= limit.due
+    }
+
+    /// Ends the operation.
+    pub fn lift(&self, limit: Limit) {
+        self.answer.store(limit.outer, Relaxed);
     }
 
     fn received(&self) {

@@ -1,8 +1,16 @@
 //! The client's end of a connection, as routes and layers see it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use super::activity::Activity;
+use pin_project_lite::pin_project;
+
+use super::activity::{Activity, Limit};
 
 /// The client's end of the connection: an extension of every request.
 #[derive(Clone, Debug)]
@@ -14,25 +22,51 @@ pub(crate) struct Peer {
     pub(super) activity: Arc<Activity>,
 }
 
-impl Peer {
-    /// Runs `future` for the peer's request; returns none if that takes longer than `limit` from the arrival of the
-    /// request's head. Without a peer there is no limit.
+pin_project! {
+    /// An operation of a request with a limited time; none if that is over. To be polled in the connection's task.
     ///
     /// A connection has one alarm for all its limits: a `tokio::time::timeout` for each limit of each request shows in a
-    /// profile.
-    pub async fn within<F: Future>(
-        peer: Option<&Self>,
-        limit: Duration,
-        future: F,
-    ) -> Option<F::Output> {
-        match peer {
-            Some(peer) => peer.activity.within(limit, future).await,
-            None => Some(future.await),
-        }
+    /// profile. So does an `async fn` around the operation, which has room for it twice.
+    #[derive(Debug)]
+    pub(crate) struct Within<F> {
+        #[pin]
+        operation: F,
+        limit: Option<(Arc<Activity>, Limit)>,
+    }
+}
+
+impl Peer {
+    /// Limits the time of `operation` of the peer's request, from the arrival of the request's head on. Without a peer
+    /// there is no limit.
+    pub fn within<F>(peer: Option<Self>, limit: Duration, operation: F) -> Within<F> {
+        let limit = peer.map(|Self { activity, .. }| {
+            let limit = activity.limit(limit);
+            (activity, limit)
+        });
+        Within { operation, limit }
     }
 
     /// Records that the request's body has been received completely.
     pub fn body_received(&self) {
         self.activity.body_received();
+    }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        let this = self.project();
+        let outcome = match this.operation.poll(context) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => match this.limit {
+                Some((activity, limit)) if activity.is_exceeded(*limit) => None,
+                _ => return Poll::Pending,
+            },
+        };
+        if let Some((activity, limit)) = this.limit {
+            activity.lift(*limit);
+        }
+        Poll::Ready(outcome)
     }
 }
