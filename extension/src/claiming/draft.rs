@@ -188,7 +188,8 @@ impl<'a> Draft<'a> {
             && self.before.held > 0
             && self.before.remaining > 0
             && self.closed().is_none()
-            && view.claim(operation.user, self.coupon_name).is_none()
+            && (self.before.claims() == 0
+                || view.claim(operation.user, self.coupon_name).is_none())
     }
 
     /// Makes the change of `operation`, if any, and answers it. `left` is the number of operations from this
@@ -348,7 +349,9 @@ impl<'a> Draft<'a> {
         {
             return held;
         }
-        if let Some(claim) = view.claim(operation.user, self.coupon_name) {
+        if self.before.claims() > 0
+            && let Some(claim) = view.claim(operation.user, self.coupon_name)
+        {
             let basis = Basis::Row(claim.written_by());
             // Only a request with a key is compared with it.
             let key = operation

@@ -145,7 +145,7 @@ impl Coupon {
     }
 
     /// The number of claims, by the stock.
-    fn given(&self) -> i32 {
+    pub fn claims(&self) -> i32 {
         self.amount
             .wrapping_sub(self.remaining)
             .wrapping_sub(self.held)
@@ -249,7 +249,7 @@ impl CouponWriter<'_> {
         if is_checked {
             // A trigger may restock in passing: what counts is how many claims and holds there are.
             let written = Coupon::read(self.writer.written(), self.of_holds);
-            if written.given() != new.given() || written.held != new.held {
+            if written.claims() != new.claims() || written.held != new.held {
                 errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
             }
         }

@@ -207,6 +207,11 @@ impl Activity {
         }
     }
 
+    /// Returns true if a request has been received completely, and its answer is not complete.
+    fn awaits_answer(&self) -> bool {
+        self.in_progress.load(Relaxed) && !self.unread.load(Relaxed)
+    }
+
     /// Returns true if the end of the client's input must be withheld until its request is answered: the client may only
     /// have closed its side of the connection. A client that has disconnected looks the same.
     fn holds_end(&self) -> bool {
@@ -282,6 +287,26 @@ impl Watched {
         }
     }
 
+    /// Looks if the client has closed its side while it waits for an answer. hyper would have to read for that, and would
+    /// take a new buffer of 8 KiB for each request, because the request still has the old one.
+    ///
+    /// # Errors
+    /// The client has reset the connection.
+    fn look_for_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.holds_end || !self.activity.awaits_answer() {
+            return Ok(());
+        }
+        let mut byte = [0];
+        // More than nothing is a part of the next request.
+        if let Poll::Ready(peeked) = self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte))
+            && peeked? == 0
+        {
+            // The answer or the alarm ends this wait.
+            self.holds_end = self.activity.holds_end();
+        }
+        Ok(())
+    }
+
     /// Records the result of a write.
     fn wrote(&mut self, context: &Context<'_>, written: &Poll<io::Result<usize>>) {
         match written {
@@ -340,8 +365,10 @@ impl AsyncWrite for Watched {
         true
     }
 
+    // hyper flushes at the end of each poll.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        Poll::Ready(self.look_for_end(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

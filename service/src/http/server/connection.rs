@@ -76,6 +76,8 @@ pub(super) fn spawn(
     let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
         .writev(true)
+        // `Watched` looks for the end of a client's input while a request is in progress.
+        .half_close(true)
         .max_buf_size(HEAD_LIMIT)
         // A connection beyond the limit serves one request.
         .keep_alive(!is_beyond_limit)
