@@ -188,8 +188,7 @@ impl<'a> Draft<'a> {
             && self.before.held > 0
             && self.before.remaining > 0
             && self.closed().is_none()
-            && (self.before.claims() == 0
-                || view.claim(operation.user, self.coupon_name).is_none())
+            && (self.before.claims() == 0 || view.claim(operation.user, self.coupon_name).is_none())
     }
 
     /// Makes the change of `operation`, if any, and answers it. `left` is the number of operations from this
