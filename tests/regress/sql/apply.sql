@@ -47,6 +47,20 @@ select ordinal, outcome from honcho_apply('LATE', '{claim,confirm,claim}', '{bob
 select kind, details from coupon_events where coupon_name = 'LATE' order by id;
 select * from books;
 
+-- If a coupon has few holds, they are read together: once with those alone, once with as many that are gone as to stop.
+select honcho_create_coupon('FEW', 20);
+select ordinal, outcome from honcho_apply('FEW', '{reserve,reserve,reserve}', '{ann,zoe,eve}', array_fill('1 hour'::interval, array[3]));
+select ordinal, outcome from honcho_apply('FEW', '{claim,claim,cancel,claim,reserve}', '{kim,ann,eve,eve,joe}',
+    array[null, null, null, null, '1 hour']::interval[]);
+select * from books;
+begin;
+select count(*) from generate_series(1, 40) as i,
+    lateral (select honcho_reserve('u' || i, 'FEW', '1 hour'), honcho_cancel('u' || i, 'FEW')) as gone;
+select ordinal, outcome from honcho_apply('FEW', '{claim,claim,reserve,confirm}', '{lee,zoe,max,joe}',
+    array[null, null, '1 hour', null]::interval[]);
+commit;
+select * from books;
+
 -- Window and pause.
 select honcho_create_coupon('PAUSED', 3);
 select outcome from honcho_reserve('ann', 'PAUSED', '1 hour');
