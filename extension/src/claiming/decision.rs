@@ -5,7 +5,7 @@
 
 use pgrx::{error, pg_sys};
 
-use crate::claiming::draft::{Basis, Draft};
+use crate::claiming::draft::{Basis, Draft, Seen};
 use crate::claiming::durability;
 use crate::claiming::operation::{Action, Answer, Operation};
 use crate::claiming::outcome::Outcome;
@@ -61,6 +61,7 @@ pub fn operate(
         request,
         mut id,
         held,
+        mut seen,
         mut decided,
     } = Part::look(&mut view, coupon_name, operations);
     view.release();
@@ -79,7 +80,9 @@ pub fn operate(
         decided.wait();
         let turn = Turn::wait(&tables, id);
         view.renew();
-        match request.take(&mut view, &mut ledger, id, &mut decided) {
+        // After a wait it has changed.
+        let seen = seen.take().filter(|_| turn.was_free());
+        match request.take(&mut view, &mut ledger, id, seen, &mut decided) {
             Taken::Some => {
                 // A batch shares one flush anyway, and an asynchronous commit wakes the WAL writer, which
                 // competes with it. So a batch does this only if a session waits for the coupon already,
@@ -173,6 +176,8 @@ struct Part<'a> {
     id: i64,
     /// The number of pieces that are held.
     held: i32,
+    /// What was found of the coupon and the first user for whom something changes, until the first turn.
+    seen: Option<Seen<'a>>,
     decided: Decided,
 }
 
@@ -190,6 +195,7 @@ impl<'a> Part<'a> {
             request,
             id: 0,
             held: 0,
+            seen: None,
             decided: Decided {
                 answers: Vec::with_capacity(operations.len()),
                 rests_on: durability::NOTHING,
@@ -201,7 +207,7 @@ impl<'a> Part<'a> {
             Some(coupon) => {
                 (part.id, part.held) = (coupon.id, coupon.held);
                 let draft = Draft::new(coupon, part.request.coupon_name, 0);
-                part.request.look(view, draft, &mut part.decided);
+                part.seen = Some(part.request.look(view, draft, &mut part.decided));
             }
             None => {
                 part.request.not_found(&mut part.decided);
@@ -231,7 +237,10 @@ impl<'a> Part<'a> {
                 Turn::try_take(tables, self.id).ok_or(Busy)?
             };
             view.renew();
-            let taken = self.request.take(view, ledger, self.id, &mut self.decided);
+            let seen = self.seen.take().filter(|_| turn.was_free());
+            let taken = self
+                .request
+                .take(view, ledger, self.id, seen, &mut self.decided);
             view.release();
             match taken {
                 Taken::Some => return Ok(Some(turn)),
@@ -359,8 +368,8 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Answers the leading operations, up to the first that changes something.
-    fn look(&self, view: &mut View<'_>, mut draft: Draft<'a>, decided: &mut Decided) {
+    /// Answers the leading operations, up to the first that changes something. Returns what it has found.
+    fn look(&self, view: &mut View<'_>, mut draft: Draft<'a>, decided: &mut Decided) -> Seen<'a> {
         let mut bases = Bases::new(draft.before().written_by, decided.rests_on);
         for operation in self.operations {
             let Some((answer, basis)) = draft.look(view, operation) else {
@@ -370,26 +379,37 @@ impl<'a> Request<'a> {
             decided.answers.push(answer);
         }
         decided.rests_on = bases.position();
+        draft.seen()
     }
 
-    /// Decides the rest of the operations, in the turn of the coupon with this `id`, and writes their changes.
+    /// Decides the rest of the operations, in the turn of the coupon with this `id`, and writes their changes. What was
+    /// `seen` before is looked up again only if the coupon has changed since: each change of its claims and holds is one
+    /// of its row, too.
     fn take(
         &self,
         view: &mut View<'_>,
         ledger: &mut Ledger<'_>,
         id: i64,
+        seen: Option<Seen<'a>>,
         decided: &mut Decided,
     ) -> Taken {
         let operations = &self.operations[decided.answers.len()..];
         // The look before the wait may be outdated: look again, and lock the row only if there is something
         // to write.
-        let Some(coupon) = view.coupon(self.coupon_name) else {
-            return self.not_found(decided);
+        let mut draft = match seen {
+            Some(seen) if view.find_unchanged(&seen.coupon) => {
+                Draft::of_seen(seen, self.coupon_name, operations.len())
+            }
+            _ => {
+                let Some(coupon) = view.coupon(self.coupon_name) else {
+                    return self.not_found(decided);
+                };
+                if coupon.id != id {
+                    return Taken::Other(coupon.id);
+                }
+                Draft::new(coupon, self.coupon_name, operations.len())
+            }
         };
-        if coupon.id != id {
-            return Taken::Other(coupon.id);
-        }
-        let mut draft = Draft::new(coupon, self.coupon_name, operations.len());
         let (mut answers, rests_on) = draft_all(&mut draft, view, operations);
         decided.rests_on = decided.rests_on.max(rests_on);
         if draft.is_empty() {

@@ -43,6 +43,8 @@ pub struct Draft<'a> {
     until: i64,
     /// All users who have a hold, if they are known.
     holders: Option<HashSet<String>>,
+    /// A user whose rows are known.
+    known: Option<Known<'a>>,
     /// The users whose rows change.
     users: HashMap<Cow<'a, str>, Change<'a>>,
     /// The number of changes so far.
@@ -67,6 +69,21 @@ struct Change<'a> {
     after: State<'a>,
     /// The place of the last change among all.
     place: usize,
+}
+
+/// The rows of a user on the coupon, as they were found: the state, the row that the tables have, and what both rest on.
+#[derive(Clone)]
+struct Known<'a> {
+    user_id: &'a str,
+    found: (State<'a>, Row, Basis),
+}
+
+/// A coupon as it was found in a look, and the rows of the first user for whom something changes, if they were looked up.
+#[derive(Clone)]
+pub struct Seen<'a> {
+    /// The coupon.
+    pub coupon: Coupon,
+    user: Option<Known<'a>>,
 }
 
 /// The state of a user on the coupon. A claim or a hold has the key of its request.
@@ -112,6 +129,7 @@ impl<'a> Draft<'a> {
             now: session::now(),
             until: i64::MAX,
             holders: None,
+            known: None,
             users: HashMap::with_capacity(operations),
             changes: 0,
             expired: 0,
@@ -119,6 +137,23 @@ impl<'a> Draft<'a> {
             has_lost_first: false,
             searched: None,
             new_expiries: BTreeMap::new(),
+        }
+    }
+
+    /// Ends a look.
+    pub fn seen(self) -> Seen<'a> {
+        Seen {
+            coupon: self.before,
+            user: self.known,
+        }
+    }
+
+    /// Begins with what was `seen` in a look before, if nothing of it has changed, at this moment, for this many
+    /// operations.
+    pub fn of_seen(seen: Seen<'a>, coupon_name: Text, operations: usize) -> Draft<'a> {
+        Draft {
+            known: seen.user,
+            ..Draft::new(seen.coupon, coupon_name, operations)
         }
     }
 
@@ -177,9 +212,18 @@ impl<'a> Draft<'a> {
         if self.needs_turn(view, operation) {
             return None;
         }
-        let (state, _, basis) = self.find(view, operation);
-        let answer = self.decide(view, operation, &state).ok()?;
-        Some((answer, basis))
+        let found = self.find(view, operation);
+        let (state, _, basis) = &found;
+        match self.decide(view, operation, state) {
+            Ok(answer) => Some((answer, *basis)),
+            Err(_) => {
+                self.known = Some(Known {
+                    user_id: operation.user_id,
+                    found,
+                });
+                None
+            }
+        }
     }
 
     /// Returns true if `operation` needs a turn whether or not the user has a hold. So this is not looked up.
@@ -341,6 +385,11 @@ impl<'a> Draft<'a> {
     fn find(&self, view: &mut View<'_>, operation: &Operation<'a>) -> (State<'a>, Row, Basis) {
         if let Some(change) = self.users.get(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
+        }
+        if let Some(known) = &self.known
+            && known.user_id == operation.user_id
+        {
+            return known.found.clone();
         }
         // A user has a claim or a hold, never both: what is likelier is looked up first.
         if matches!(operation.action, Action::Confirm | Action::Cancel)

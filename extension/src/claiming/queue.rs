@@ -65,6 +65,11 @@ impl Turn {
         }
     }
 
+    /// Returns true if this session did not wait for it.
+    pub fn was_free(&self) -> bool {
+        !self.lined_up
+    }
+
     /// Gives the turn back, with nothing changed. A turn that this transaction had before stays with it.
     pub fn pass(self) {
         self.turn.release();

@@ -118,6 +118,11 @@ impl<'t> View<'t> {
         self.coupons.find(name)
     }
 
+    /// Finds `coupon` again, without a search. Returns false if it has changed. If it has not, no claim or hold on it has.
+    pub fn find_unchanged(&mut self, coupon: &Coupon) -> bool {
+        self.coupons.find_unchanged(coupon)
+    }
+
     /// Locks the coupon last found, called `name`: see [`CouponSearch::lock`].
     pub fn lock_coupon(&mut self, name: Text) -> Option<Coupon> {
         self.coupons.lock(name)

@@ -106,6 +106,26 @@ impl<'t, const N: usize> Lookup<'t, N> {
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
     }
 
+    /// Finds the row at this `place` without a search, if the snapshot sees it and it is the version that the transaction
+    /// `written_by` wrote: a place may have been given to another row meanwhile. Returns true if so.
+    pub fn find_at(
+        &mut self,
+        mut place: pg_sys::ItemPointerData,
+        written_by: pg_sys::TransactionId,
+    ) -> bool {
+        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
+        // SAFETY: the slot is one of the table, which is open; a snapshot is active.
+        let is_there = unsafe {
+            pg_sys::table_tuple_fetch_row_version(
+                self.table.0,
+                &mut place,
+                pg_sys::GetActiveSnapshot(),
+                slot.0,
+            )
+        };
+        is_there && Row(slot).written_by() == written_by
+    }
+
     /// The first such row in the order of the index.
     pub fn find_first(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);

@@ -161,6 +161,12 @@ impl Row<'_> {
         }
     }
 
+    /// The place of this version in the table. After the transaction, another may be there.
+    pub fn place(self) -> pg_sys::ItemPointerData {
+        // SAFETY: the slot holds a row.
+        unsafe { (*self.0.0).tts_tid }
+    }
+
     /// The transaction that wrote this version, also if the version has been frozen since, for freezing keeps
     /// the id. So it may be the id of a transaction long ago.
     pub fn written_by(self) -> pg_sys::TransactionId {

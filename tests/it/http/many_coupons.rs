@@ -196,26 +196,3 @@ async fn claim_that_fails_spoils_no_other_in_a_shared_call() -> Result<()> {
     busy.release().await?;
     database.books().await
 }
-
-#[tokio::test]
-async fn shared_call_that_loses_its_connection_is_repeated_by_its_lanes() -> Result<()> {
-    let database = crate::database().await?;
-    let mut busy = BusyService::start(&database).await?;
-    let at_gate = "select array_agg(pid) from pg_locks
-                    where locktype = 'advisory' and not granted
-                      and database = (select oid from pg_database where datname = current_database())";
-    let lost: Vec<i32> = busy.client.query_one(at_gate, &[]).await?.get(0);
-    assert_eq!(lost.len(), busy.shared.len());
-    let end = "select pg_terminate_backend(pid) from unnest($1::int[]) as pid";
-    busy.client.query(end, &[&lost]).await?;
-    eventually("the lanes to call by themselves", async || {
-        let waiting: Option<Vec<i32>> = busy.client.query_one(at_gate, &[]).await?.get(0);
-        let waiting = waiting.unwrap_or_default();
-        let are_new = waiting.iter().all(|pid| !lost.contains(pid));
-        Ok((are_new && waiting.len() == lost.len()).then_some(()))
-    })
-    .await?;
-    busy.open_gate().await?;
-    busy.release().await?;
-    database.books().await
-}

@@ -118,6 +118,8 @@ pub struct Coupon {
     pub paused: bool,
     /// The transaction that wrote this version.
     pub written_by: pg_sys::TransactionId,
+    /// The place of this version in the table.
+    place: pg_sys::ItemPointerData,
 }
 
 impl Coupon {
@@ -133,6 +135,7 @@ impl Coupon {
             ends_at: row.get(ENDS_AT),
             paused: row.get(PAUSED).unwrap_or(false),
             written_by: row.written_by(),
+            place: row.place(),
         }
     }
 
@@ -183,6 +186,11 @@ impl CouponSearch<'_> {
     pub fn find(&mut self, name: Text) -> Option<Coupon> {
         let found = self.by_name.find([NAME.of(name)]);
         found.map(|row| Coupon::read(row, self.of_holds))
+    }
+
+    /// Finds `coupon` again, without a search. Returns false if it has changed.
+    pub fn find_unchanged(&mut self, coupon: &Coupon) -> bool {
+        self.by_name.find_at(coupon.place, coupon.written_by)
     }
 
     /// Locks the row of the coupon last found, called `name`, as an `update` of its stock does, and
