@@ -16,7 +16,7 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -84,10 +84,23 @@ struct LanesInner {
 /// Waiting operations by coupon.
 type Waiting = HashMap<Arc<str>, VecDeque<WaitingOperation>>;
 
+/// A client of the lanes. Clones are the same client.
+///
+/// If an operation makes its batch fail, the next ones of its client do not travel with those of others: one client whose
+/// claims a trigger refuses would take every batch apart.
+#[derive(Clone, Debug, Default)]
+pub struct LaneClient {
+    /// True if its last operation has made a batch fail.
+    has_failed: Arc<AtomicBool>,
+}
+
 /// An operation that waits for its batch.
 #[derive(Debug)]
 struct WaitingOperation {
     operation: UserOperation,
+    client: LaneClient,
+    /// True if the last operation of its client has made a batch fail.
+    is_apart: bool,
     reply: oneshot::Sender<Result<Applied, SharedError>>,
     entered: Instant,
     /// Span of the request, if spans are exported.
@@ -117,12 +130,15 @@ impl Lanes {
         &self,
         coupon_name: &str,
         operation: UserOperation,
+        client: LaneClient,
     ) -> Result<Applied, SharedError> {
         let departure = Departure(&self.0.departed);
         let (reply, answer) = oneshot::channel();
         let kind = operation.operation();
         let waiting = WaitingOperation {
             operation,
+            is_apart: client.has_failed.load(Ordering::Relaxed),
+            client,
             reply,
             entered: Instant::now(),
             span: traces::current(),
@@ -243,8 +259,13 @@ struct Lane {
 
 /// Carries out the operations of a lane until none is waiting.
 async fn run(mut lane: Lane) {
-    while let Some(batch) = lane.next_batch() {
-        lane.carry_out(batch).await;
+    while let Some(mut batch) = lane.next_batch() {
+        let apart: Vec<_> = batch.extract_if(.., |it| it.is_apart).collect();
+        for part in [batch, apart] {
+            if !part.is_empty() {
+                lane.carry_out(part).await;
+            }
+        }
     }
 }
 
@@ -283,7 +304,8 @@ impl Lane {
         let mut later = Vec::new();
         let (mut next, mut alone) = self.share(batch).await;
         while let Some(mut part) = next {
-            match self.apply(&part, alone.take()).await {
+            // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
+            match Box::pin(self.apply(&part, alone.take())).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -298,8 +320,11 @@ impl Lane {
                     continue;
                 }
                 Err(error) => {
+                    let has_failed = error.may_concern_one_operation();
                     let error = SharedError::from(error);
                     for operation in part {
+                        let client = &operation.client;
+                        client.has_failed.store(has_failed, Ordering::Relaxed);
                         answer(operation, Err(error.clone()));
                     }
                 }
@@ -314,7 +339,8 @@ impl Lane {
         &mut self,
         batch: Vec<WaitingOperation>,
     ) -> (Option<Vec<WaitingOperation>>, Option<Alone>) {
-        if !is_plain(&batch) || self.lanes.database.is_outdated() {
+        let is_apart = batch.iter().any(|operation| operation.is_apart);
+        if is_apart || !is_plain(&batch) || self.lanes.database.is_outdated() {
             return (Some(batch), None);
         }
         let shared = Arc::clone(&self.lanes.shared);
@@ -398,7 +424,7 @@ impl Lane {
         if without_stock.is_empty() {
             return;
         }
-        let first_expiry = self.time_to_first_expiry().await;
+        let first_expiry = Box::pin(self.time_to_first_expiry()).await;
         for claim in without_stock {
             let applied = Applied {
                 first_expiry,
@@ -448,6 +474,9 @@ impl Drop for Lane {
 
 fn answer(waiting: WaitingOperation, applied: Result<Applied, SharedError>) {
     let operation = waiting.operation.operation();
+    if waiting.is_apart && applied.is_ok() {
+        waiting.client.has_failed.store(false, Ordering::Relaxed);
+    }
     match &applied {
         Ok(applied) if applied.is_replay => metrics().replayed(operation),
         Ok(applied) => metrics().carried_out(operation, applied.outcome),

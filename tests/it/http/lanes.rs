@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Result;
 use honcho_tests::{Service, concurrently, counts, eventually};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::fixtures::{
@@ -14,8 +15,8 @@ use crate::fixtures::{
     held_coupon::{
         BusyLane, Claim, LONG_TIMEOUTS, claim, hold, queued, signal_waiter, until_queued,
     },
-    raw_client::RawClient,
-    scrape::Scrape,
+    raw_client::{RawClient, post, problem_code},
+    scrape::{Scrape, until_in_flight},
     sql::claimed,
 };
 
@@ -445,6 +446,82 @@ async fn failing_claim_costs_its_batch_few_calls() -> Result<()> {
     }
     // One call for the first claim, one for the crowd, and two for each halving: 64, 32, ... 2.
     assert_eq!(calls().await? - before, 1.0 + 1.0 + 2.0 * 6.0);
+    database.books().await
+}
+
+#[tokio::test]
+async fn client_whose_claim_has_failed_takes_no_batch_apart() -> Result<()> {
+    const CROWD: usize = 30;
+    let database = crate::database().await?;
+    for coupon in ["PROMO", "OTHER"] {
+        database.create_coupon(coupon, 100).await?;
+    }
+    let client = database.connect().await?;
+    client
+        .batch_execute(
+            "create function refuse() returns trigger language plpgsql
+                 as $$ begin raise 'not this one'; end $$;
+             create trigger refuse before insert on claims
+                 for each row when (new.user_id like 'mallory%') execute function refuse();",
+        )
+        .await?;
+    let api = Arc::new(Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?);
+    let mut mallory = RawClient::connect(api.service.address()).await?;
+    let request = |user: &str, coupon: &str| {
+        let body = json!({ "user_id": user, "coupon_name": coupon }).to_string();
+        post("/api/coupons/claim", "", &body)
+    };
+    let calls = async || -> Result<f64> {
+        let scrape = Scrape::of(&api.service).await?;
+        Ok(scrape.value("honcho_lane_batch_duration_seconds_count"))
+    };
+    // Once by itself, and once more after a claim that succeeds.
+    for (round, users) in [["mallory 1", "mallory 2"], ["mallory 3", "mallory 4"]]
+        .iter()
+        .enumerate()
+    {
+        let answer = mallory.exchange(&request(users[0], "OTHER")).await?;
+        assert_eq!(problem_code(&answer)?, "internal");
+        let holder = hold(&database, "PROMO").await?;
+        let first = claim(&api, &format!("first {round}"), "PROMO");
+        until_queued(&client, 1).await?;
+        let crowd: Vec<Claim> = (0..CROWD)
+            .map(|n| claim(&api, &format!("crowd {round} {n}"), "PROMO"))
+            .collect();
+        mallory.send(&request(users[1], "PROMO")).await?;
+        until_in_flight(&api.service, 2.0 + CROWD as f64).await?;
+        let before = calls().await?;
+        holder.batch_execute("rollback").await?;
+        assert_eq!(first.await??, "200");
+        for claim in crowd {
+            assert_eq!(claim.await??, "200");
+        }
+        let answer = mallory.read_until("}").await?;
+        assert_eq!(problem_code(&answer)?, "internal");
+        // One call for the first claim, one for the crowd, and one for hers.
+        assert_eq!(calls().await? - before, 3.0);
+        let made = mallory
+            .exchange(&request(&format!("honest {round}"), "OTHER"))
+            .await?;
+        assert!(made.starts_with("HTTP/1.1 200"), "{made}");
+    }
+    // After a claim that has succeeded, her next one travels with the others, and takes their batch apart.
+    let holder = hold(&database, "PROMO").await?;
+    let first = claim(&api, "first", "PROMO");
+    until_queued(&client, 1).await?;
+    let crowd: Vec<Claim> = (0..3)
+        .map(|n| claim(&api, &format!("crowd {n}"), "PROMO"))
+        .collect();
+    mallory.send(&request("mallory 5", "PROMO")).await?;
+    until_in_flight(&api.service, 5.0).await?;
+    let before = calls().await?;
+    holder.batch_execute("rollback").await?;
+    assert_eq!(first.await??, "200");
+    for claim in crowd {
+        assert_eq!(claim.await??, "200");
+    }
+    mallory.read_until("}").await?;
+    assert_eq!(calls().await? - before, 1.0 + 1.0 + 2.0 * 2.0);
     database.books().await
 }
 

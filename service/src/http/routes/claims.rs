@@ -22,12 +22,12 @@ use crate::{
             caller::{ClaimReader, Claimer, Reader},
             fields::{self, Field},
             key::{REPLAYED, RequestKey},
+            lanes::ClientLanes,
             page::PageQuery,
         },
         openapi::problem_type,
         state::AppState,
     },
-    lanes::Lanes,
     outcome::{Operation, Outcome},
     telemetry::metrics::metrics,
 };
@@ -206,7 +206,7 @@ problem_type! {
 pub(crate) async fn claim(
     claimer: Claimer,
     RequestKey(key): RequestKey,
-    State(lanes): State<Lanes>,
+    lanes: ClientLanes,
     Received(body, _permit): Received,
 ) -> Result<Response, SharedError> {
     let claim: ClaimRequest = fields::parse(&body)?;
@@ -386,7 +386,7 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn release(
     claimer: Claimer,
-    State(lanes): State<Lanes>,
+    lanes: ClientLanes,
     names: Result<Path<(String, String)>, PathRejection>,
     _: NoFields,
 ) -> Result<Response, SharedError> {

@@ -24,12 +24,12 @@ use crate::{
             caller::{ClaimReader, Claimer, Reader},
             fields::{self, Field},
             key::RequestKey,
+            lanes::ClientLanes,
             page::UserPageQuery,
         },
         openapi::problem_type,
         state::{AppState, HoldTtl},
     },
-    lanes::Lanes,
     outcome::{Operation, Outcome},
 };
 
@@ -165,7 +165,7 @@ problem_type! {
 pub(crate) async fn reserve(
     claimer: Claimer,
     RequestKey(request_key): RequestKey,
-    State(lanes): State<Lanes>,
+    lanes: ClientLanes,
     State(HoldTtl(default_ttl)): State<HoldTtl>,
     name: Result<Path<String>, PathRejection>,
     Received(body, _permit): Received,
@@ -219,7 +219,7 @@ pub(crate) async fn reserve(
 )]
 pub(crate) async fn confirm(
     claimer: Claimer,
-    State(lanes): State<Lanes>,
+    lanes: ClientLanes,
     names: Result<Path<(String, String)>, PathRejection>,
     _: NoFields,
 ) -> Result<Response, SharedError> {
@@ -255,7 +255,7 @@ pub(crate) async fn confirm(
 )]
 pub(crate) async fn cancel(
     claimer: Claimer,
-    State(lanes): State<Lanes>,
+    lanes: ClientLanes,
     names: Result<Path<(String, String)>, PathRejection>,
     _: NoFields,
 ) -> Result<Response, SharedError> {

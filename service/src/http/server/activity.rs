@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::ConnectionLimits;
+use crate::lanes::LaneClient;
 
 /// Stands for no deadline: nothing is awaited.
 const NEVER: u64 = u64::MAX;
@@ -35,6 +36,8 @@ const HALF_CLOSED: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Activity {
     limits: ConnectionLimits,
+    /// The client as lanes know it.
+    pub lane_client: LaneClient,
     since: Instant,
     /// True if the service is shutting down.
     is_over: Arc<AtomicBool>,
@@ -87,6 +90,7 @@ impl Activity {
     pub fn new(limits: ConnectionLimits, is_over: Arc<AtomicBool>) -> Self {
         Self {
             limits,
+            lane_client: LaneClient::default(),
             since: Instant::now(),
             is_over,
             endless: AtomicBool::new(false),

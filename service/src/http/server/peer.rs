@@ -11,6 +11,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::activity::{Activity, Limit};
+use crate::lanes::LaneClient;
 
 /// The client's end of the connection: an extension of every request.
 #[derive(Clone, Debug)]
@@ -44,6 +45,11 @@ impl Peer {
             (activity, limit)
         });
         Within { operation, limit }
+    }
+
+    /// The client as lanes know it.
+    pub fn lane_client(&self) -> LaneClient {
+        self.activity.lane_client.clone()
     }
 
     /// Records that the request's body has been received completely.
