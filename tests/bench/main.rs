@@ -16,6 +16,7 @@ mod peer_service;
 mod plot;
 mod redis;
 mod report;
+mod stage;
 mod watchers;
 
 use std::{
@@ -30,8 +31,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     before::Build,
-    case::{Case, NOON_CLIENTS, Stage},
+    case::{Case, NOON_CLIENTS},
     report::{Results, Run},
+    stage::Stage,
 };
 
 #[derive(Parser)]
