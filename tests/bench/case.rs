@@ -30,7 +30,7 @@ pub enum Subject {
     Pool16,
     /// An axum route that parses the claim and answers 200.
     NoOp,
-    /// Redis with a Lua script, `appendfsync always`.
+    /// Redis with a Lua script, `appendfsync always`; for HTTP, an axum service over it.
     RedisAlways,
     /// The same with `appendfsync everysec`.
     RedisEverysec,
@@ -202,6 +202,10 @@ impl Case {
             add(Flush::Disk, Scene::Http, clients, &[Honcho]);
             if HTTP_CLIENTS_BEFORE.contains(&clients) {
                 add(Flush::Disk, Scene::Http, clients, &[Before]);
+            }
+            if clients > 1 {
+                let peers = [RedisAlways, RedisEverysec];
+                add(Flush::Disk, Scene::Http, clients, &peers);
             }
             if clients == OPERATION_CLIENTS {
                 add(Flush::Disk, Scene::Http, clients, &[Bare]);

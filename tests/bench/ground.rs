@@ -17,6 +17,7 @@ use crate::{
     before::Build,
     case::Subject,
     machine::{self, median},
+    peer_service::{self, Store},
 };
 
 /// Delay of each flush on slow ground.
@@ -174,9 +175,9 @@ impl Ground {
                     build.serve(&self.url(subject)?).await?
                 }
                 Subject::Bare => bare(&self.url(subject)?).await?,
-                Subject::Pool4 => peer(Some((4, &self.prior_url))).await?,
-                Subject::Pool16 => peer(Some((16, &self.prior_url))).await?,
-                Subject::NoOp => peer(None).await?,
+                Subject::Pool4 => peer_service::start(&self.pool(4)).await?,
+                Subject::Pool16 => peer_service::start(&self.pool(16)).await?,
+                Subject::NoOp => peer_service::start(&Store::Nothing).await?,
                 _ => bail!("{subject} has no service"),
             };
             service.leave_log_unread();
@@ -209,6 +210,14 @@ impl Ground {
             )
             .await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// The prior system's database through a pool of this size.
+    fn pool(&self, size: usize) -> Store {
+        Store::Pool {
+            size,
+            database_url: self.prior_url.clone(),
+        }
     }
 
     fn honcho(&self) -> Result<&Database> {
@@ -503,16 +512,6 @@ pub async fn create_prior(cluster: &Cluster, name: &str) -> Result<String> {
         .batch_execute(include_str!("prior.sql"))
         .await?;
     Ok(url)
-}
-
-/// Starts this program as a peer's service, on a pool of this size.
-async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("peer-service");
-    if let Some((size, url)) = pool {
-        command.args(["--pool", &size.to_string(), "--database-url", url]);
-    }
-    Service::spawn(command).await
 }
 
 /// Starts the service's routes without their layers; the program was built beside this one.

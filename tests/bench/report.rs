@@ -243,6 +243,8 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Pool4 => "usual transaction in axum, pool of 4",
         Subject::Pool16 => "usual transaction in axum, pool of 16",
         Subject::NoOp => "axum route that only parses the claim",
+        Subject::RedisAlways if http => "axum over Redis + Lua, appendfsync always",
+        Subject::RedisEverysec if http => "axum over Redis + Lua, appendfsync everysec",
         Subject::RedisAlways => "Redis + Lua, appendfsync always",
         Subject::RedisEverysec => "Redis + Lua, appendfsync everysec",
     }

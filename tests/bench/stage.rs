@@ -506,7 +506,10 @@ impl Stage {
             *server = Some(Redis::start(&self.directory, policy).await?);
         }
         let server = server.as_mut().context("no Redis")?;
-        server.claims(case.clients, self.seconds).await
+        match case.scene {
+            Scene::Http => server.http_claims(case.clients, self.seconds).await,
+            _ => server.claims(case.clients, self.seconds).await,
+        }
     }
 
     async fn ground(&mut self, case: Case) -> Result<&mut Ground> {

@@ -28,7 +28,7 @@ enum Need {
 
 /// The targets, compared with the results. It is one list, and long for that reason only.
 pub fn targets(results: &Results) -> Vec<Target> {
-    use Subject::{Bare, Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways};
+    use Subject::{Bare, Honcho, NoOp, Pool4, Pool16, Prior, RedisAlways, RedisEverysec};
     let p50 = |clients, subject| {
         middle(results, case(Flush::Disk, Scene::Http, clients, subject)).map(|middle| middle.p50)
     };
@@ -107,6 +107,16 @@ pub fn targets(results: &Results) -> Vec<Target> {
         ratio(http(Honcho), http(NoOp)),
         0.5,
     );
+    for (subject, policy, least) in [
+        (RedisAlways, "always", 1.2),
+        (RedisEverysec, "everysec", 1.0),
+    ] {
+        at_least(
+            format!("HTTP claims, 256 connections, against axum over Redis `{policy}`"),
+            ratio(http(Honcho), http(subject)),
+            least,
+        );
+    }
     at_least(
         "HTTP claims, 256 connections, against the same routes with nothing around them".into(),
         ratio(http(Honcho), http(Bare)),
