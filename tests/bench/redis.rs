@@ -215,7 +215,9 @@ impl Redis {
         let given = u64::try_from(ENDLESS)? - left;
         ensure!(
             claims.contains(&given) && [users, listed] == [given; 2],
-            "{claims:?} claims, but {given} from stock, {users} users, {listed} listed"
+            "{} to {} claims answered, but {given} from stock, {users} users, {listed} listed",
+            claims.start(),
+            claims.end()
         );
         Ok(())
     }
