@@ -24,6 +24,10 @@ pub enum Subject {
     Prior,
     /// The same logic as one PL/pgSQL function.
     PriorFunction,
+    /// A transaction that takes one of many rows with `skip locked`, a row for each unit of the coupon.
+    Units,
+    /// The claim in SQL on Honcho's tables, with an advisory lock as the coupon's turn.
+    SqlInQueue,
     /// An axum service that does the prior system's transaction on a pool of 4 connections.
     Pool4,
     /// The same on a pool of 16.
@@ -147,6 +151,8 @@ pub const OPERATION_CLIENTS: u32 = 256;
 /// Clients with which the version before claims, too.
 pub const SQL_CLIENTS_BEFORE: [u32; 3] = [1, 8, 64];
 pub const HTTP_CLIENTS_BEFORE: [u32; 2] = [64, 256];
+/// Clients with which other designs of the claim in SQL are measured.
+const SQL_CLIENTS_DESIGNS: [u32; 2] = [8, 64];
 pub const GROWN: [u64; 3] = [10_000, 1_000_000, 10_000_000];
 /// Enough clients for the growth cases to queue on the coupon.
 pub const GROWN_CLIENTS: u32 = 8;
@@ -175,6 +181,7 @@ impl Case {
                 });
             }
         };
+        let redis = [RedisAlways, RedisEverysec];
         for clients in SQL_CLIENTS {
             add(Flush::Disk, Scene::Sql, clients, &[Honcho]);
             if SQL_CLIENTS_BEFORE.contains(&clients) {
@@ -184,8 +191,11 @@ impl Case {
                 add(Flush::Disk, Scene::SqlReserve, clients, &[Honcho]);
                 add(Flush::Disk, Scene::SqlConfirm, clients, &[Honcho]);
             }
-            let peers = [Prior, PriorFunction, RedisAlways, RedisEverysec];
-            add(Flush::Disk, Scene::Sql, clients, &peers);
+            add(Flush::Disk, Scene::Sql, clients, &[Prior, PriorFunction]);
+            if SQL_CLIENTS_DESIGNS.contains(&clients) {
+                add(Flush::Disk, Scene::Sql, clients, &[Units, SqlInQueue]);
+            }
+            add(Flush::Disk, Scene::Sql, clients, &redis);
             if clients > 1 {
                 add(Flush::Disk, Scene::Driver, clients, &[Honcho, Prior]);
             }
@@ -204,8 +214,7 @@ impl Case {
                 add(Flush::Disk, Scene::Http, clients, &[Before]);
             }
             if clients > 1 {
-                let peers = [RedisAlways, RedisEverysec];
-                add(Flush::Disk, Scene::Http, clients, &peers);
+                add(Flush::Disk, Scene::Http, clients, &redis);
             }
             if clients == OPERATION_CLIENTS {
                 add(Flush::Disk, Scene::Http, clients, &[Bare]);
@@ -293,6 +302,8 @@ impl fmt::Display for Subject {
             Self::Bare => "bare",
             Self::Prior => "prior",
             Self::PriorFunction => "prior-function",
+            Self::Units => "units",
+            Self::SqlInQueue => "sql-in-queue",
             Self::Pool4 => "axum-pool-4",
             Self::Pool16 => "axum-pool-16",
             Self::NoOp => "no-op",

@@ -240,6 +240,8 @@ fn title(subject: Subject, scene: Scene) -> &'static str {
         Subject::Bare => "Honcho's routes with nothing around them",
         Subject::Prior => "usual transaction",
         Subject::PriorFunction => "the same as a PL/pgSQL function",
+        Subject::Units => "a row for each unit, skip locked",
+        Subject::SqlInQueue => "SQL on the same tables, in a queue of advisory locks",
         Subject::Pool4 => "usual transaction in axum, pool of 4",
         Subject::Pool16 => "usual transaction in axum, pool of 16",
         Subject::NoOp => "axum route that only parses the claim",

@@ -16,6 +16,7 @@ use crate::{
     load::{self, Claimant, Http, Operations},
     machine,
     redis::{self, Redis},
+    units,
     watchers::Watchers,
 };
 
@@ -65,6 +66,10 @@ impl Stage {
     pub async fn measure(&mut self, case: Case) -> Result<Figures> {
         match (case.scene, case.subject) {
             (_, Subject::RedisAlways | Subject::RedisEverysec) => self.redis(case).await,
+            (_, Subject::Units) => {
+                let seconds = self.seconds;
+                units::claims(self.ground(case).await?, case.clients, seconds).await
+            }
             (Scene::Sql | Scene::Driver | Scene::Batch(_), _) => self.sql(case).await,
             (Scene::SqlReserve | Scene::SqlConfirm, _) => self.sql_holds(case).await,
             (Scene::SqlSoldOut | Scene::SqlAllHeld, _) => self.sql_refusals(case).await,
