@@ -17,6 +17,8 @@ use crate::{
     before::Build,
     case::Subject,
     machine::{self, median},
+    peer_service::{self, Store},
+    units,
 };
 
 /// Delay of each flush on slow ground.
@@ -64,6 +66,7 @@ pub struct Ground {
     build: Option<Build>,
     honcho: Result<Database, String>,
     prior_url: String,
+    units_url: String,
     cluster: Cluster,
     flush_time: Duration,
     commit_time: Duration,
@@ -108,7 +111,8 @@ impl Ground {
                 );
             }
         }
-        let honcho = Database::create(&cluster)
+        let units_url = create_database(&cluster, "units", units::TABLES).await?;
+        let honcho = create_honcho(&cluster)
             .await
             .map_err(|error| format!("no extension to measure: {error:#}"));
         Ok(Self {
@@ -116,6 +120,7 @@ impl Ground {
             build,
             honcho,
             prior_url,
+            units_url,
             cluster,
             flush_time,
             commit_time,
@@ -150,6 +155,9 @@ impl Ground {
             Subject::Honcho | Subject::Before | Subject::Bare => {
                 Ok(self.honcho()?.caller_url().to_owned())
             }
+            // It writes the tables itself.
+            Subject::SqlInQueue => Ok(self.honcho()?.superuser_url().to_owned()),
+            Subject::Units => Ok(self.units_url.clone()),
             _ => Ok(self.prior_url.clone()),
         }
     }
@@ -157,10 +165,10 @@ impl Ground {
     /// The subject's tables, through the superuser.
     pub async fn books(&self, subject: Subject) -> Result<Books> {
         match subject {
-            Subject::Honcho | Subject::Before | Subject::Bare => {
+            Subject::Honcho | Subject::Before | Subject::Bare | Subject::SqlInQueue => {
                 Ok(Books::honcho(self.honcho()?.connect().await?))
             }
-            _ => Ok(Books::prior(connect(&self.prior_url).await?)),
+            _ => Ok(Books::prior(connect(&self.url(subject)?).await?)),
         }
     }
 
@@ -174,9 +182,9 @@ impl Ground {
                     build.serve(&self.url(subject)?).await?
                 }
                 Subject::Bare => bare(&self.url(subject)?).await?,
-                Subject::Pool4 => peer(Some((4, &self.prior_url))).await?,
-                Subject::Pool16 => peer(Some((16, &self.prior_url))).await?,
-                Subject::NoOp => peer(None).await?,
+                Subject::Pool4 => peer_service::start(&self.pool(4)).await?,
+                Subject::Pool16 => peer_service::start(&self.pool(16)).await?,
+                Subject::NoOp => peer_service::start(&Store::Nothing).await?,
                 _ => bail!("{subject} has no service"),
             };
             service.leave_log_unread();
@@ -209,6 +217,14 @@ impl Ground {
             )
             .await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// The prior system's database through a pool of this size.
+    fn pool(&self, size: usize) -> Store {
+        Store::Pool {
+            size,
+            database_url: self.prior_url.clone(),
+        }
     }
 
     fn honcho(&self) -> Result<&Database> {
@@ -493,26 +509,28 @@ impl Books {
 
 /// Creates a database with the prior system's tables.
 pub async fn create_prior(cluster: &Cluster, name: &str) -> Result<String> {
+    create_database(cluster, name, include_str!("prior.sql")).await
+}
+
+/// Creates a database with the extension, and the claim in SQL on its tables.
+async fn create_honcho(cluster: &Cluster) -> Result<Database> {
+    let database = Database::create(cluster).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute(include_str!("sql_in_queue.sql"))
+        .await?;
+    Ok(database)
+}
+
+/// Creates a database with these tables and functions.
+async fn create_database(cluster: &Cluster, name: &str, sql: &str) -> Result<String> {
     let admin = connect(&cluster.url("postgres", "postgres")).await?;
     admin
         .batch_execute(&format!("create database {name} template template0"))
         .await?;
     let url = cluster.url("postgres", name);
-    connect(&url)
-        .await?
-        .batch_execute(include_str!("prior.sql"))
-        .await?;
+    connect(&url).await?.batch_execute(sql).await?;
     Ok(url)
-}
-
-/// Starts this program as a peer's service, on a pool of this size.
-async fn peer(pool: Option<(u32, &str)>) -> Result<Service> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("peer-service");
-    if let Some((size, url)) = pool {
-        command.args(["--pool", &size.to_string(), "--database-url", url]);
-    }
-    Service::spawn(command).await
 }
 
 /// Starts the service's routes without their layers; the program was built beside this one.

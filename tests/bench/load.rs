@@ -77,6 +77,8 @@ pub fn script(scene: Scene, subject: Subject) -> Result<&'static str> {
         (_, Subject::Honcho | Subject::Before) => Ok(include_str!("honcho.pgbench")),
         (_, Subject::Prior) => Ok(include_str!("prior.pgbench")),
         (_, Subject::PriorFunction) => Ok(include_str!("prior_function.pgbench")),
+        (_, Subject::Units) => Ok(include_str!("units.pgbench")),
+        (_, Subject::SqlInQueue) => Ok(include_str!("sql_in_queue.pgbench")),
         _ => bail!("{subject} has no SQL"),
     }
 }

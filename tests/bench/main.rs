@@ -15,7 +15,10 @@ mod machine;
 mod peer_service;
 mod plot;
 mod redis;
+mod redis_claims;
 mod report;
+mod stage;
+mod units;
 mod watchers;
 
 use std::{
@@ -30,8 +33,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     before::Build,
-    case::{Case, NOON_CLIENTS, Stage},
+    case::{Case, NOON_CLIENTS},
+    peer_service::Store,
     report::{Results, Run},
+    stage::Stage,
 };
 
 #[derive(Parser)]
@@ -75,13 +80,16 @@ struct Options {
 /// Other modes of this binary, for its own use.
 #[derive(Subcommand)]
 enum Role {
-    /// The prior system's claim over HTTP, or with no pool a route that only parses the claim
+    /// The prior system's claim over HTTP, the claim in Redis, or with neither a route that only parses the claim
     #[command(hide = true)]
     PeerService {
         #[arg(long, requires = "database_url")]
         pool: Option<usize>,
         #[arg(long)]
         database_url: Option<String>,
+        /// Socket of a Redis server
+        #[arg(long, conflicts_with = "pool")]
+        redis: Option<PathBuf>,
     },
     /// Prints the microseconds of a flush of 8 KiB appended to this file
     #[command(hide = true)]
@@ -96,10 +104,17 @@ const WHOLE_SECONDS: u32 = 2;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.role {
-        Some(Role::PeerService { pool, database_url }) => {
-            peer_service::serve(pool.zip(database_url))
-                .await
-                .map(|()| true)
+        Some(Role::PeerService {
+            pool,
+            database_url,
+            redis,
+        }) => {
+            let store = match (pool.zip(database_url), redis) {
+                (Some((size, database_url)), _) => Store::Pool { size, database_url },
+                (None, Some(socket)) => Store::Redis(socket),
+                (None, None) => Store::Nothing,
+            };
+            peer_service::serve(store).await.map(|()| true)
         }
         Some(Role::FlushProbe { file }) => machine::probe_flush(&file).map(|median| {
             println!("{median}");

@@ -1,19 +1,32 @@
-//! Redis with a Lua script, and redis-benchmark.
+//! Redis with a Lua script: through redis-benchmark, and through a service.
 
 use std::{
     collections::BTreeMap,
     fmt,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use honcho_tests::eventually;
+use anyhow::{Context, Result, bail, ensure};
+use honcho_tests::{Service, eventually};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::{case::Figures, ground::ENDLESS, machine};
+use crate::{
+    case::Figures,
+    ground::ENDLESS,
+    load::{self, Http},
+    machine,
+    peer_service::{self, PATH, Store},
+};
+
+/// Claims in Redis, in one step.
+pub const SCRIPT: &str = include_str!("claim_redis.lua");
+
+/// Reads stock, users and claims at the same moment.
+const COUNT: &str = "return {redis.call('GET', KEYS[1]), redis.call('SCARD', KEYS[2]), redis.call('LLEN', KEYS[3])}";
 
 /// Ends the server at the end of its standard input, which comes when the benchmark ends in any way.
 const GUARD: &str = r#"
@@ -45,13 +58,19 @@ pub struct Redis {
     guard: Child,
     home: TempDir,
     script: String,
+    /// The service over it, from the first case over HTTP on.
+    service: Option<Service>,
+    /// The number of coupons so far.
+    serial: u32,
     /// Claims per second by number of clients, as last measured: redis-benchmark takes a number of requests,
     /// not a time.
     expected: BTreeMap<u32, f64>,
 }
 
-/// Keys of the script.
-const KEYS: [&str; 3] = ["stock", "users", "claims"];
+/// The script's keys for a coupon: its stock, the users who have it, its claims.
+pub fn keys(coupon: &str) -> [String; 3] {
+    ["stock", "users", "claims"].map(|part| format!("{part}:{coupon}"))
+}
 
 impl Redis {
     pub async fn start(directory: &Path, append: Append) -> Result<Self> {
@@ -78,16 +97,16 @@ impl Redis {
             guard,
             home,
             script: String::new(),
+            service: None,
+            serial: 0,
             expected: BTreeMap::new(),
         };
         eventually("Redis", async || Ok(redis.ask(&["ping"]).await.ok())).await?;
-        redis.script = redis
-            .ask(&["script", "load", include_str!("claim_redis.lua")])
-            .await?;
+        redis.script = redis.ask(&["script", "load", SCRIPT]).await?;
         Ok(redis)
     }
 
-    /// Single claims on one coupon, without pauses.
+    /// Single claims on one coupon through redis-benchmark, without pauses.
     pub async fn claims(&mut self, clients: u32, seconds: u32) -> Result<Figures> {
         if !self.expected.contains_key(&clients) {
             self.run(clients, 2_000).await?;
@@ -97,9 +116,50 @@ impl Redis {
             .await
     }
 
-    async fn run(&mut self, clients: u32, claims: u64) -> Result<Figures> {
+    /// Claims on one coupon over HTTP, through the service.
+    pub async fn http_claims(&mut self, clients: u32, seconds: u32) -> Result<Figures> {
+        let coupon = self.start_over().await?;
+        let url = self.service().await?.url(PATH);
+        let http = Http {
+            coupon: &coupon,
+            tag: "u",
+            users: 0,
+            coupons: 0,
+            audit: None,
+        };
+        let tally = load::wrk(&url, &http, clients, seconds).await?;
+        ensure!(
+            tally.refused == 0,
+            "{} of {} answers were refusals",
+            tally.refused,
+            tally.answers
+        );
+        self.check(&coupon, tally.done()).await?;
+        Ok(tally.figures)
+    }
+
+    async fn service(&mut self) -> Result<&Service> {
+        if self.service.is_none() {
+            let service = peer_service::start(&Store::Redis(self.socket())).await?;
+            service.leave_log_unread();
+            self.service = Some(service);
+        }
+        self.service.as_ref().context("no service")
+    }
+
+    /// Removes everything, and makes a coupon that cannot be sold out.
+    async fn start_over(&mut self) -> Result<String> {
+        self.serial += 1;
+        let coupon = format!("SALE_{:06}", self.serial);
+        let [stock, ..] = keys(&coupon);
         self.ask(&["flushall"]).await?;
-        self.ask(&["set", KEYS[0], &ENDLESS.to_string()]).await?;
+        self.ask(&["set", &stock, &ENDLESS.to_string()]).await?;
+        Ok(coupon)
+    }
+
+    async fn run(&mut self, clients: u32, claims: u64) -> Result<Figures> {
+        let coupon = self.start_over().await?;
+        let keys = keys(&coupon);
         let output = Command::new("redis-benchmark")
             .arg("-s")
             .arg(self.socket())
@@ -116,9 +176,9 @@ impl Redis {
                 "1000000000",
                 "evalsha",
                 &self.script,
-                &KEYS.len().to_string(),
+                &keys.len().to_string(),
             ])
-            .args(KEYS)
+            .args(keys)
             .arg("user:__rand_int____rand_int__")
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -133,22 +193,31 @@ impl Redis {
             String::from_utf8_lossy(&output.stderr)
         );
         let figures = parse(&said).with_context(|| format!("redis-benchmark says\n{said}"))?;
-        self.check(claims).await?;
+        self.check(&coupon, claims..=claims).await?;
         if let Figures::Rate { per_second, .. } = figures {
             self.expected.insert(clients, per_second);
         }
         Ok(figures)
     }
 
-    /// Fails unless stock, users and claims agree on this many.
-    async fn check(&self, claims: u64) -> Result<()> {
-        let stock: u64 = self.ask(&["get", KEYS[0]]).await?.parse()?;
-        let users: u64 = self.ask(&["scard", KEYS[1]]).await?.parse()?;
-        let listed: u64 = self.ask(&["llen", KEYS[2]]).await?.parse()?;
-        let given = u64::try_from(ENDLESS)? - stock;
+    /// Fails unless stock, users and claims of the coupon agree on one of these numbers.
+    async fn check(&self, coupon: &str, claims: RangeInclusive<u64>) -> Result<()> {
+        let [stock, users, listed] = keys(coupon);
+        let counted = self
+            .ask(&["eval", COUNT, "3", &stock, &users, &listed])
+            .await?;
+        let counts = counted
+            .lines()
+            .map(|line| line.parse().context("not a number"));
+        let &[left, users, listed] = counts.collect::<Result<Vec<u64>>>()?.as_slice() else {
+            bail!("the counts are {counted}");
+        };
+        let given = u64::try_from(ENDLESS)? - left;
         ensure!(
-            [given, users, listed] == [claims; 3],
-            "{claims} claims, but {given} from stock, {users} users, {listed} listed"
+            claims.contains(&given) && [users, listed] == [given; 2],
+            "{} to {} claims answered, but {given} from stock, {users} users, {listed} listed",
+            claims.start(),
+            claims.end()
         );
         Ok(())
     }
@@ -170,6 +239,7 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
+        drop(self.service.take());
         drop(self.guard.stdin.take());
         // It ends by itself now.
         let _ = self.guard.wait();
