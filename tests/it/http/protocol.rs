@@ -2,19 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use honcho_tests::{PATIENCE, Service, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::{interval, timeout},
 };
 
 use crate::fixtures::{
     api::Api,
+    held_coupon::LONG_TIMEOUTS,
     long_list::create_claimed,
     raw_client::{RawClient, SHOW, post, problem_code},
-    scrape::Scrape,
+    scrape::{Scrape, until_in_flight},
     sql::{row_counts, rows},
 };
 
@@ -131,6 +132,74 @@ async fn pipelined_request_does_not_cut_off_the_answer_before_it() -> Result<()>
     // An incomplete head that was sent early has the same timeout as any other.
     client.send("GET /api").await?;
     assert_eq!(client.read_to_end().await?, "");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bytes_that_come_while_an_answer_is_awaited_do_not_cut_it_off() -> Result<()> {
+    let database = crate::database().await?;
+    let owner = database.connect().await?;
+    let many = "select count(honcho_create_coupon(rpad(i::text, 240, 'x'), 1))
+                  from generate_series(1, 1000) as i";
+    owner.execute(many, &[]).await?;
+    let api = Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?;
+    let head = "GET /api/coupons?limit=1000 HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
+    for further in ["\r\n", SHOW] {
+        owner
+            .batch_execute("begin; lock table coupons in access exclusive mode")
+            .await?;
+        // The end of the answer is still in the service's buffer when the service closes the connection.
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        let stream = socket.connect(api.service.address()).await?;
+        let mut client = RawClient { stream };
+        client.send(head).await?;
+        until_in_flight(&api.service, 1.0).await?;
+        client.send(further).await?;
+        // By the answers to these, the service has seen it.
+        for _ in 0..20 {
+            Scrape::of(&api.service).await?;
+        }
+        owner.batch_execute("rollback").await?;
+        let answer = client.read_to_end().await?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no body")?;
+        assert!(
+            head.contains(&format!("content-length: {}", body.len())),
+            "{head}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn client_that_leaves_is_noticed_even_if_the_body_of_its_request_is_not_read() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let owner = database.connect().await?;
+    let api = Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?;
+    let head = "GET /api/coupons/PROMO/stock HTTP/1.1\r\nhost: here\r\n";
+    for body in [
+        "content-length: 2\r\n\r\n{}",
+        "transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "\r\n",
+    ] {
+        owner
+            .batch_execute("begin; lock table coupons in access exclusive mode")
+            .await?;
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            let mut client = RawClient::connect(api.service.address()).await?;
+            client.send(&format!("{head}{body}")).await?;
+            clients.push(client);
+        }
+        until_in_flight(&api.service, 10.0).await?;
+        drop(clients);
+        // Long before the timeouts of the database.
+        timeout(Duration::from_secs(20), until_in_flight(&api.service, 0.0))
+            .await
+            .context("the clients that left are not noticed")??;
+        owner.batch_execute("rollback").await?;
+    }
     Ok(())
 }
 

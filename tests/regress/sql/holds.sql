@@ -155,6 +155,14 @@ select outcome from honcho_reserve('ann', 'RAISE', '1 hour');
 select honcho_claim_or_raise('bob', 'RAISE');
 \set VERBOSITY default
 
+-- Even if the stock does not count a claim, its user gets no hold beside it, and can release it.
+select honcho_create_coupon('SPOILT', 2);
+insert into claims (user_id, coupon_name) values ('ann', 'SPOILT');
+select outcome from honcho_reserve('ann', 'SPOILT', '1 hour');
+select honcho_confirm('ann', 'SPOILT');
+update coupons set amount = 3 where name = 'SPOILT';
+select honcho_release('ann', 'SPOILT');
+
 -- The lifetimes that are allowed.
 select outcome from honcho_reserve('bob', 'LONG', '24 hours');
 select outcome from honcho_reserve('short', 'HOLDER', '1 second');

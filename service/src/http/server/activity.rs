@@ -28,7 +28,7 @@ const NEVER: u64 = u64::MAX;
 const SOON: u64 = NEVER - 1;
 
 /// Longest wait for an answer by a client that has closed its side. Then it counts as disconnected, and its request gives
-/// up its permit and its place in a lane.
+/// up its permit and its place in a lane. Also the longest wait for the end of a client's input during the shutdown.
 const HALF_CLOSED: Duration = Duration::from_secs(1);
 
 /// State of a connection. Deadlines are milliseconds from its beginning. It is atomic only because it is shared within
@@ -211,11 +211,6 @@ impl Activity {
         }
     }
 
-    /// Returns true if a request has been received completely, and its answer is not complete.
-    fn awaits_answer(&self) -> bool {
-        self.in_progress.load(Relaxed) && !self.unread.load(Relaxed)
-    }
-
     /// Returns true if the end of the client's input must be withheld until its request is answered: the client may only
     /// have closed its side of the connection. A client that has disconnected looks the same.
     fn holds_end(&self) -> bool {
@@ -227,13 +222,21 @@ impl Activity {
         holds
     }
 
-    /// Records that the service has closed its side. Returns true if the client may have sent more than was read.
+    /// Records that the service has closed its side. Returns true if the client may have sent more than was read, and
+    /// might lose its answer for that.
     fn finished(&self) -> bool {
         self.in_progress.store(false, Relaxed);
         self.send.store(NEVER, Relaxed);
-        self.receive
-            .store(self.after(self.limits.header_timeout), Relaxed);
-        self.unread.load(Relaxed) || self.begun.load(Relaxed)
+        let is_over = self.is_over.load(Relaxed);
+        let limit = if is_over {
+            HALF_CLOSED
+        } else {
+            self.limits.header_timeout
+        };
+        self.receive.store(self.after(limit), Relaxed);
+        // Nothing is owed to the watcher of a stream then.
+        let is_left = is_over && self.endless.load(Relaxed);
+        !is_left && (self.unread.load(Relaxed) || self.begun.load(Relaxed))
     }
 
     fn sent(&self) {
@@ -297,16 +300,17 @@ impl Watched {
     /// # Errors
     /// The client has reset the connection.
     fn look_for_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        if self.holds_end || !self.activity.awaits_answer() {
+        if self.holds_end || !self.activity.in_progress.load(Relaxed) {
             return Ok(());
         }
         let mut byte = [0];
-        // More than nothing is a part of the next request.
-        if let Poll::Ready(peeked) = self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte))
-            && peeked? == 0
-        {
-            // The answer or the alarm ends this wait.
-            self.holds_end = self.activity.holds_end();
+        if let Poll::Ready(peeked) = self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte)) {
+            if peeked? == 0 {
+                // The answer or the alarm ends this wait.
+                self.holds_end = self.activity.holds_end();
+            } else {
+                self.activity.received();
+            }
         }
         Ok(())
     }
