@@ -45,8 +45,10 @@ pub struct Draft<'a> {
     holders: Option<HashSet<String>>,
     /// A user whose rows are known.
     known: Option<Known<'a>>,
-    /// The users whose rows change.
-    users: HashMap<Cow<'a, str>, Change<'a>>,
+    /// The users whose rows change, and the index of each in `rows`.
+    users: HashMap<Cow<'a, str>, usize>,
+    /// The changes of their rows, apart from the map: that of a large batch is read all over, and should be small.
+    rows: Vec<Change<'a>>,
     /// The number of changes so far.
     changes: usize,
     /// The number of expired holds that are taken back.
@@ -131,6 +133,7 @@ impl<'a> Draft<'a> {
             holders: None,
             known: None,
             users: HashMap::with_capacity(operations),
+            rows: Vec::with_capacity(operations),
             changes: 0,
             expired: 0,
             released: Vec::new(),
@@ -343,8 +346,9 @@ impl<'a> Draft<'a> {
 
     /// The rows to be written, in the order of the changes.
     pub fn rows(&self) -> Vec<Written> {
-        let mut changes: Vec<_> = self.users.values().collect();
-        changes.sort_unstable_by_key(|change| change.place);
+        let mut changes: Vec<_> = self.rows.iter().collect();
+        // They are in order, unless a user's rows change twice.
+        changes.sort_by_key(|change| change.place);
         let text = |key: &Option<Cow<'_, str>>| key.as_deref().map(Text::new);
         changes
             .into_iter()
@@ -390,7 +394,7 @@ impl<'a> Draft<'a> {
 
     /// The user's state, the row that the tables have for it, and what both rest on.
     fn find(&self, view: &mut View<'_>, operation: &Operation<'a>) -> (State<'a>, Row, Basis) {
-        if let Some(change) = self.users.get(operation.user_id) {
+        if let Some(change) = self.changed(operation.user_id) {
             return (change.after.clone(), change.before, Basis::Draft);
         }
         if let Some(known) = &self.known
@@ -551,8 +555,8 @@ impl<'a> Draft<'a> {
             *self.new_expiries.entry(expires_at).or_default() += 1;
         }
         match self.users.entry(user_id) {
-            Entry::Occupied(mut change) => {
-                let change = change.get_mut();
+            Entry::Occupied(index) => {
+                let change = &mut self.rows[*index.get()];
                 if let State::Held(expires_at, _) = change.after
                     && let Some(count) = self.new_expiries.get_mut(&expires_at)
                 {
@@ -565,7 +569,8 @@ impl<'a> Draft<'a> {
                 change.place = place;
             }
             Entry::Vacant(entry) => {
-                entry.insert(Change {
+                entry.insert(self.rows.len());
+                self.rows.push(Change {
                     user,
                     before,
                     after,
@@ -575,10 +580,14 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// The change of this user's rows, if there is one.
+    fn changed(&self, user_id: &str) -> Option<&Change<'a>> {
+        self.users.get(user_id).map(|&index| &self.rows[index])
+    }
+
     /// Returns true if the draft changes the hold that the user had before.
     fn has_changed_hold(&self, user_id: &str) -> bool {
-        self.users
-            .get(user_id)
+        self.changed(user_id)
             .is_some_and(|change| change.before == Row::Hold)
     }
 
