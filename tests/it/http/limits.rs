@@ -159,6 +159,7 @@ async fn requests_beyond_the_limit_are_shed_immediately() -> Result<()> {
         ("STATEMENT_TIMEOUT", "40s"),
     ];
     let api = Arc::new(Api::start_with(database.caller_url(), &environment).await?);
+    api.until_ready().await?;
     let mut holder = database.connect().await?;
     let held = holder.transaction().await?;
     held.execute("select honcho_claim('holder', 'PROMO')", &[])
