@@ -186,7 +186,7 @@ impl Lanes {
     /// Adds an operation to the lane of its coupon, and opens it if it is not open.
     ///
     /// # Errors
-    /// The operation, if there is no room for it.
+    /// There is no room for the operation, which is returned.
     fn push(
         &self,
         waiting: &mut Waiting,

@@ -1,4 +1,4 @@
-//! How each case is run.
+//! Runs each case on the clusters and services that it needs.
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 

@@ -24,11 +24,11 @@ use crate::pg::session::{self, Command};
 /// The most times that a call gives its turn back to wait for the commits that some of its answers rest on.
 const MOST_WAITS: u32 = 2;
 
-/// The number of times that a coupon is not compared with the look, after one that had changed.
+/// The number of turns without a comparison of the coupon with the look, after a coupon that had changed.
 const PAUSE: u32 = 15;
 
 thread_local! {
-    /// How many of them are left.
+    /// The number of such turns that are left, of this session.
     static UNTRIED: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -187,7 +187,7 @@ struct Part<'a> {
     id: i64,
     /// The number of pieces that are held.
     held: i32,
-    /// What was found of the coupon and the first user for whom something changes, until the first turn.
+    /// Result of the look, until the first turn.
     seen: Option<Seen<'a>>,
     decided: Decided,
 }

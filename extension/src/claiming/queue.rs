@@ -65,7 +65,7 @@ impl Turn {
         }
     }
 
-    /// Returns true if this session did not wait for it.
+    /// Returns true if this session took the turn without a wait.
     pub fn was_free(&self) -> bool {
         !self.lined_up
     }

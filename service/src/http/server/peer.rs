@@ -27,7 +27,7 @@ pin_project! {
     /// An operation of a request with a limited time; none if that is over. To be polled in the connection's task.
     ///
     /// A connection has one alarm for all its limits: a `tokio::time::timeout` for each limit of each request shows in a
-    /// profile. So does an `async fn` around the operation, which has room for it twice.
+    /// profile. This is no `async fn`, because that would store the operation twice.
     #[derive(Debug)]
     pub(crate) struct Within<F> {
         #[pin]
