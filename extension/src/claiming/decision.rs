@@ -436,6 +436,10 @@ impl<'a> Request<'a> {
             durability::flush(decided.rests_on);
         }
         let asked = session::now();
+        if draft.is_current(asked) && write_unlocked(ledger, view, self.coupon_name, &mut draft) {
+            decided.answers.append(&mut answers);
+            return Taken::Some;
+        }
 
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
             return self.not_found(decided);
@@ -506,6 +510,20 @@ fn draft_all<'a>(
         })
         .collect();
     (answers, bases.position())
+}
+
+/// Writes what `draft` makes of the coupon that `view` last found, if there are no events and no other session has locked
+/// or changed the coupon's row. Returns false if it has written nothing.
+fn write_unlocked(
+    ledger: &mut Ledger<'_>,
+    view: &mut View<'_>,
+    coupon_name: Text,
+    draft: &mut Draft<'_>,
+) -> bool {
+    draft.settle(view);
+    let stock = (draft.before(), draft.after());
+    draft.events().is_empty()
+        && ledger.write_unlocked(view, coupon_name, stock, &draft.rows(), draft.now())
 }
 
 /// Writes `events` and what `draft` makes of the coupon that `view` last locked. The events come first, because

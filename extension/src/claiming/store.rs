@@ -275,6 +275,41 @@ impl<'t> Ledger<'t> {
         users: &[Written],
         now: i64,
     ) {
+        self.open_for(users);
+        let has_user_triggers = self.has_user_triggers();
+        self.coupons
+            .change(&view.coupons, old, new, has_user_triggers);
+        self.write_users(view, coupon_name, users, now);
+        session::next_command();
+        if has_user_triggers {
+            self.require_written(coupon_name, users);
+        }
+    }
+
+    /// Does the same if no other session has locked or changed the row of the coupon that `view` last found, and there
+    /// are no triggers of users: the update of the row is its lock, too. Otherwise it writes nothing and returns false.
+    ///
+    /// # Errors
+    /// As for `write`.
+    pub fn write_unlocked(
+        &mut self,
+        view: &mut View<'_>,
+        coupon_name: Text,
+        (old, new): (&Coupon, &Coupon),
+        users: &[Written],
+        now: i64,
+    ) -> bool {
+        self.open_for(users);
+        if self.has_user_triggers() || !self.coupons.change_unlocked(&view.coupons, old, new) {
+            return false;
+        }
+        self.write_users(view, coupon_name, users, now);
+        session::next_command();
+        true
+    }
+
+    /// Opens the tables that have the rows of `users`.
+    fn open_for(&mut self, users: &[Written]) {
         for user in users {
             if user.before == Row::Claim || matches!(user.after, New::Claim(_)) {
                 self.open_claims();
@@ -283,11 +318,16 @@ impl<'t> Ledger<'t> {
                 self.open_holds();
             }
         }
+    }
+
+    fn has_user_triggers(&self) -> bool {
         let claims_have = self.claims.as_ref().is_some_and(|it| it.has_user_triggers);
         let holds_have = self.holds.as_ref().is_some_and(|it| it.has_user_triggers);
-        let has_user_triggers = self.coupons.has_user_triggers || claims_have || holds_have;
-        self.coupons
-            .change(&view.coupons, old, new, has_user_triggers);
+        self.coupons.has_user_triggers || claims_have || holds_have
+    }
+
+    /// Changes the rows of `users`.
+    fn write_users(&mut self, view: &mut View<'_>, coupon_name: Text, users: &[Written], now: i64) {
         for user in users {
             match user.before {
                 Row::None => {}
@@ -324,10 +364,6 @@ impl<'t> Ledger<'t> {
                     writer.insert(coupon_name, user.user_id, now, expires_at, request_key);
                 }
             }
-        }
-        session::next_command();
-        if has_user_triggers {
-            self.require_written(coupon_name, users);
         }
     }
 

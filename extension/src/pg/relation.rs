@@ -167,6 +167,16 @@ impl Row<'_> {
         unsafe { (*self.0.0).tts_tid }
     }
 
+    /// Returns true if a transaction has locked or changed this version, as far as its header says: one that is in
+    /// progress, or one that has ended and only locked it.
+    pub fn may_be_locked(self) -> bool {
+        // SAFETY: as in `written_by`.
+        unsafe {
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());
+            u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_INVALID == 0
+        }
+    }
+
     /// The transaction that wrote this version, also if the version has been frozen since, for freezing keeps
     /// the id. So it may be the id of a transaction long ago.
     pub fn written_by(self) -> pg_sys::TransactionId {

@@ -142,16 +142,10 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// As for `insert`.
     pub fn update(&mut self, row: Row<'_>, cells: &[Cell]) {
+        self.prepare(row, cells);
         let (old, new) = (row.0.0, self.slot.0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
-            pg_sys::slot_getallattrs(old);
-            pg_sys::ExecClearTuple(new);
-            let columns = self.slot.columns();
-            ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, columns);
-            ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
-            self.slot.put(cells);
-            pg_sys::ExecStoreVirtualTuple(new);
             // Used only by row triggers, and then only if another transaction changed the row.
             let mut recheck = pg_sys::EPQState::default();
             pg_sys::EvalPlanQualInit(
@@ -168,6 +162,76 @@ impl<'t> Writer<'t> {
         }
         self.require_written();
         self.write_kept_keys();
+    }
+
+    /// Returns true if an update of this table is only a new version of the row, whose indexes are those of the keys
+    /// that `keep_keys` has set apart: no trigger fires, and no column is computed.
+    pub fn is_plain(&self) -> bool {
+        // SAFETY: the target and its table are open.
+        unsafe {
+            let target = &*self.target;
+            let table = &*target.ri_RelationDesc;
+            let is_computed = (*table.rd_att)
+                .constr
+                .as_ref()
+                .is_some_and(|constraints| constraints.has_generated_stored);
+            target.ri_TrigDesc.is_null()
+                && target.ri_NumIndices == 0
+                && !is_computed
+                && !(*table.rd_rel).relispartition
+        }
+    }
+
+    /// Sets these columns of `row`, which this transaction has not locked, in a table that [is plain](Self::is_plain).
+    /// Writes nothing and returns false if another transaction has changed or deleted the row since it was found. It
+    /// waits for one that has locked it.
+    ///
+    /// # Errors
+    /// `23514`, `23502` if a constraint is violated; `55P03`, `57014`, `40P01` as for any lock.
+    pub fn update_unlocked(&mut self, row: Row<'_>, cells: &[Cell]) -> bool {
+        self.prepare(row, cells);
+        let (old, new) = (row.0.0, self.slot.0);
+        let mut failure = pg_sys::TM_FailureData::default();
+        let (mut lock_mode, mut update_indexes) = Default::default();
+        // SAFETY: both slots have the table's descriptor, and the old one holds a row found under the active snapshot.
+        // These are the steps of `ExecSimpleRelationUpdate` for such a table, which fails if the row has changed.
+        let result = unsafe {
+            let table = (*self.target).ri_RelationDesc;
+            pg_sys::CheckCmdReplicaIdentity(table, pg_sys::CmdType::CMD_UPDATE);
+            pg_sys::ExecConstraints(self.target, new, self.estate);
+            pg_sys::table_tuple_update(
+                table,
+                &mut (*old).tts_tid,
+                new,
+                (*self.estate).es_output_cid,
+                (*self.estate).es_snapshot,
+                ptr::null_mut(),
+                true,
+                &mut failure,
+                &mut lock_mode,
+                &mut update_indexes,
+            )
+        };
+        let is_written = result == pg_sys::TM_Result::TM_Ok;
+        if is_written {
+            self.write_kept_keys();
+        }
+        is_written
+    }
+
+    /// Makes the new version of `row`, with these columns set.
+    fn prepare(&mut self, row: Row<'_>, cells: &[Cell]) {
+        let (old, new) = (row.0.0, self.slot.0);
+        // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
+        unsafe {
+            pg_sys::slot_getallattrs(old);
+            pg_sys::ExecClearTuple(new);
+            let columns = self.slot.columns();
+            ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, columns);
+            ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
+            self.slot.put(cells);
+            pg_sys::ExecStoreVirtualTuple(new);
+        }
     }
 
     /// Adds the row last written to the indexes of keys that no update changes, unless it is reached by the entries of

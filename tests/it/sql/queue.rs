@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tokio_postgres::Client;
 
 use crate::fixtures::{
@@ -53,5 +56,49 @@ async fn waiter_that_wakes_slowly_blocks_no_other_claim() -> Result<()> {
     kill_process(session, Signal::CONT)?;
     assert_eq!(eve??.1, "claimed");
     assert_eq!(bob.await??.1, "claimed");
+    database.books().await
+}
+
+#[tokio::test]
+async fn claims_and_writes_that_bypass_the_queue_see_each_other() -> Result<()> {
+    const CLAIMERS: i32 = 3;
+    const CLAIMS: i32 = 1000;
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", CLAIMERS).await?;
+    let writer = database.connect().await?;
+    let restock = writer
+        .prepare("update coupons set amount = amount + 1, remaining_amount = remaining_amount + 1")
+        .await?;
+    let mut claimers = JoinSet::new();
+    for claimer in 0..CLAIMERS {
+        let client = database.connect().await?;
+        claimers.spawn(async move {
+            let mut claimed = 0;
+            for user in 0..CLAIMS {
+                let outcome = claim(&client, &format!("{claimer}_{user}")).await?;
+                claimed += i32::from(outcome == "claimed");
+            }
+            Ok::<_, Error>(claimed)
+        });
+    }
+    let mut restocked = CLAIMERS;
+    let mut claimed = 0;
+    let mut ended = 0;
+    while ended < CLAIMERS {
+        writer.execute(&restock, &[]).await?;
+        restocked += 1;
+        while let Some(claimer) = claimers.try_join_next() {
+            claimed += claimer??;
+            ended += 1;
+        }
+    }
+    let (amount, remaining): (i32, i32) = {
+        let row = writer
+            .query_one("select amount, remaining_amount from coupons", &[])
+            .await?;
+        (row.get(0), row.get(1))
+    };
+    assert_eq!((amount, remaining), (restocked, restocked - claimed));
+    assert!(claimed > 0, "every claim came too early");
     database.books().await
 }

@@ -8,7 +8,7 @@ use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::pg_sys;
 
 use crate::claiming::outcome::Outcome;
-use crate::pg::column::{Column, Text};
+use crate::pg::column::{Cell, Column, Text};
 use crate::pg::errors;
 use crate::pg::lookup::Lookup;
 use crate::pg::relation::{Relation, Row};
@@ -88,6 +88,7 @@ impl Coupons {
             writer.keep_keys(&[ID.attribute(), NAME.attribute()]);
         }
         CouponWriter {
+            is_plain: writer.is_plain(),
             writer,
             has_user_triggers,
             of_holds: self.of_holds,
@@ -193,6 +194,11 @@ impl CouponSearch<'_> {
         self.by_name.find_at(coupon.place, coupon.written_by)
     }
 
+    /// Returns true if another session may have locked the row of the coupon last found.
+    fn may_be_locked(&self) -> bool {
+        self.by_name.found().may_be_locked()
+    }
+
     /// Locks the row of the coupon last found, called `name`, as an `update` of its stock does, and
     /// reads it again; none if it was deleted or renamed meanwhile. Only a session that bypasses the queue
     /// can make this wait.
@@ -219,6 +225,8 @@ impl CouponSearch<'_> {
 pub struct CouponWriter<'t> {
     writer: Writer<'t>,
     of_holds: Option<OfHolds>,
+    /// See [`Writer::is_plain`].
+    is_plain: bool,
     /// Users' triggers may change what is written.
     pub has_user_triggers: bool,
 }
@@ -237,6 +245,42 @@ impl CouponWriter<'_> {
         new: &Coupon,
         is_checked: bool,
     ) {
+        let cells = self.cells(old, new);
+        self.writer.begin();
+        self.writer.update(search.by_name.found(), &cells);
+        if is_checked {
+            // A trigger may restock in passing: what counts is how many claims and holds there are.
+            let written = Coupon::read(self.writer.written(), self.of_holds);
+            if written.claims() != new.claims() || written.held != new.held {
+                errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
+            }
+        }
+        self.writer.end();
+    }
+
+    /// Changes the coupon that `search` last found from `old` to `new`, except for its identity. The update is the lock
+    /// of its row, too. Writes nothing and returns false if another session may have locked or changed the row.
+    ///
+    /// # Errors
+    /// `23514` if a check is violated.
+    pub fn change_unlocked(
+        &mut self,
+        search: &CouponSearch<'_>,
+        old: &Coupon,
+        new: &Coupon,
+    ) -> bool {
+        if !self.is_plain || search.may_be_locked() {
+            return false;
+        }
+        let cells = self.cells(old, new);
+        self.writer.begin();
+        let is_changed = self.writer.update_unlocked(search.by_name.found(), &cells);
+        self.writer.end();
+        is_changed
+    }
+
+    /// The columns that differ between `old` and `new`, and the stock.
+    fn cells(&self, old: &Coupon, new: &Coupon) -> Vec<Cell> {
         let mut cells = vec![REMAINING_AMOUNT.of(new.remaining)];
         if let Some(of_holds) = self.of_holds
             && (old.held, old.next_expiry) != (new.held, new.next_expiry)
@@ -252,15 +296,6 @@ impl CouponWriter<'_> {
                 PAUSED.of(new.paused),
             ]);
         }
-        self.writer.begin();
-        self.writer.update(search.by_name.found(), &cells);
-        if is_checked {
-            // A trigger may restock in passing: what counts is how many claims and holds there are.
-            let written = Coupon::read(self.writer.written(), self.of_holds);
-            if written.claims() != new.claims() || written.held != new.held {
-                errors::refuse_triggers_change("a trigger on coupons left the stock as it was");
-            }
-        }
-        self.writer.end();
+        cells
     }
 }
