@@ -193,7 +193,7 @@ mod tests {
         let mut lookup = Lookup::new(&coupons, &key, [ID.key()]);
         assert!(lookup.find([ID.of(id)]).is_some());
         let row = lookup.lock(ID, id).expect("a coupon");
-        let mut writer = Writer::new(&coupons, None);
+        let mut writer = Writer::new(&coupons, None, &[]);
         writer.begin();
         writer.update(row, &[REMAINING_AMOUNT.of(7), AMOUNT.of(9)]);
         writer.end();

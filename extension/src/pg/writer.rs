@@ -19,8 +19,10 @@ use crate::pg::relation::{Relation, Row, Slot};
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
-    /// The indexes that the executor writes to are the first ones of the target; after them come those of keys that
-    /// no update changes.
+    /// The columns of keys that no update changes.
+    kept: &'t [usize],
+    /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
+    /// keys.
     kept_keys: usize,
     slot: Slot,
     table: PhantomData<&'t Relation>,
@@ -29,7 +31,12 @@ pub struct Writer<'t> {
 impl<'t> Writer<'t> {
     /// Prepares to write to `table`. Its triggers fire, except those that call the function `ours`: they fire
     /// only if there are triggers of users, which may change what it looks at.
-    pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>) -> Writer<'t> {
+    ///
+    /// Neither an update nor a trigger changes the values of the columns `kept`. So updates write to their unique
+    /// indexes without a search for duplicates: a row that is updated has none if it had none before, and the search
+    /// would meet all versions of the row that an old snapshot keeps. If a table has no other indexes, they are opened
+    /// when they are written to: most updates are HOT.
+    pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>, kept: &'t [usize]) -> Writer<'t> {
         let slot = Slot::new(table);
         // SAFETY: the table stays open while the writer lives; `drop` frees what is made here, or the abort
         // of the transaction does.
@@ -45,33 +52,37 @@ impl<'t> Writer<'t> {
             }
             #[cfg(not(feature = "pg18"))]
             checks::attach(&mut *target);
-            pg_sys::ExecOpenIndices(target, false);
-            Writer {
+            let mut writer = Writer {
                 estate,
                 target,
+                kept,
                 kept_keys: 0,
                 slot,
                 table: PhantomData,
+            };
+            if kept.is_empty() || !has_only_keys_of(table, kept) {
+                writer.open_indexes();
             }
+            writer
         }
     }
 
-    /// Makes updates write to unique indexes of `columns` without a search for duplicates: neither an update nor a
-    /// trigger changes their values. So a row that is updated has no duplicate if it had none before. The search
-    /// would meet all versions of the row that an old snapshot keeps.
-    pub fn keep_keys(&mut self, columns: &[usize]) {
-        // SAFETY: `ExecOpenIndices` has made both arrays, with an element for each index.
+    /// Opens the indexes, and sets those of the kept keys apart.
+    fn open_indexes(&mut self) {
+        // SAFETY: the target is initialised and has no indexes yet. `ExecOpenIndices` makes both arrays, with an element
+        // for each index.
         unsafe {
+            pg_sys::ExecOpenIndices(self.target, false);
             let target = &mut *self.target;
             let count = target.ri_NumIndices as usize;
-            if count == 0 {
+            if count == 0 || self.kept.is_empty() {
                 return;
             }
             let indexes = slice::from_raw_parts_mut(target.ri_IndexRelationDescs, count);
             let infos = slice::from_raw_parts_mut(target.ri_IndexRelationInfo, count);
             let mut others = 0;
             for i in 0..count {
-                if !is_key_of(&*(*indexes[i]).rd_index, &*infos[i], columns) {
+                if !is_key_of((*indexes[i]).rd_indextuple, self.kept) {
                     indexes.swap(others, i);
                     infos.swap(others, i);
                     others += 1;
@@ -164,8 +175,8 @@ impl<'t> Writer<'t> {
         self.write_kept_keys();
     }
 
-    /// Returns true if an update of this table is only a new version of the row, whose indexes are those of the keys
-    /// that `keep_keys` has set apart: no trigger fires, and no column is computed.
+    /// Returns true if an update of this table is only a new version of the row, and writes to no indexes but those of the
+    /// kept keys: no trigger fires, and no column is computed.
     pub fn is_plain(&self) -> bool {
         // SAFETY: the target and its table are open.
         unsafe {
@@ -234,16 +245,22 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Adds the row last written to the indexes of keys that no update changes, unless it is reached by the entries of
-    /// the version before.
+    /// Adds the row last written to the indexes of the kept keys, unless it is reached by the entries of the version
+    /// before.
     fn write_kept_keys(&mut self) {
         let slot = self.slot.0;
-        // SAFETY: the slot holds the version that was written, and `kept_keys` indexes follow the others. An index
-        // has at most `INDEX_MAX_KEYS` columns.
-        unsafe {
+        // SAFETY: the slot holds the version that was written.
+        let is_heap_only = unsafe {
             let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, ptr::null_mut());
-            if u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0 {
-                return;
+            u32::from((*(*tuple).t_data).t_infomask2) & pg_sys::HEAP_ONLY_TUPLE != 0
+        };
+        if is_heap_only {
+            return;
+        }
+        // SAFETY: `kept_keys` indexes follow the others. An index has at most `INDEX_MAX_KEYS` columns.
+        unsafe {
+            if (*self.target).ri_IndexRelationDescs.is_null() && !self.kept.is_empty() {
+                self.open_indexes();
             }
             let target = &*self.target;
             let first = target.ri_NumIndices as usize;
@@ -329,20 +346,48 @@ impl Drop for Writer<'_> {
     }
 }
 
-/// Returns true if an index is that of a key of some of these columns, whose duplicates are searched for at once.
-fn is_key_of(
-    index: &pg_sys::FormData_pg_index,
-    info: &pg_sys::IndexInfo,
-    columns: &[usize],
-) -> bool {
-    let attributes = &info.ii_IndexAttrNumbers[..info.ii_NumIndexAttrs as usize];
-    index.indisunique
-        && index.indimmediate
-        && !index.indisexclusion
-        && info.ii_Predicate.is_null()
-        && attributes
-            .iter()
-            .all(|&attribute| columns.iter().any(|&column| column as i16 == attribute))
+/// Returns true if all indexes of `table` are those of keys of some of these columns.
+///
+/// # Safety
+/// The table is open and locked.
+unsafe fn has_only_keys_of(table: &Relation, columns: &[usize]) -> bool {
+    // SAFETY: the list and the tuples of the system cache are valid until they are released; an index of a locked table
+    // is not dropped.
+    unsafe {
+        let indexes = pg_sys::RelationGetIndexList(table.0);
+        let list = pgrx::PgList::<()>::from_pg(indexes);
+        list.iter_oid().all(|oid| {
+            let cache = pg_sys::SysCacheIdentifier::INDEXRELID as i32;
+            let tuple = pg_sys::SearchSysCache1(cache, Datum::from(oid));
+            if tuple.is_null() {
+                return false;
+            }
+            let is_key = is_key_of(tuple, columns);
+            pg_sys::ReleaseSysCache(tuple);
+            is_key
+        })
+    }
+}
+
+/// Returns true if the index with this row in `pg_index` is that of a key of some of these columns, whose duplicates are
+/// searched for at once, and which is written to.
+///
+/// # Safety
+/// It is a row of `pg_index`.
+unsafe fn is_key_of(tuple: pg_sys::HeapTuple, columns: &[usize]) -> bool {
+    // SAFETY: a row has its fixed columns, and as many numbers of columns as it says.
+    unsafe {
+        let index = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
+        let predicate = pg_sys::Anum_pg_index_indpred as i32;
+        index.indisunique
+            && index.indimmediate
+            && index.indisready
+            && !index.indisexclusion
+            && pg_sys::heap_attisnull(tuple, predicate, ptr::null_mut())
+            && (index.indkey.values.as_slice(index.indnatts as usize))
+                .iter()
+                .all(|&attribute| columns.iter().any(|&column| column as i16 == attribute))
+    }
 }
 
 /// Takes the triggers that call `function` out of the target's own copy of its table's triggers. If none

@@ -86,7 +86,7 @@ impl Claims {
     /// Locks it as an `insert` or a `delete` does, and prepares to write.
     pub fn write(&self) -> ClaimWriter<'_> {
         ClaimWriter {
-            writer: Writer::new(&self.table, None),
+            writer: Writer::new(&self.table, None, &[]),
             ids: self.schema.relation(c"claims_id_seq"),
             request_key: self.request_key,
             has_user_triggers: self.table.has_user_triggers(None),

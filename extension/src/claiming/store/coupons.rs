@@ -24,6 +24,9 @@ const STARTS_AT: Column<i64> = Column::new(6);
 const ENDS_AT: Column<i64> = Column::new(7);
 const PAUSED: Column<bool> = Column::new(8);
 
+/// The columns that no operation changes.
+const IDENTITY: [usize; 2] = [ID.attribute(), NAME.attribute()];
+
 /// The table, open with the index that it is searched by.
 pub struct Coupons {
     schema: Schema,
@@ -83,10 +86,8 @@ impl Coupons {
         // A claim neither deletes nor renames a coupon.
         let ours = self.schema.function(c"honcho_keep_claimed");
         let has_user_triggers = self.table.has_user_triggers(ours);
-        let mut writer = Writer::new(&self.table, ours);
-        if !has_user_triggers {
-            writer.keep_keys(&[ID.attribute(), NAME.attribute()]);
-        }
+        let kept: &[usize] = if has_user_triggers { &[] } else { &IDENTITY };
+        let writer = Writer::new(&self.table, ours, kept);
         CouponWriter {
             is_plain: writer.is_plain(),
             writer,

@@ -68,7 +68,7 @@ impl Log {
     pub fn insert(&self, coupon_name: Text, at: i64, events: &[Event<'_>]) -> Inserted<'_> {
         let user = session::user();
         let label = session::actor();
-        let mut writer = Writer::new(&self.table, None);
+        let mut writer = Writer::new(&self.table, None, &[]);
         self.announce();
         writer.begin();
         for event in events {

@@ -94,7 +94,7 @@ impl Holds {
     /// Locks it as an `insert` or a `delete` does, and prepares to write.
     pub fn write(&self) -> HoldWriter<'_> {
         HoldWriter {
-            writer: Writer::new(&self.table, None),
+            writer: Writer::new(&self.table, None, &[]),
             has_user_triggers: self.table.has_user_triggers(None),
         }
     }
