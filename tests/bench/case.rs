@@ -250,7 +250,7 @@ impl Case {
             Flush::Disk,
             Scene::HttpNoon,
             NOON_CLIENTS,
-            &[Honcho, Pool4, Pool16],
+            &[Honcho, Pool4, Pool16, NoOp],
         );
         add(Flush::Disk, Scene::Memory, 256, &[Honcho]);
         for clients in SQL_CLIENTS {

@@ -572,7 +572,7 @@ fn write_noon(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(
             report,
             "Each connects and sends one claim on a coupon with a stock of {NOON_STOCK}. Times are from that moment \
-             to the answer.\n"
+             to the answer. The route that does nothing shows how much of them clients and connections take.\n"
         )?;
         writeln!(report, "{}", table.0)?;
     }

@@ -93,6 +93,7 @@ impl Stage {
                 self.http_operations(case).await
             }
             (Scene::HttpSoldOut | Scene::HttpAlready, _) => self.http_refusals(case).await,
+            (Scene::HttpNoon, Subject::NoOp) => self.no_op_noon(case).await,
             (Scene::HttpNoon, _) => self.http_noon(case).await,
             (Scene::GrownNew(rows), _) => self.grown_claims(case, rows, false).await,
             (Scene::GrownOld(rows), _) => self.grown_claims(case, rows, true).await,
@@ -431,6 +432,21 @@ impl Stage {
         }
         let claims = u64::from(OPERATION_CLIENTS + NOON_STOCK);
         books.ensure(claims..=claims, 0..=0).await?;
+        Ok(rush.figures)
+    }
+
+    async fn no_op_noon(&mut self, case: Case) -> Result<Figures> {
+        machine::ensure_files(clients::files(case.clients))?;
+        let ground = self.ground(case).await?;
+        let coupon = ground.next_name();
+        let address = ground.service(case.subject).await?.address();
+        let rush = clients::rush(address, &coupon, case.clients).await?;
+        ensure!(
+            rush.claimed == u64::from(case.clients),
+            "of {} requests, {} were answered 200",
+            case.clients,
+            rush.claimed
+        );
         Ok(rush.figures)
     }
 
