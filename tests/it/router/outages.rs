@@ -2,12 +2,22 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex},
+    fs,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use honcho_tests::{Cluster, ClusterOptions, Database, Stop, connect, eventually};
-use tokio::task::{JoinHandle, JoinSet};
+use anyhow::{Context as _, Result, ensure};
+use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Stop, connect, eventually};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 
 use super::{Router, claim, sqlstate};
 use crate::fixtures::{
@@ -233,5 +243,126 @@ async fn told_claims_survive_killed_shards_and_routers() -> Result<()> {
     first.start()?;
     let session = router.database.connect_as_caller().await?;
     assert_eq!(claim(&session, "last", &coupons[0]).await?, "claimed");
+    router.books().await
+}
+
+/// A HAProxy in front of a shard, killed when dropped.
+struct Balancer {
+    child: Child,
+    port: u16,
+}
+
+impl Balancer {
+    /// Starts the HAProxy that `$HAPROXY` names, with the settings of docs/router.md.
+    fn start(shard: &Cluster) -> Result<Self> {
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let configuration = shard.directory().join("haproxy.cfg");
+        let settings = format!(
+            "defaults
+                 timeout connect 2s
+                 timeout client 1h
+                 timeout server 1h
+             listen shard
+                 bind 127.0.0.1:{port}
+                 mode tcp
+                 option pgsql-check user honcho_router
+                 default-server inter 500ms fall 2 on-marked-down shutdown-sessions
+                 server db1 127.0.0.1:{} check\n",
+            shard.port()
+        );
+        fs::write(&configuration, settings)?;
+        let program = std::env::var("HAPROXY").context("HAPROXY must name the program")?;
+        // In the foreground, where it can be killed.
+        let child = Command::new(program)
+            .args(["-db", "-f"])
+            .arg(configuration)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { child, port })
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        // It may have exited already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn frozen_shard_behind_haproxy_does_not_hang_its_callers() -> Result<()> {
+    let own = ClusterOptions::default().tcp().start()?;
+    let router = Router::over(crate::cluster(), &[crate::cluster(), &own]).await?;
+    let balancer = Balancer::start(&own)?;
+    let lead = format!(
+        "alter server honcho options (set p1 'host=127.0.0.1 port={} dbname={}')",
+        balancer.port,
+        router.shards[1].name()
+    );
+    router
+        .database
+        .connect()
+        .await?
+        .batch_execute(&lead)
+        .await?;
+    let coupons = [
+        router.create_coupon(0, 1_000_000).await?,
+        router.create_coupon(1, 1_000_000).await?,
+    ];
+    let done = Arc::new(AtomicBool::new(false));
+    // Every session calls both shards in turn.
+    let mut sessions = JoinSet::new();
+    for n in 0..6 {
+        let session = router.database.connect_as_caller().await?;
+        let (coupons, done) = (coupons.clone(), Arc::clone(&done));
+        sessions.spawn(async move {
+            let mut calls = Vec::new();
+            for claims in 0.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                for (shard, coupon) in coupons.iter().enumerate() {
+                    let begun = Instant::now();
+                    let call = format!("select honcho_claim('user {n} {claims}', '{coupon}')");
+                    let state = sqlstate(&session, &call).await;
+                    calls.push((shard, begun.elapsed(), state));
+                }
+            }
+            calls
+        });
+    }
+    let session = router.database.connect_as_caller().await?;
+    let probe = async |expected: &str| {
+        let call = format!("select honcho_restock('{}', 1)", coupons[1]);
+        eventually(expected, async || {
+            let state = timeout(PATIENCE, sqlstate(&session, &call));
+            let state = state.await.context("the router hangs")?;
+            Ok((state == expected).then_some(()))
+        })
+        .await
+    };
+    probe("00000").await?;
+    let frozen = own.freeze()?;
+    probe("57P03").await?;
+    drop(frozen);
+    probe("00000").await?;
+    done.store(true, Ordering::Relaxed);
+    let calls = sessions.join_all().await.concat();
+    for (shard, taken, state) in &calls {
+        assert!(
+            *taken < Duration::from_secs(5),
+            "{shard}: {state} after {taken:?}"
+        );
+        let told = match shard {
+            0 => &["00000"][..],
+            _ => &["00000", "57P03", "08007"],
+        };
+        assert!(told.contains(&&**state), "{shard}: {state}");
+    }
+    let lost = calls.iter().filter(|(.., state)| state == "08007").count();
+    assert!(lost > 0, "no call was under way when the shard froze");
     router.books().await
 }
