@@ -55,7 +55,10 @@ RUN touch extension/src/lib.rs \
         --pg-config "/usr/lib/postgresql/$PG_MAJOR/bin/pg_config"
 
 FROM postgres:${PG_MAJOR}-${DEBIAN}
+ARG PG_MAJOR
 COPY --from=build /package /
+COPY router/honcho_router.control router/honcho_router--*.sql /usr/share/postgresql/${PG_MAJOR}/extension/
+COPY router/shard.sql /usr/share/postgresql/${PG_MAJOR}/extension/honcho_router/
 COPY scripts/lib/database.sql /usr/local/share/honcho/database.sql
 COPY docker/initdb /docker-entrypoint-initdb.d
 # Over TCP, because the server that runs the init scripts listens on its unix socket only.

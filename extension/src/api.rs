@@ -10,4 +10,5 @@ pub mod hold;
 pub mod life;
 pub mod outcome;
 pub mod reading;
+pub mod router;
 pub mod verify;

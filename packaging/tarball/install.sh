@@ -16,5 +16,8 @@ case $version in
         ;;
 esac
 install -m 755 -- "$here/pkglibdir/honcho.so" "$("$pg_config" --pkglibdir)/"
-install -m 644 -- "$here"/sharedir/extension/* "$("$pg_config" --sharedir)/extension/"
+share=$("$pg_config" --sharedir)/extension
+install -m 644 -- "$here"/sharedir/extension/*.* "$share/"
+install -d -m 755 -- "$share/honcho_router"
+install -m 644 -- "$here"/sharedir/extension/honcho_router/* "$share/honcho_router/"
 echo "Installed into $version. Next, in your database: create extension honcho; or alter extension honcho update;"

@@ -52,6 +52,7 @@ mdbook_version=0.5.4
 MDBOOK=$state/tools/bin/mdbook
 PROMTOOL=$state/tools/bin/promtool
 export PGBOUNCER=$state/tools/bin/pgbouncer
+export HAPROXY=$state/tools/bin/haproxy
 # pgrx's tests connect as $USER, which is often unset in containers.
 export USER=${USER:-$(id -un)}
 

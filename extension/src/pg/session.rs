@@ -58,8 +58,18 @@ pub struct Command {
 
 static ACTOR: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
-/// Defines `honcho.actor`.
+static ALLOW_AUTONOMOUS: GucSetting<bool> = GucSetting::<bool>::new(false);
+
+/// Defines `honcho.actor` and `honcho_router.allow_autonomous`.
 pub fn init() {
+    GucRegistry::define_bool_guc(
+        c"honcho_router.allow_autonomous",
+        c"Lets the functions of honcho_router run in a transaction block.",
+        c"They commit on the shard before they return, so a rollback of the transaction does not undo them.",
+        &ALLOW_AUTONOMOUS,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
     GucRegistry::define_string_guc(
         c"honcho.actor",
         c"Label that the events of this session carry, after the session's user.",
@@ -102,6 +112,30 @@ pub fn require_read_committed(command: &str) {
             format!("{command} works only at the isolation level read committed")
         );
     }
+}
+
+/// Raises an error unless this statement is a transaction of its own, or `honcho_router.allow_autonomous` is on. The
+/// transaction of a statement in a pipeline then ends with the statement.
+///
+/// # Errors
+/// `25001`, naming `command`.
+pub fn require_no_transaction_block(command: &str) {
+    if ALLOW_AUTONOMOUS.get() {
+        return;
+    }
+    // SAFETY: reads backend-local variables. A function does not know if its statement is at the top level.
+    if unsafe { pg_sys::IsInTransactionBlock(true) } {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            format!(
+                "{command} cannot run inside a transaction block: it commits on the shard at once"
+            ),
+            "Call it by itself, or set honcho_router.allow_autonomous if a rollback need not undo it."
+        );
+    }
+    // SAFETY: as above, so it raises no error and reads no name: it only has the transaction end with this statement.
+    unsafe { pg_sys::PreventInTransactionBlock(true, c"".as_ptr()) };
 }
 
 /// Returns true on a standby.

@@ -1,0 +1,42 @@
+-- Lets the ids of a logical shard ascend in steps of 256 from its number on, so that no other shard gives the same ids:
+-- shard N counts N+1, N+257, and so on. Run it in the database of each shard after `create extension honcho`, and again
+-- after a restore, because a dump has the ids and not the steps. Repeating it changes nothing but the next ids, which
+-- may leave some out.
+--
+--     psql -d honcho_03 -v shard=3 -f shard.sql
+--     psql -d honcho_03 -v shard=3 -v schema=honcho -f shard.sql     if the extension is not in public
+\set ON_ERROR_STOP on
+\if :{?schema}
+\else
+    \set schema public
+\endif
+
+begin;
+set local search_path = pg_catalog, pg_temp;
+-- Without a number this is a syntax error.
+select set_config('honcho_router.shard', :'shard', true),
+       set_config('honcho_router.schema', :'schema', true) \gset ignored_
+do $$
+declare
+    shard    constant bigint := current_setting('honcho_router.shard')::bigint;
+    sequence record;
+    latest   bigint;
+begin
+    if shard not between 0 and 255 then
+        raise invalid_parameter_value using message = 'the number of a shard is between 0 and 255';
+    end if;
+    for sequence in
+        select format('%I.%I', current_setting('honcho_router.schema'), wanted) as name, s.seqincrement as step
+        from unnest(array['coupons_id_seq', 'claims_id_seq', 'coupon_events_id_seq']) wanted
+        left join pg_sequence s
+            on s.seqrelid = to_regclass(format('%I.%I', current_setting('honcho_router.schema'), wanted))
+    loop
+        -- From here on no session draws an id until the commit.
+        execute format('alter sequence %s increment by 256 start with %s', sequence.name, shard + 1);
+        execute format('select case when is_called then last_value else last_value - %s end from %s',
+                       sequence.step, sequence.name) into latest;
+        execute format('alter sequence %s restart with %s', sequence.name,
+                       shard + 1 + 256 * greatest((latest - shard + 255) / 256, 0));
+    end loop;
+end $$;
+commit;
