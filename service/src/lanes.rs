@@ -31,6 +31,7 @@ use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
     outcome::Outcome,
+    shards::Shards,
     telemetry::{
         metrics::{LaneDepths, metrics},
         traces::{self, BatchSpan},
@@ -62,7 +63,7 @@ impl Default for LaneLimits {
 /// Time for which the first expiry of a coupon's holds is not read again.
 const EXPIRY_AGE: Duration = Duration::from_secs(1);
 
-/// All lanes. Clones share them.
+/// The lanes of one shard. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Lanes(Arc<LanesInner>);
 
@@ -164,7 +165,7 @@ impl Lanes {
     }
 
     /// Counts the waiting operations.
-    pub fn depths(&self) -> LaneDepths {
+    fn depths(&self) -> LaneDepths {
         let waiting = self.0.waiting();
         LaneDepths {
             lanes: waiting.len(),
@@ -214,6 +215,19 @@ impl Lanes {
         }
         total.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl Shards<Lanes> {
+    /// Counts the waiting operations.
+    pub fn depths(&self) -> LaneDepths {
+        let mut sum = LaneDepths::default();
+        for depths in self.iter().map(Lanes::depths) {
+            sum.lanes += depths.lanes;
+            sum.waiting += depths.waiting;
+            sum.deepest = sum.deepest.max(depths.deepest);
+        }
+        sum
     }
 }
 

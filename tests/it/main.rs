@@ -6,6 +6,7 @@ mod failure;
 mod fixtures;
 mod http;
 mod operations;
+mod scaling;
 mod sql;
 
 use std::sync::OnceLock;
