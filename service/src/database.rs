@@ -352,7 +352,7 @@ impl Database {
     }
 
     /// `honcho_list_coupons`: returns at most `max` coupons with ids above `after`, in the order of creation.
-    pub async fn list_coupons(&self, after: i64, max: i32) -> Result<Vec<Coupon>, Error> {
+    async fn list_coupons(&self, after: i64, max: i32) -> Result<Vec<Coupon>, Error> {
         let sql = concat!(
             "select id, name, amount, remaining_amount, ",
             utc!("created_at"),
@@ -423,7 +423,7 @@ impl Database {
 
     /// `honcho_list_user_claims`: returns at most `max` of the user's claims on coupons with ids above `after`, in
     /// the order of these ids.
-    pub async fn list_user_claims(
+    async fn list_user_claims(
         &self,
         user_id: &str,
         after: i64,

@@ -130,7 +130,7 @@ impl Events {
 
     /// Number of shards, and of ids from which a stream of all coupons resumes.
     pub fn shard_count(&self) -> usize {
-        self.hubs.iter().count()
+        self.hubs.count()
     }
 
     /// Starts the stream of a coupon.

@@ -109,17 +109,19 @@ struct WaitingOperation {
 }
 
 impl Lanes {
-    /// Makes lanes to `database`. None is open yet.
-    pub fn new(database: Database, limits: LaneLimits) -> Self {
-        Self(Arc::new(LanesInner {
-            shared: SharedCalls::new(database.clone(), limits.batch),
-            database,
-            limits,
-            waiting: Mutex::default(),
-            total: AtomicUsize::new(0),
-            departed: AtomicUsize::new(0),
-            tasks: TaskTracker::new(),
-        }))
+    /// Makes the lanes of each shard. None is open yet.
+    pub fn of(databases: &Shards<Database>, limits: LaneLimits) -> Shards<Self> {
+        databases.map(|database| {
+            Self(Arc::new(LanesInner {
+                shared: SharedCalls::new(database.clone(), databases.count(), limits.batch),
+                database: database.clone(),
+                limits,
+                waiting: Mutex::default(),
+                total: AtomicUsize::new(0),
+                departed: AtomicUsize::new(0),
+                tasks: TaskTracker::new(),
+            }))
+        })
     }
 
     /// Carries out an operation on `coupon_name` in the coupon's next batch. Completes after the batch has committed.

@@ -79,7 +79,7 @@ async fn run(config: Config) -> Result<()> {
     let databases = config
         .databases
         .try_map(|_, options| Database::new(options))?;
-    let lanes = databases.map(|database| Lanes::new(database.clone(), config.lanes));
+    let lanes = Lanes::of(&databases, config.lanes);
     let events = Events::new(&databases, config.streams);
     let health = databases.map(|database| Health::new(database.shard()));
     let pool_sizes = config.databases.iter().map(|options| options.pool_size);

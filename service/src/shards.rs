@@ -44,6 +44,11 @@ impl<T> Shards<T> {
         }
     }
 
+    /// Number of shards.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// All, in the order of the shards' numbers.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
         self.0.iter()
@@ -62,7 +67,7 @@ impl<T> Shards<T> {
         &self,
         mut make: impl FnMut(ShardNumber, &T) -> Result<U, E>,
     ) -> Result<Shards<U>, E> {
-        let are_several = self.0.len() > 1;
+        let are_several = self.count() > 1;
         let numbered = (0..=u8::MAX).zip(self.iter());
         let all: Result<_, E> = numbered
             .map(|(number, one)| make(are_several.then_some(number), one))

@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         let databases = config
             .databases
             .try_map(|_, options| Database::new(options))?;
-        let lanes = databases.map(|database| Lanes::new(database.clone(), config.lanes));
+        let lanes = Lanes::of(&databases, config.lanes);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
         let router = bare_router(App {
