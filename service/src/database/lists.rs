@@ -7,7 +7,7 @@ use super::{Coupon, Database, UserClaim};
 use crate::{error::Error, shards::Shards};
 
 impl Shards<Database> {
-    /// [`Database::list_coupons`] over all shards.
+    /// `honcho_list_coupons` of all shards: returns at most `max` coupons with ids above `after`, in the order of ids.
     ///
     /// # Errors
     /// Those of any shard: a list without its coupons would be wrong.
@@ -17,7 +17,8 @@ impl Shards<Database> {
         Ok(merged(pages, max, |coupon| coupon.id))
     }
 
-    /// [`Database::list_user_claims`] over all shards.
+    /// `honcho_list_user_claims` of all shards: returns at most `max` of the user's claims on coupons with ids above
+    /// `after`, in the order of these ids.
     ///
     /// # Errors
     /// Those of any shard.

@@ -66,7 +66,8 @@ fn slowest_of_even(answers: &[ClaimAnswer], even: &[String], since: Instant) -> 
     during.map(|it| it.took).max().unwrap()
 }
 
-#[tokio::test]
+// More threads: a look at all answers must not count in those that arrive meanwhile.
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_shards_are_503_and_the_others_serve() -> Result<()> {
     let (_even, mut odd, shards) = two_clusters(&[]).await?;
     let api = &shards.api;
@@ -105,11 +106,13 @@ async fn stopped_shards_are_503_and_the_others_serve() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn frozen_shards_do_not_hold_up_the_others() -> Result<()> {
+    // A call on a shard that does not answer is given up after this time and one second more.
+    const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+    let statement_timeout = format!("{}s", STATEMENT_TIMEOUT.as_secs());
     let settings = [
-        ("STATEMENT_TIMEOUT", "1s"),
-        ("LOCK_TIMEOUT", "500ms"),
+        ("STATEMENT_TIMEOUT", &*statement_timeout),
         ("REQUEST_TIMEOUT", "120s"),
     ];
     let (_even, odd, shards) = two_clusters(&settings).await?;
@@ -120,12 +123,13 @@ async fn frozen_shards_do_not_hold_up_the_others() -> Result<()> {
         .cloned()
         .partition(|name| shards.number_of(name) % 2 == 0);
     let callers = Callers::start(api, &coupons, 8, "freeze");
-    callers.until(&coupons, "200", 50).await?;
+    callers.until(&coupons, "200", 500).await?;
+    let before = callers.answers();
     let frozen = odd.freeze()?;
     let since = Instant::now();
     until_shown(api, [1, 3].into_iter(), "silent", 0.0).await?;
     callers.until(&odds, "503", 8).await?;
-    callers.until(&evens, "200", 200).await?;
+    callers.until(&evens, "200", 1000).await?;
     assert_eq!(api.health("ready").await?.status, 200);
     let lists = list(api, "/api/coupons").await?;
     assert!(
@@ -138,9 +142,13 @@ async fn frozen_shards_do_not_hold_up_the_others() -> Result<()> {
     callers.until(&coupons, "200", 50).await?;
     let answers = callers.end().await?;
     let slowest = slowest_of_even(&during, &evens, since);
+    let usual = before.iter().map(|it| it.took).max().unwrap();
     let told = shards.check(&answers).await?;
-    eprintln!("frozen: {told} told, 0 lost; slowest answer of others {slowest:?}");
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    eprintln!(
+        "frozen: {told} told, 0 lost; slowest answer of others {slowest:?}, before {usual:?}"
+    );
+    // On an idle machine it is some milliseconds, but the others share this one with whatever runs beside the test.
+    assert!(slowest < STATEMENT_TIMEOUT / 2, "{slowest:?}");
     shards.books().await
 }
 
