@@ -37,6 +37,7 @@ use crate::{
     events::StreamOptions,
     http::{AllowedOrigins, ConnectionLimits, RequestLimits},
     lanes::LaneLimits,
+    shards::Shards,
     telemetry::TelemetryOptions,
 };
 
@@ -128,7 +129,7 @@ struct LaneSettings {
     #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().lane,
           value_parser = whole::<usize>(1..=u64::MAX))]
     lane_limit: usize,
-    /// Most claims and other operations waiting for all coupons together; more are answered 503
+    /// Most claims and other operations waiting for all coupons of a database together; more are answered 503
     #[arg(long, value_name = "NUMBER", default_value_t = LaneLimits::default().total,
           value_parser = whole::<usize>(1..=u64::MAX))]
     waiting_limit: usize,
@@ -167,8 +168,8 @@ pub struct Shutdown {
 pub struct Config {
     /// Address and threads.
     pub listen: Listen,
-    /// Connections to the database.
-    pub database: DatabaseOptions,
+    /// Connections to the databases.
+    pub databases: Shards<DatabaseOptions>,
     /// Limits of the lanes.
     pub lanes: LaneLimits,
     /// Time for which a coupon is held if the request names none.
@@ -230,7 +231,7 @@ pub fn load(
         let (telemetry, metrics_listen) = telemetry.options();
         Ok(Config {
             listen,
-            database: database.check(variable)?,
+            databases: database.check(variable)?,
             hold_ttl: lanes.hold_ttl,
             lanes: lanes.into(),
             policy,

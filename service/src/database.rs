@@ -32,13 +32,15 @@ mod connections;
 mod events;
 mod extension;
 mod holds;
+mod ids;
+mod lists;
 mod options;
 mod permits;
 pub mod server;
 pub(crate) mod settings;
 pub(crate) mod sqlstate;
 mod stock;
-pub(crate) mod symptoms;
+mod symptoms;
 
 use std::{sync::Arc, time::Instant};
 
@@ -61,8 +63,9 @@ pub use self::{
 use self::{
     connections::{Argument, Connections},
     extension::Extension,
+    symptoms::Symptoms,
 };
-use crate::{error::Error, outcome::Outcome};
+use crate::{error::Error, outcome::Outcome, shards::ShardNumber};
 
 /// The functions that the service calls and that the release before this version has, too, with their argument types:
 /// the service is ready only if its role can execute them all.
@@ -150,12 +153,13 @@ pub struct UserClaim {
     pub claimed_at: String,
 }
 
-/// The database. Clones share its connections.
+/// One database. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Database(Arc<Parts>);
 
 #[derive(Debug)]
 struct Parts {
+    shard: ShardNumber,
     connections: Arc<Connections>,
     extension: Extension,
 }
@@ -164,9 +168,20 @@ impl Database {
     /// Prepares the pools of connections. Does not connect yet, so the database may be down.
     pub fn new(options: &DatabaseOptions) -> anyhow::Result<Self> {
         Ok(Self(Arc::new(Parts {
+            shard: options.shard,
             connections: Arc::new(Connections::new(options)?),
             extension: Extension::default(),
         })))
+    }
+
+    /// Number of the shard.
+    pub fn shard(&self) -> ShardNumber {
+        self.0.shard
+    }
+
+    /// Symptoms that calls have met.
+    pub(crate) fn symptoms(&self) -> &Symptoms {
+        self.connections().symptoms()
     }
 
     fn connections(&self) -> &Arc<Connections> {
@@ -337,7 +352,7 @@ impl Database {
     }
 
     /// `honcho_list_coupons`: returns at most `max` coupons with ids above `after`, in the order of creation.
-    pub async fn list_coupons(&self, after: i64, max: i32) -> Result<Vec<Coupon>, Error> {
+    async fn list_coupons(&self, after: i64, max: i32) -> Result<Vec<Coupon>, Error> {
         let sql = concat!(
             "select id, name, amount, remaining_amount, ",
             utc!("created_at"),
@@ -408,7 +423,7 @@ impl Database {
 
     /// `honcho_list_user_claims`: returns at most `max` of the user's claims on coupons with ids above `after`, in
     /// the order of these ids.
-    pub async fn list_user_claims(
+    async fn list_user_claims(
         &self,
         user_id: &str,
         after: i64,

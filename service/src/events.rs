@@ -1,27 +1,37 @@
 //! Events of coupons for the watchers of streams.
 //!
-//! One poller asks the database for all of them, and only while there are some. It passes what is new to a feed for each
-//! topic, in the form in which it is sent, and the watchers of the topic share its bytes.
+//! One poller asks a shard's database for all of them, and only while there are some. It passes what is new to a feed for
+//! each topic, in the form in which it is sent, and the watchers of the topic share its bytes. A stream of all coupons has
+//! a watcher for each shard.
 
 mod feed;
 mod frame;
 mod poller;
+mod stream;
 mod watcher;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU32},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::anyhow;
+use futures_util::future::try_join_all;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-use self::feed::{Feed, State, Topic};
-pub use self::watcher::Watcher;
+pub use self::stream::Stream;
+use self::{
+    feed::{Feed, State, Topic},
+    watcher::Watcher,
+};
 use crate::{
     database::Database,
     error::{Error, SharedError},
+    shards::Shards,
     telemetry::metrics::metrics,
 };
 
@@ -47,18 +57,28 @@ impl Default for StreamOptions {
     }
 }
 
-/// The events of coupons. Clones share the poller.
+/// The events of coupons. Clones share the pollers.
 #[derive(Clone, Debug)]
-pub struct Events(Arc<Hub>);
+pub struct Events {
+    hubs: Shards<Arc<Hub>>,
+    streams: Arc<OpenStreams>,
+}
 
+/// The events of one shard's coupons.
 #[derive(Debug)]
 struct Hub {
     database: Database,
-    options: StreamOptions,
-    permits: Arc<Semaphore>,
+    streams: Arc<OpenStreams>,
     topics: Mutex<Topics>,
     /// Wakes the poller for new streams.
     has_new: Notify,
+}
+
+/// The open streams of all shards.
+#[derive(Debug)]
+struct OpenStreams {
+    options: StreamOptions,
+    permits: Arc<Semaphore>,
     /// Number of streams that have begun.
     begun: AtomicU32,
 }
@@ -78,44 +98,128 @@ struct Topics {
 /// The permit of a stream, returned when dropped.
 #[derive(Debug)]
 struct StreamPermit {
+    /// Number of the stream.
+    number: u32,
     _held: OwnedSemaphorePermit,
 }
 
 impl Events {
-    /// Makes the events of `database`. Nothing is polled yet.
-    pub fn new(database: Database, options: StreamOptions) -> Self {
+    /// Makes the events of the shards. Nothing is polled yet.
+    pub fn new(databases: &Shards<Database>, options: StreamOptions) -> Self {
         let permits = options.streams.min(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Hub {
-            database,
+        let streams = Arc::new(OpenStreams {
             options,
             permits: Arc::new(Semaphore::new(permits)),
-            topics: Mutex::default(),
-            has_new: Notify::new(),
             begun: AtomicU32::new(0),
-        }))
+        });
+        let hubs = databases.map(|database| {
+            Arc::new(Hub {
+                database: database.clone(),
+                streams: Arc::clone(&streams),
+                topics: Mutex::default(),
+                has_new: Notify::new(),
+            })
+        });
+        Self { hubs, streams }
     }
 
     /// Time between two comments.
     pub fn heartbeat(&self) -> Duration {
-        self.0.options.heartbeat
+        self.streams.options.heartbeat
     }
 
-    /// Starts a stream.
+    /// Number of shards, and of ids from which a stream of all coupons resumes.
+    pub fn shard_count(&self) -> usize {
+        self.hubs.count()
+    }
+
+    /// Starts the stream of a coupon.
     ///
     /// # Arguments
-    /// `coupon_name`: the coupon that is watched; none for the events of all.
     /// `after`: id of the last event that the client has received, if it resumes a stream.
     ///
     /// # Errors
     /// [`Error::TooManyStreams`]; [`Error::COUPON_NOT_FOUND`]; those of the database.
-    pub async fn watch(
+    pub async fn watch_coupon(
         &self,
-        coupon_name: Option<&str>,
+        name: &str,
         after: Option<i64>,
+    ) -> Result<Stream, SharedError> {
+        let permit = self.streams.permit()?;
+        let hub = self.hubs.of(name);
+        let watcher = hub.watch(Topic::Coupon(name.into()), after, permit.number);
+        Ok(Stream::of_one(watcher.await?, permit))
+    }
+
+    /// Starts a stream of all coupons.
+    ///
+    /// # Arguments
+    /// `after`: ids of the last events that the client has received, as many as there are shards, if it resumes a stream.
+    ///
+    /// # Errors
+    /// [`Error::TooManyStreams`]; those of any database.
+    pub async fn watch_all(&self, after: Option<Vec<i64>>) -> Result<Stream, SharedError> {
+        let permit = self.streams.permit()?;
+        let mut after = after.into_iter().flatten();
+        let watchers = self
+            .hubs
+            .iter()
+            .map(|hub| hub.watch(Topic::All, after.next(), permit.number));
+        let watchers = try_join_all(watchers).await?;
+        Ok(Stream::of_all(watchers, permit))
+    }
+
+    /// Ends all streams, and those that begin from now on: the service is shutting down.
+    pub fn stop(&self) {
+        for hub in self.hubs.iter() {
+            let mut topics = hub.topics();
+            topics.is_over = true;
+            for feed in topics.feeds.values() {
+                feed.send_modify(|feed| feed.is_over = true);
+            }
+        }
+    }
+}
+
+impl OpenStreams {
+    fn permit(&self) -> Result<StreamPermit, Error> {
+        let held = Arc::clone(&self.permits).try_acquire_owned();
+        let held = held.map_err(|_| Error::TooManyStreams)?;
+        metrics().stream_begun();
+        Ok(StreamPermit {
+            number: self.begun.fetch_add(1, Ordering::Relaxed),
+            _held: held,
+        })
+    }
+
+    fn count(&self) -> u32 {
+        let free = self.permits.available_permits();
+        u32::try_from(self.options.streams.saturating_sub(free)).unwrap_or(u32::MAX)
+    }
+
+    /// Time for which a stream waits before it sends what is new. If all were sent at once, claims would wait meanwhile.
+    ///
+    /// # Arguments
+    /// `number`: number of the stream.
+    fn delay(&self, number: u32) -> Duration {
+        PER_STREAM / 2 * (number % self.count().max(1))
+    }
+}
+
+impl Hub {
+    fn topics(&self) -> MutexGuard<'_, Topics> {
+        // Each feed is changed completely at any point that could panic.
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a watcher of a topic for the stream of this number.
+    async fn watch(
+        self: &Arc<Self>,
+        topic: Topic,
+        after: Option<i64>,
+        number: u32,
     ) -> Result<Watcher, SharedError> {
-        let permit = self.0.permit()?;
-        let topic = coupon_name.map_or(Topic::All, |name| Topic::Coupon(name.into()));
-        let (mut feed, poll) = self.0.subscribe(&topic);
+        let (mut feed, poll) = self.subscribe(&topic);
         let known = feed.wait_for(|feed| feed.is_over || feed.is_known(poll));
         let state = match known.await {
             Ok(known) => known.state.clone(),
@@ -126,44 +230,8 @@ impl Events {
             State::Missing(_) => return Err(Error::COUPON_NOT_FOUND.into()),
             State::Failed(error) => return Err(error),
         }
-        let hub = Arc::clone(&self.0);
-        Ok(Watcher::start(hub, topic, feed, after, permit).await?)
-    }
-
-    /// Ends all streams, and those that begin from now on: the service is shutting down.
-    pub fn stop(&self) {
-        let mut topics = self.0.topics();
-        topics.is_over = true;
-        for feed in topics.feeds.values() {
-            feed.send_modify(|feed| feed.is_over = true);
-        }
-    }
-}
-
-impl Hub {
-    fn topics(&self) -> MutexGuard<'_, Topics> {
-        // Each feed is changed completely at any point that could panic.
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn permit(&self) -> Result<StreamPermit, Error> {
-        let held = Arc::clone(&self.permits).try_acquire_owned();
-        let held = held.map_err(|_| Error::TooManyStreams)?;
-        metrics().stream_begun();
-        Ok(StreamPermit { _held: held })
-    }
-
-    fn open_streams(&self) -> u32 {
-        let free = self.permits.available_permits();
-        u32::try_from(self.options.streams.saturating_sub(free)).unwrap_or(u32::MAX)
-    }
-
-    /// Time for which a stream waits before it sends what is new. If all were sent at once, claims would wait meanwhile.
-    ///
-    /// # Arguments
-    /// `number`: number of the stream.
-    fn delay(&self, number: u32) -> Duration {
-        PER_STREAM / 2 * (number % self.open_streams().max(1))
+        let hub = Arc::clone(self);
+        Ok(Watcher::start(hub, topic, feed, after, number).await?)
     }
 
     /// Returns the feed of a topic, and the number of a poll that has not begun.

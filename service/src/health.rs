@@ -1,7 +1,7 @@
 //! Health: if requests can be served, and the reason if they cannot.
 //!
-//! A watcher checks the database in the background on a connection of its own, so that a question about health is
-//! answered immediately, however busy the pool is.
+//! A watcher checks each shard's database in the background on a connection of its own, so that a question about health
+//! is answered immediately, however busy the pool is.
 
 mod checks;
 mod watcher;
@@ -14,14 +14,18 @@ use self::watcher::Watcher;
 use crate::{
     database::{Database, Sessions},
     error::Error,
+    shards::{ShardNumber, Shards},
     telemetry::metrics::metrics,
 };
 
-/// Health of the service. Clones share it.
+/// Health of one shard. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<watch::Sender<Readiness>>);
+pub struct Health {
+    shard: ShardNumber,
+    state: Arc<watch::Sender<Readiness>>,
+}
 
-/// State of the service as a whole.
+/// State of the requests to one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// The database has not been checked yet.
@@ -65,6 +69,8 @@ enum Cause {
     Pooler,
     /// The disk is full.
     DiskFull,
+    /// It is the database of another shard.
+    OtherShard,
 }
 
 impl Cause {
@@ -81,6 +87,7 @@ impl Cause {
             Self::EmptyPool => "empty_pool",
             Self::Pooler => "pooler",
             Self::DiskFull => "disk_full",
+            Self::OtherShard => "other_shard",
         }
     }
 
@@ -100,14 +107,15 @@ impl Cause {
                  directly, or let it pool sessions"
             }
             Self::DiskFull => "the database's disk is full",
+            Self::OtherShard => "the database is that of another shard",
         }
     }
 }
 
 impl Readiness {
-    fn change_to(&mut self, new: Self) {
+    fn change_to(&mut self, new: Self, shard: ShardNumber) {
         let is_ready = new == Self::Ready;
-        metrics().ready(self.reason(), new.reason(), is_ready);
+        metrics().ready(shard, self.reason(), new.reason(), is_ready);
         *self = new;
     }
 
@@ -122,32 +130,34 @@ impl Readiness {
     }
 }
 
-impl Default for Health {
-    fn default() -> Self {
-        let state = Readiness::Starting;
-        metrics().ready(state.reason(), state.reason(), false);
-        Self(Arc::new(watch::Sender::new(state)))
-    }
-}
-
 impl Health {
+    /// Health of a shard that has not been checked yet.
+    pub fn new(shard: ShardNumber) -> Self {
+        let state = Readiness::Starting;
+        metrics().ready(shard, state.reason(), state.reason(), false);
+        Self {
+            shard,
+            state: Arc::new(watch::Sender::new(state)),
+        }
+    }
+
     /// Current state.
     pub fn readiness(&self) -> Readiness {
-        self.0.borrow().clone()
+        self.state.borrow().clone()
     }
 
     /// Sets the final state: the service is shutting down.
     pub fn stop(&self) {
-        self.0
-            .send_modify(|known| known.change_to(Readiness::Stopping));
+        self.state
+            .send_modify(|known| known.change_to(Readiness::Stopping, self.shard));
     }
 
     /// Sets the state, unless the service is shutting down. Returns true if that is a change.
     fn set(&self, state: Readiness) -> bool {
-        self.0.send_if_modified(|known| {
+        self.state.send_if_modified(|known| {
             let changes = *known != state && *known != Readiness::Stopping;
             if changes {
-                known.change_to(state);
+                known.change_to(state, self.shard);
             }
             changes
         })
@@ -171,7 +181,7 @@ impl Health {
     /// # Arguments
     /// `sessions`: the kinds of sessions that calls have.
     pub async fn watch(self, database: Database, sessions: Sessions) {
-        let mut stopping = self.0.subscribe();
+        let mut stopping = self.state.subscribe();
         let mut watcher = Watcher::new(database, sessions);
         tokio::select! {
             () = watcher.run(&self) => {}
@@ -181,13 +191,47 @@ impl Health {
     }
 }
 
+impl Shards<Health> {
+    /// Checks that requests are served, at least those to one shard: a service that is taken out of a load balancer
+    /// could not serve the coupons of the others.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] with the reason, that of the first shard if there are several.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let mut found = Ok(());
+        for check in self.iter().map(Health::check).rev() {
+            if check.is_ok() {
+                return check;
+            }
+            found = check;
+        }
+        found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Cause, Health, Readiness, Reason};
+    use crate::shards::Shards;
+
+    #[test]
+    fn service_is_ready_while_one_shard_is() {
+        let all = vec![Health::new(Some(0)), Health::new(Some(1))];
+        let Ok(shards) = Shards::new(all.clone()) else {
+            panic!("two shards were refused");
+        };
+        assert!(shards.check().is_err());
+        for ready in &all {
+            assert!(ready.set(Readiness::Ready));
+            assert!(shards.check().is_ok());
+            ready.set(Readiness::Starting);
+            assert!(shards.check().is_err());
+        }
+    }
 
     #[test]
     fn stopping_is_final() {
-        let health = Health::default();
+        let health = Health::new(None);
         assert!(health.check().is_err());
         assert!(health.set(Readiness::Ready));
         assert!(!health.set(Readiness::Ready), "no change");

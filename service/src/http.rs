@@ -35,20 +35,20 @@ pub use self::{
 };
 use crate::{
     auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,
-    telemetry::metrics::metrics,
+    shards::Shards, telemetry::metrics::metrics,
 };
 
 /// The parts behind the HTTP interface.
 #[derive(Debug)]
 pub struct App {
-    /// Database, for everything that takes no lane.
-    pub database: Database,
+    /// Databases, for everything that takes no lane.
+    pub databases: Shards<Database>,
     /// Lanes, for claims, holds and releases.
-    pub lanes: Lanes,
+    pub lanes: Shards<Lanes>,
     /// Events, for streams.
     pub events: Events,
-    /// Health of the service.
-    pub health: Health,
+    /// Health of the shards.
+    pub health: Shards<Health>,
     /// Accepted tokens.
     pub policy: Policy,
     /// Time for which a piece is held if the request names none.
@@ -67,7 +67,7 @@ pub struct App {
 /// The description cannot be written, which is a defect.
 pub fn router(app: App) -> anyhow::Result<Router> {
     let App {
-        database,
+        databases,
         lanes,
         events,
         health,
@@ -79,7 +79,7 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     } = app;
     let permits = RequestPermits::new(limits.in_progress);
     let state = AppState::from(Parts {
-        database,
+        databases,
         lanes,
         events,
         health,
@@ -107,11 +107,11 @@ pub fn router(app: App) -> anyhow::Result<Router> {
 }
 
 /// Makes the router of `/metrics` alone.
-pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
+pub fn metrics_router(databases: Shards<Database>, lanes: Shards<Lanes>) -> Router {
     #[derive(Clone, FromRef)]
     struct MetricsState {
-        database: Database,
-        lanes: Lanes,
+        databases: Shards<Database>,
+        lanes: Shards<Lanes>,
     }
     let limits = RequestLimits::default();
     let permits = RequestPermits::new(limits.in_progress);
@@ -121,13 +121,13 @@ pub fn metrics_router(database: Database, lanes: Lanes) -> Router {
         limits,
         permits,
     );
-    with_stack(routes::metrics::routes(), admission).with_state(MetricsState { database, lanes })
+    with_stack(routes::metrics::routes(), admission).with_state(MetricsState { databases, lanes })
 }
 
 /// Makes the router of the API without layers, to measure their cost.
 pub fn bare_router(app: App) -> Router {
     described().0.with_state(AppState::from(Parts {
-        database: app.database,
+        databases: app.databases,
         lanes: app.lanes,
         events: app.events,
         health: app.health,

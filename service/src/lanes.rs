@@ -31,6 +31,7 @@ use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
     outcome::Outcome,
+    shards::Shards,
     telemetry::{
         metrics::{LaneDepths, metrics},
         traces::{self, BatchSpan},
@@ -62,7 +63,7 @@ impl Default for LaneLimits {
 /// Time for which the first expiry of a coupon's holds is not read again.
 const EXPIRY_AGE: Duration = Duration::from_secs(1);
 
-/// All lanes. Clones share them.
+/// The lanes of one shard. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Lanes(Arc<LanesInner>);
 
@@ -108,17 +109,19 @@ struct WaitingOperation {
 }
 
 impl Lanes {
-    /// Makes lanes to `database`. None is open yet.
-    pub fn new(database: Database, limits: LaneLimits) -> Self {
-        Self(Arc::new(LanesInner {
-            shared: SharedCalls::new(database.clone(), limits.batch),
-            database,
-            limits,
-            waiting: Mutex::default(),
-            total: AtomicUsize::new(0),
-            departed: AtomicUsize::new(0),
-            tasks: TaskTracker::new(),
-        }))
+    /// Makes the lanes of each shard. None is open yet.
+    pub fn of(databases: &Shards<Database>, limits: LaneLimits) -> Shards<Self> {
+        databases.map(|database| {
+            Self(Arc::new(LanesInner {
+                shared: SharedCalls::new(database.clone(), databases.count(), limits.batch),
+                database: database.clone(),
+                limits,
+                waiting: Mutex::default(),
+                total: AtomicUsize::new(0),
+                departed: AtomicUsize::new(0),
+                tasks: TaskTracker::new(),
+            }))
+        })
     }
 
     /// Carries out an operation on `coupon_name` in the coupon's next batch. Completes after the batch has committed.
@@ -164,7 +167,7 @@ impl Lanes {
     }
 
     /// Counts the waiting operations.
-    pub fn depths(&self) -> LaneDepths {
+    fn depths(&self) -> LaneDepths {
         let waiting = self.0.waiting();
         LaneDepths {
             lanes: waiting.len(),
@@ -214,6 +217,19 @@ impl Lanes {
         }
         total.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl Shards<Lanes> {
+    /// Counts the waiting operations.
+    pub fn depths(&self) -> LaneDepths {
+        let mut sum = LaneDepths::default();
+        for depths in self.iter().map(Lanes::depths) {
+            sum.lanes += depths.lanes;
+            sum.waiting += depths.waiting;
+            sum.deepest = sum.deepest.max(depths.deepest);
+        }
+        sum
     }
 }
 

@@ -12,4 +12,5 @@ pub mod http;
 pub mod lanes;
 pub mod outcome;
 pub mod probe;
+pub mod shards;
 pub mod telemetry;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use honcho_service::{
     auth::Policy,
     config::{self, Config, Listen, Shutdown, Stop, Task},
-    database::{Database, Sessions},
+    database::{Database, DatabaseOptions},
     events::Events,
     health::Health,
     http::{
@@ -21,6 +21,7 @@ use honcho_service::{
     },
     lanes::Lanes,
     probe,
+    shards::Shards,
     telemetry::{self, logs},
 };
 use mimalloc::MiMalloc;
@@ -73,13 +74,16 @@ fn serve_until_stopped(config: Config) -> Result<()> {
 }
 
 async fn run(config: Config) -> Result<()> {
-    reload_at_hangup(config.policy.clone(), config.database.sessions.clone())?;
+    reload_at_hangup(config.policy.clone(), config.databases.clone())?;
     let Listen { host, port, .. } = &config.listen;
-    let database = Database::new(&config.database)?;
-    let lanes = Lanes::new(database.clone(), config.lanes);
-    let events = Events::new(database.clone(), config.streams);
-    let health = Health::default();
-    raise_file_limit(config.connections.connections, config.database.pool_size);
+    let databases = config
+        .databases
+        .try_map(|_, options| Database::new(options))?;
+    let lanes = Lanes::of(&databases, config.lanes);
+    let events = Events::new(&databases, config.streams);
+    let health = databases.map(|database| Health::new(database.shard()));
+    let pool_sizes = config.databases.iter().map(|options| options.pool_size);
+    raise_file_limit(config.connections.connections, pool_sizes.sum());
     check_queue_limit();
     let listener = listen(host, *port)
         .await
@@ -88,7 +92,7 @@ async fn run(config: Config) -> Result<()> {
     let stop = stop_at_signal(config.shutdown, health.clone())?;
     let is_open = config.policy.is_open();
     let router = router(App {
-        database: database.clone(),
+        databases: databases.clone(),
         lanes: lanes.clone(),
         events: events.clone(),
         health: health.clone(),
@@ -103,7 +107,7 @@ async fn run(config: Config) -> Result<()> {
             .await
             .with_context(|| format!("cannot listen on {address}"))?;
         info!("metrics at http://{}/metrics", listener.local_addr()?);
-        let router = metrics_router(database.clone(), lanes.clone());
+        let router = metrics_router(databases.clone(), lanes.clone());
         tokio::spawn(serve(listener, router, config.connections, pending()));
     }
     // Before the first connection to the database, so that the start is visible without one.
@@ -112,28 +116,41 @@ async fn run(config: Config) -> Result<()> {
     if is_open {
         warn!("no tokens are configured: every client may create, claim, change, delete and read");
     }
-    tokio::spawn(health.watch(database.clone(), config.database.sessions));
+    for ((health, database), options) in health
+        .iter()
+        .zip(databases.iter())
+        .zip(config.databases.iter())
+    {
+        let (health, sessions) = (health.clone(), options.sessions.clone());
+        tokio::spawn(health.watch(database.clone(), sessions));
+    }
     let stop = async move {
         stop.await;
         // They have no end of their own.
         events.stop();
     };
     serve(listener, router, config.connections, stop).await;
-    lanes.drained().await;
-    database.close();
+    for lanes in lanes.iter() {
+        lanes.drained().await;
+    }
+    for database in databases.iter() {
+        database.close();
+    }
     info!("stopped");
     Ok(())
 }
 
 /// Completes when no more requests are to be accepted: at the first SIGTERM or SIGINT, or `shutdown_delay` later. The
 /// process exits at a second signal, or when the time for the requests in progress is over.
-fn stop_at_signal(shutdown: Shutdown, health: Health) -> Result<impl Future<Output = ()>> {
+fn stop_at_signal(shutdown: Shutdown, health: Shards<Health>) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stopping, mut stop) = watch::channel(false);
     tokio::spawn(async move {
         either(&mut terminate, &mut interrupt).await;
-        health.stop();
+        for health in health.iter() {
+            health.stop();
+        }
         let stop_in_time = async {
             let Shutdown {
                 shutdown_delay: delay,
@@ -162,12 +179,12 @@ fn stop_at_signal(shutdown: Shutdown, health: Health) -> Result<impl Future<Outp
 }
 
 /// Reloads tokens, keys, certificates and passwords at each SIGHUP.
-fn reload_at_hangup(policy: Policy, sessions: Sessions) -> Result<()> {
+fn reload_at_hangup(policy: Policy, databases: Shards<DatabaseOptions>) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             match timeout(RELOAD_TIMEOUT, reload()).await {
-                Ok(Ok(new)) => adopt(&new, &policy, &sessions),
+                Ok(Ok(new)) => adopt(&new, &policy, &databases),
                 Ok(Err(why)) => {
                     warn!("SIGHUP: the old tokens, keys and certificates stay: {why}");
                 }
@@ -208,12 +225,12 @@ async fn reload() -> Result<Box<Config>, String> {
 }
 
 /// Adopts the parts of the new configuration that can change while the service runs.
-fn adopt(new: &Config, policy: &Policy, sessions: &Sessions) {
+fn adopt(new: &Config, policy: &Policy, databases: &Shards<DatabaseOptions>) {
     match policy.replace(&new.policy) {
         Ok(changes) => info!("SIGHUP: {changes}"),
         Err(why) => warn!("SIGHUP: the old tokens and keys stay: {why}"),
     }
-    match sessions.adopt(&new.database.sessions) {
+    match databases.adopt(&new.databases) {
         Ok(()) => info!(
             "SIGHUP: new connections to the database use the reloaded certificates and passwords"
         ),

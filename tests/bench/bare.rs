@@ -27,15 +27,17 @@ fn main() -> Result<()> {
         other => bail!("not configured: {other:?}"),
     };
     runtime(config.listen.worker_threads)?.block_on(async {
-        let database = Database::new(&config.database)?;
-        let lanes = Lanes::new(database.clone(), config.lanes);
+        let databases = config
+            .databases
+            .try_map(|_, options| Database::new(options))?;
+        let lanes = Lanes::of(&databases, config.lanes);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
         let router = bare_router(App {
-            events: Events::new(database.clone(), config.streams),
-            database,
+            events: Events::new(&databases, config.streams),
+            health: databases.map(|database| Health::new(database.shard())),
+            databases,
             lanes,
-            health: Health::default(),
             policy: config.policy,
             hold_ttl: config.hold_ttl,
             limits: config.requests,

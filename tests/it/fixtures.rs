@@ -12,6 +12,7 @@ pub mod raw_client;
 pub mod readiness;
 pub mod recovery;
 pub mod scrape;
+pub mod shards;
 pub mod signer;
 pub mod sql;
 

@@ -7,6 +7,7 @@ mod fixtures;
 mod http;
 mod operations;
 mod router;
+mod scaling;
 mod sql;
 
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! Settings of the database and of its sessions.
+//! Settings of the databases and of their sessions.
 
 use std::{ffi::OsString, time::Duration};
 
@@ -9,12 +9,15 @@ use super::{
     layers::InvalidSetting,
     values::{duration, whole},
 };
-use crate::database::{
-    DatabaseOptions, Sessions,
-    server::{ConninfoError, Parameters, Servers},
+use crate::{
+    database::{
+        DatabaseOptions, Sessions,
+        server::{ConninfoError, Parameters, Servers},
+    },
+    shards::{ShardNumber, Shards},
 };
 
-/// Settings of the database and of its sessions.
+/// Settings of the databases and of their sessions.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Database")]
 pub(super) struct DatabaseSettings {
@@ -22,8 +25,12 @@ pub(super) struct DatabaseSettings {
     /// PGPASSWORD, …) add what it leaves out
     #[arg(long, value_name = "URL")]
     database_url: Option<Secret>,
-    /// Most connections for requests; half as many more wait for coupons that other sessions hold, and one
-    /// checks the database's health [default: 4 per core, 8 to 32]
+    /// URLs of several databases that share the coupons, separated by blanks, instead of DATABASE_URL: 2, 4,
+    /// 8, … or 256. Neither their number nor their order can change once there are coupons
+    #[arg(long, value_name = "URLS")]
+    database_shards: Vec<Secret>,
+    /// Most connections for requests to each database; half as many more wait for coupons that other
+    /// sessions hold, and one checks the database's health [default: 4 per core, 8 to 32]
     #[arg(long, value_name = "NUMBER", default_value_t = default_pool_size(),
           hide_default_value = true, value_parser = whole::<usize>(1..=10_000))]
     database_pool_size: usize,
@@ -49,12 +56,7 @@ impl DatabaseSettings {
     pub(super) fn check(
         self,
         variable: &dyn Fn(&str) -> Option<OsString>,
-    ) -> Result<DatabaseOptions, InvalidSetting> {
-        let url = self.database_url.as_ref().map_or("", Secret::reveal);
-        let invalid = |error: ConninfoError| match error.variable {
-            Some(name) => InvalidSetting::variable(name, error.why),
-            None => InvalidSetting::setting("database_url", error.why),
-        };
+    ) -> Result<Shards<DatabaseOptions>, InvalidSetting> {
         let longest_wait = self.statement_timeout / 2;
         let lock_timeout = self.lock_timeout.unwrap_or(LOCK_TIMEOUT.min(longest_wait));
         // A claim waits once in line and once at its head, and both are one statement.
@@ -67,7 +69,57 @@ impl DatabaseSettings {
             );
             return Err(InvalidSetting::setting("lock_timeout", why));
         }
-        let parameters = Parameters::new(url, variable).map_err(invalid)?;
+        let options = |shard, string: &str| self.options(shard, string, lock_timeout, variable);
+        let url = self.database_url.as_ref();
+        if self.database_shards.is_empty() {
+            let only = options(None, url.map_or("", Secret::reveal));
+            let only = only.map_err(|error| invalid(error, |why| ("database_url", why)))?;
+            return Ok(Shards::only(only));
+        }
+        if url.is_some() {
+            let why = "is set, but DATABASE_URL is, too: set the first for several databases, the second for one";
+            return Err(InvalidSetting::setting("database_shards", why));
+        }
+        let lists = self.database_shards.iter().map(Secret::reveal);
+        let urls: Vec<&str> = lists.flat_map(str::split_whitespace).collect();
+        let urls = Shards::new(urls).map_err(|count| {
+            let why = format!(
+                "lists {count} databases: there must be 2, 4, 8, or another power of two up to 256"
+            );
+            InvalidSetting::setting("database_shards", why)
+        })?;
+        let mut known: Vec<Sessions> = Vec::new();
+        urls.try_map(|number, url| {
+            let wrong = |error| {
+                let shard = number.unwrap_or_default();
+                invalid(error, |why| {
+                    ("database_shards", format!("shard {shard} {why}"))
+                })
+            };
+            if !Parameters::is_url(url) {
+                let error = ConninfoError::in_string("must begin with postgresql://");
+                return Err(wrong(error));
+            }
+            let options = options(number, url).map_err(wrong)?;
+            if let Some(same) = known.iter().position(|other| *other == options.sessions) {
+                let error =
+                    ConninfoError::in_string(format!("is the same database as shard {same}"));
+                return Err(wrong(error));
+            }
+            known.push(options.sessions.clone());
+            Ok(options)
+        })
+    }
+
+    /// Options of the database that a connection string names.
+    fn options(
+        &self,
+        shard: ShardNumber,
+        string: &str,
+        lock_timeout: Duration,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<DatabaseOptions, ConninfoError> {
+        let parameters = Parameters::new(string, variable)?;
         let session = |lock_timeout: Duration| {
             // The options of the connection string come after these, so they take precedence. Without jit=off,
             // the planner's estimates for set-returning functions would have every page compiled, which costs
@@ -78,9 +130,10 @@ impl DatabaseSettings {
                 self.statement_timeout.as_millis(),
                 lock_timeout.as_millis()
             );
-            Servers::new(&parameters, &limits).map_err(invalid)
+            Servers::new(&parameters, &limits, shard)
         };
         Ok(DatabaseOptions {
+            shard,
             sessions: Sessions {
                 fast: session(lock_timeout.min(FAST_LOCK_TIMEOUT))?,
                 waiting: session(lock_timeout)?,
@@ -88,6 +141,23 @@ impl DatabaseSettings {
             pool_size: self.database_pool_size,
             statement_timeout: self.statement_timeout,
         })
+    }
+}
+
+/// Names the setting or variable in which an error is.
+///
+/// # Arguments
+/// `in_string`: names the setting that has the connection string, and explains the error there.
+fn invalid(
+    error: ConninfoError,
+    in_string: impl FnOnce(String) -> (&'static str, String),
+) -> InvalidSetting {
+    match error.variable {
+        Some(name) => InvalidSetting::variable(name, error.why),
+        None => {
+            let (name, why) = in_string(error.why);
+            InvalidSetting::setting(name, why)
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
     permits::{CallPermits, to_its_end},
     server::Servers,
     settings::{Unfit, dropped_settings},
+    symptoms::Symptoms,
 };
 use crate::{error::Error, telemetry::metrics::metrics};
 
@@ -64,6 +65,7 @@ pub(super) struct Connections {
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
+    symptoms: Symptoms,
     servers: Servers,
 }
 
@@ -95,21 +97,24 @@ impl Connections {
     pub fn new(options: &DatabaseOptions) -> anyhow::Result<Self> {
         let Sessions { fast, waiting } = &options.sessions;
         let size = options.pool_size;
+        let permits =
+            |kind, part: usize| CallPermits::new(options.shard, kind, size.div_ceil(part));
         Ok(Self {
             fast: pool(fast, size)?,
             waiting: pool(waiting, size.div_ceil(2))?,
-            reads: CallPermits::new("read", size.div_ceil(2)),
-            list_pages: CallPermits::new("list", size.div_ceil(4)),
+            reads: permits("read", 2),
+            list_pages: permits("list", 4),
             long_lists: Arc::new(Semaphore::new(LONG_LISTS)),
-            creations: CallPermits::new("create", size.div_ceil(4)),
-            changes: CallPermits::new("change", size.div_ceil(4)),
-            batches: CallPermits::new("batch", size.div_ceil(4)),
-            locked: CallPermits::new("locked", size.div_ceil(4)),
+            creations: permits("create", 4),
+            changes: permits("change", 4),
+            batches: permits("batch", 4),
+            locked: permits("locked", 4),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
             },
             moved: watch::Sender::new(std::time::Instant::now()),
+            symptoms: Symptoms::default(),
             servers: fast.clone(),
         })
     }
@@ -144,6 +149,11 @@ impl Connections {
     /// Time of the last failover, or of the start.
     pub fn moved(&self) -> std::time::Instant {
         *self.moved.borrow()
+    }
+
+    /// Symptoms that calls have met.
+    pub fn symptoms(&self) -> &Symptoms {
+        &self.symptoms
     }
 
     /// Closes all, those in use at the end of their calls.
@@ -321,6 +331,7 @@ impl Connections {
         match timeout_at(by, answer).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err((error, is_of_prepare))) => {
+                self.symptoms.note(&error);
                 if makes_unusable(&error) {
                     discard(client);
                 }
@@ -398,6 +409,7 @@ impl Connections {
         let statement = match timeout_at(by, client.prepare_cached(sql)).await {
             Ok(Ok(statement)) => statement,
             Ok(Err(error)) => {
+                self.symptoms.note(&error);
                 if makes_unusable(&error) {
                     discard(client);
                 }
@@ -426,6 +438,7 @@ impl Connections {
             }
         };
         answer.map_err(|error| {
+            self.symptoms.note(&error);
             let is_unusable = makes_unusable(&error);
             let error = Error::from(error).after_sending();
             if is_unusable || matches!(error, Error::OutcomeUnknown(_)) {
@@ -456,6 +469,7 @@ fn pool(servers: &Servers, size: usize) -> anyhow::Result<Pool> {
             Box::pin(async move {
                 checked.check(client).await.map_err(|unfit| match unfit {
                     Unfit::Unlimited(limits) => HookError::message(dropped_settings(&limits)),
+                    Unfit::OtherShard(why) => HookError::message(why),
                     Unfit::Broken(error) => HookError::Backend(error),
                 })
             })

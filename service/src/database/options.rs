@@ -1,12 +1,15 @@
-//! Options of the connections to the database.
+//! Options of the connections to a database.
 
 use std::time::Duration;
 
 use super::server::Servers;
+use crate::shards::{ShardNumber, Shards};
 
-/// Options of the connections to the database.
+/// Options of the connections to one database.
 #[derive(Debug)]
 pub struct DatabaseOptions {
+    /// Number of the shard.
+    pub shard: ShardNumber,
     /// Servers and session settings.
     pub sessions: Sessions,
     /// The most connections for requests.
@@ -16,7 +19,7 @@ pub struct DatabaseOptions {
 }
 
 /// The two kinds of sessions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sessions {
     /// Sessions that wait only a moment for a coupon that another session holds.
     pub fast: Servers,
@@ -24,13 +27,22 @@ pub struct Sessions {
     pub waiting: Servers,
 }
 
-impl Sessions {
+impl Shards<DatabaseOptions> {
     /// Uses the certificates and passwords of `new` for new connections.
     ///
     /// # Errors
-    /// `new` names other servers.
+    /// `new` has other servers: then nothing changes.
     pub fn adopt(&self, new: &Self) -> Result<(), &'static str> {
-        self.fast.adopt(&new.fast)?;
-        self.waiting.adopt(&new.waiting)
+        fn sessions(all: &Shards<DatabaseOptions>) -> impl Iterator<Item = &Servers> {
+            all.iter()
+                .flat_map(|options| [&options.sessions.fast, &options.sessions.waiting])
+        }
+        if !sessions(self).eq(sessions(new)) {
+            return Err("only a restart changes where the database is");
+        }
+        for (old, new) in sessions(self).zip(sessions(new)) {
+            old.adopt(new);
+        }
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use tokio::{
 
 use crate::{
     error::Error,
+    shards::ShardNumber,
     telemetry::metrics::{PermitMetrics, metrics},
 };
 
@@ -30,11 +31,11 @@ pub(super) struct CallPermit {
 
 impl CallPermits {
     /// Makes `count` permits. `kind` names their calls in metrics and errors.
-    pub fn new(kind: &'static str, count: usize) -> Self {
+    pub fn new(shard: ShardNumber, kind: &'static str, count: usize) -> Self {
         Self {
             kind,
             free: Arc::new(Semaphore::new(count)),
-            metrics: metrics().permits(kind),
+            metrics: metrics().permits(shard, kind),
         }
     }
 

@@ -29,7 +29,11 @@ use tracing::debug;
 
 pub use self::conninfo::{ConninfoError, Parameters};
 use self::{passfile::PasswordFile, tls::SslModeSetting};
-use super::settings::{RequestedLimits, Unfit};
+use super::{
+    ids,
+    settings::{RequestedLimits, Unfit},
+};
+use crate::shards::ShardNumber;
 
 /// Longest attempt to connect to one server, unless `connect_timeout` says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,6 +52,8 @@ struct ServersInner {
     credentials: Arc<ArcSwap<ServerCredentials>>,
     /// Limits requested for every session.
     limits: RequestedLimits,
+    /// Number of the shard to which every session must lead.
+    shard: ShardNumber,
     /// Longest attempt to connect to one server.
     connect_timeout: Duration,
     /// Index of the server that accepted the last connection. It is tried first, so that a server that is gone
@@ -75,11 +81,15 @@ pub(crate) struct OpenConnection {
 
 impl Servers {
     /// Reads the certificates and passwords that the parameters name. `session_options` are put before the
-    /// parameters' own.
+    /// parameters' own. Sessions must lead to `shard`.
     ///
     /// # Errors
     /// A parameter or a file that it names is wrong.
-    pub fn new(parameters: &Parameters, session_options: &str) -> Result<Self, ConninfoError> {
+    pub fn new(
+        parameters: &Parameters,
+        session_options: &str,
+        shard: ShardNumber,
+    ) -> Result<Self, ConninfoError> {
         let (mode, tls) = tls::configure(parameters)?;
         let connect_timeout = parameters
             .parsed(
@@ -105,6 +115,7 @@ impl Servers {
             configs,
             credentials: Arc::new(ArcSwap::from_pointee(credentials)),
             limits: RequestedLimits::in_options(&options),
+            shard,
             connect_timeout,
             preferred: Arc::default(),
             failing: AtomicBool::new(false),
@@ -134,30 +145,29 @@ impl Servers {
             configs: configs.collect(),
             credentials: Arc::clone(&self.0.credentials),
             limits: self.0.limits,
+            shard: self.0.shard,
             connect_timeout: self.0.connect_timeout,
             preferred: Arc::clone(&self.0.preferred),
             failing: AtomicBool::new(false),
         }))
     }
 
-    /// Compares a new session's limits with the requested ones.
+    /// Compares a new session's limits with the requested ones, and its database with the shard.
     ///
     /// # Errors
     /// The session cannot be used.
     pub(crate) async fn check(&self, client: &Client) -> Result<(), Unfit> {
-        self.0.limits.check(client).await
+        self.0.limits.check(client).await?;
+        match self.0.shard {
+            Some(shard) => ids::check(client, shard).await,
+            None => Ok(()),
+        }
     }
 
-    /// Uses the certificates and passwords of `new` for new connections, also in clones and under other names.
-    ///
-    /// # Errors
-    /// `new` has other servers.
-    pub(crate) fn adopt(&self, new: &Self) -> Result<(), &'static str> {
-        if self.0.configs != new.0.configs {
-            return Err("only a restart changes where the database is");
-        }
+    /// Uses the certificates and passwords of `new`, which has the same servers, for new connections, also in clones and
+    /// under other names.
+    pub(super) fn adopt(&self, new: &Self) {
         self.0.credentials.store(new.0.credentials.load_full());
-        Ok(())
     }
 
     /// Asks the server to cancel the statement of a connection. Tries for `wait` at most and ignores failures.
@@ -246,6 +256,13 @@ impl Connect for Servers {
             let OpenConnection { client, task, .. } = self.open().await?;
             Ok((client, task))
         })
+    }
+}
+
+impl PartialEq for Servers {
+    /// Compares the servers and the settings of their sessions, without certificates and passwords.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.configs == other.0.configs
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct RequestedLimits([Option<u64>; LIMITS.len()]);
 pub(crate) enum Unfit {
     /// It lacks the requested limits; the text names them.
     Unlimited(String),
+    /// It leads to another shard; the text says why.
+    OtherShard(String),
     /// It does not answer.
     Broken(tokio_postgres::Error),
 }

@@ -6,7 +6,6 @@ use anyhow::anyhow;
 use deadpool_postgres::{HookError, PoolError};
 use tokio_postgres::error::SqlState;
 
-use super::symptoms;
 use crate::{error::Error, telemetry::metrics::metrics};
 
 /// Classifies an error by its SQLSTATE.
@@ -54,7 +53,6 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(state) = error.code().cloned() {
             metrics().database_error(state.code());
-            symptoms::note(state.code());
             return classify(&state, describe(error));
         }
         let is_broken = error.is_closed()

@@ -9,38 +9,36 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_postgres::error::SqlState;
+
 /// A kind of error, and the time of its last occurrence.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Symptom {
     /// In milliseconds since the first look at the clock; 0 for never.
     last: AtomicU64,
 }
 
-/// A write failed because the disk is full.
-pub(crate) static DISK_FULL: Symptom = Symptom::never();
+/// The symptoms of one database.
+#[derive(Debug, Default)]
+pub(crate) struct Symptoms {
+    /// A write failed because the disk is full.
+    pub disk_full: Symptom,
+    /// A session did not know its own prepared statement.
+    pub statement_lost: Symptom,
+}
 
-/// A session did not know its own prepared statement.
-pub(crate) static STATEMENT_LOST: Symptom = Symptom::never();
-
-/// Records an error of a call.
-///
-/// # Arguments
-/// `sqlstate`: its SQLSTATE.
-pub(crate) fn note(sqlstate: &str) {
-    match sqlstate {
-        "53100" => DISK_FULL.set(now()),
-        "26000" | "42P05" => STATEMENT_LOST.set(now()),
-        _ => {}
+impl Symptoms {
+    /// Records an error of a call.
+    pub(super) fn note(&self, error: &tokio_postgres::Error) {
+        match error.code().map(SqlState::code) {
+            Some("53100") => self.disk_full.set(now()),
+            Some("26000" | "42P05") => self.statement_lost.set(now()),
+            _ => {}
+        }
     }
 }
 
 impl Symptom {
-    const fn never() -> Self {
-        Self {
-            last: AtomicU64::new(0),
-        }
-    }
-
     fn set(&self, now: u64) {
         self.last.store(now, Ordering::Relaxed);
     }

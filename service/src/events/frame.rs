@@ -69,6 +69,21 @@ pub(super) fn reset(id: i64) -> Bytes {
     format!("id: {id}\nevent: reset\ndata: {{}}\n\n").into()
 }
 
+/// Splits a frame with an id into this and the rest; none if it has none.
+pub(super) fn split_id(frame: &[u8]) -> Option<(i64, &[u8])> {
+    let text = frame.strip_prefix(b"id: ")?;
+    let end = text.iter().position(|&byte| byte == b'\n')?;
+    let (id, rest) = text.split_at(end);
+    Some((str::from_utf8(id).ok()?.parse().ok()?, rest))
+}
+
+/// Makes a frame with the ids of all shards out of the rest of a frame.
+pub(super) fn join_ids(ids: &[i64], rest: &[u8]) -> Bytes {
+    let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+    let id = ids.join("-");
+    [b"id: ", id.as_bytes(), rest].concat().into()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -95,5 +110,17 @@ mod tests {
         assert_eq!(data["details"]["user_id"], "a\nb");
         assert_eq!(lines[3..], ["", ""]);
         assert!(!frame.is_last);
+    }
+
+    #[test]
+    fn ids_of_all_shards_take_the_place_of_one() {
+        for (frame, expected) in [
+            (position(17), "id: 4-17-0\n\n"),
+            (reset(17), "id: 4-17-0\nevent: reset\ndata: {}\n\n"),
+        ] {
+            let (id, rest) = split_id(&frame).unwrap();
+            assert_eq!(join_ids(&[4, id, 0], rest), expected);
+        }
+        assert_eq!(split_id(&COMMENT), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The poller: one task that reads events and stock for all watchers, and ends when there are none.
+//! The poller: one task that reads a shard's events and stock for all watchers, and ends when there are none.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -53,7 +53,7 @@ pub(super) async fn run(hub: Arc<Hub>) {
 
 /// Sends comments for ever, also while a poll waits for the database.
 async fn comment(hub: &Hub) {
-    let mut interval = interval(hub.options.heartbeat);
+    let mut interval = interval(hub.streams.options.heartbeat);
     interval.tick().await;
     loop {
         interval.tick().await;
@@ -173,7 +173,7 @@ impl Poller {
 
     /// Time from the beginning of a poll, which took this long, to the next one.
     fn pause(&self, took: Duration) -> Duration {
-        let of_streams = PER_STREAM * self.hub.open_streams();
+        let of_streams = PER_STREAM * self.hub.streams.count();
         INTERVAL.max(of_streams).max(took * (REST + 1))
     }
 
@@ -184,6 +184,7 @@ impl Poller {
         }
         if let Some(left_out) = FAILED.admit() {
             warn!(
+                shard = self.hub.database.shard(),
                 error = error.get().cause().map(|cause| format!("{cause:#}")),
                 left_out = (left_out > 0).then_some(left_out),
                 "event streams have no news, retrying: {error}"

@@ -1,16 +1,12 @@
-//! Watchers: one for each stream. A watcher that is slow takes no memory for what it has not received.
+//! Watchers: one for each stream and shard. A watcher that is slow takes no memory for what it has not received.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::body::Bytes;
 use tokio::{sync::watch, time::sleep};
 
 use super::{
-    Hub, StreamPermit,
+    Hub,
     feed::{Feed, Topic},
     frame::{self, COMMENT, EventFrame},
 };
@@ -29,9 +25,9 @@ const ATTEMPTS: u32 = 5;
 /// Pause between these attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A stream of events.
+/// The events of one shard, as one stream sends them.
 #[derive(Debug)]
-pub struct Watcher {
+pub(super) struct Watcher {
     hub: Arc<Hub>,
     topic: Topic,
     feed: watch::Receiver<Feed>,
@@ -46,7 +42,6 @@ pub struct Watcher {
     ready: VecDeque<Bytes>,
     /// True if the stream ends after them.
     is_over: bool,
-    _permit: StreamPermit,
 }
 
 /// State of a watcher after a look into its feed.
@@ -60,10 +55,11 @@ enum Looked {
 }
 
 impl Watcher {
-    /// Starts a stream.
+    /// Starts a watcher.
     ///
     /// # Arguments
     /// `feed`: a known one. `after`: id of the last event that the client has received, if it resumes a stream.
+    /// `number`: number of the stream.
     ///
     /// # Errors
     /// Those of the database.
@@ -72,9 +68,8 @@ impl Watcher {
         topic: Topic,
         feed: watch::Receiver<Feed>,
         after: Option<i64>,
-        permit: StreamPermit,
+        number: u32,
     ) -> Result<Self, Error> {
-        let number = hub.begun.fetch_add(1, Ordering::Relaxed);
         let has_event;
         let mut watcher = {
             let current = feed.borrow();
@@ -90,7 +85,6 @@ impl Watcher {
                 losses: current.losses,
                 ready: VecDeque::new(),
                 is_over: current.is_over,
-                _permit: permit,
             }
         };
         if watcher.is_over {
@@ -103,6 +97,11 @@ impl Watcher {
             watcher.reset();
         }
         Ok(watcher)
+    }
+
+    /// Id after which the client would resume.
+    pub fn position(&self) -> i64 {
+        self.after
     }
 
     /// Waits for the next frame; none at the end.
@@ -120,7 +119,7 @@ impl Watcher {
                     // An error means that the poller has panicked. The client can come back.
                     self.feed.changed().await.ok()?;
                     if !self.feed.borrow().is_over {
-                        sleep(self.hub.delay(self.number)).await;
+                        sleep(self.hub.streams.delay(self.number)).await;
                     }
                 }
                 Looked::Behind => {

@@ -140,6 +140,13 @@ pub(super) async fn check_settings(client: &Client, servers: &Servers) -> Result
             dropped_settings(&limits),
             anyhow!("the session was asked for them when it began"),
         )),
+        Ok(Err(Unfit::OtherShard(why))) => Err(Trouble::explained(
+            Cause::OtherShard,
+            why,
+            anyhow!(
+                "DATABASE_SHARDS has another order, or the ids of this shard have not been set"
+            ),
+        )),
         Ok(Err(Unfit::Broken(error))) => Err(trouble(error)),
         Err(late) => Err(Trouble::new(Cause::Silent, late.into())),
     }

@@ -11,7 +11,7 @@ use super::{
     checks::{self, Session, Trouble, Versions},
 };
 use crate::{
-    database::{Database, Sessions, server::Servers, symptoms},
+    database::{Database, Sessions, server::Servers},
     telemetry::throttle::take_left_out,
 };
 
@@ -90,12 +90,17 @@ impl Watcher {
             ..
         } = versions;
         self.database.set_outdated(*is_outdated);
+        let shard = self.database.shard();
         match (self.is_outdated, is_outdated) {
             (false, true) => warn!(
+                shard,
                 "the extension is {extension}, older than the service: only what it has is served, until \
                  alter extension honcho update"
             ),
-            (true, false) => info!("the extension is {extension} now: everything is served"),
+            (true, false) => info!(
+                shard,
+                "the extension is {extension} now: everything is served"
+            ),
             _ => {}
         }
         self.is_outdated = *is_outdated;
@@ -114,6 +119,7 @@ impl Watcher {
         if !health.set(state.clone()) {
             return;
         }
+        let shard = self.database.shard();
         match found {
             Ok(Versions {
                 extension, server, ..
@@ -121,17 +127,20 @@ impl Watcher {
                 Readiness::NotReady(_) => {
                     let left_out = take_left_out();
                     info!(
+                        shard,
                         not_logged = (left_out > 0).then_some(left_out),
                         "ready after {:.1} s: honcho {extension} in PostgreSQL {server}",
                         self.since.elapsed().as_secs_f32()
                     );
                 }
-                _ => info!("ready: honcho {extension} in PostgreSQL {server}"),
+                _ => info!(shard, "ready: honcho {extension} in PostgreSQL {server}"),
             },
             Err(Trouble { reason, log }) => {
                 warn!(
+                    shard,
                     error = format!("{log:#}"),
-                    "not ready, retrying: {}", reason.detail
+                    "not ready, retrying: {}",
+                    reason.detail
                 );
                 if matches!(reason.cause, Cause::Unreachable | Cause::Silent) {
                     self.database.forget_idle_connections();
@@ -183,7 +192,12 @@ impl Watcher {
         if is_new {
             self.detect_pooler().await?;
         }
-        if symptoms::STATEMENT_LOST.is_recent(SYMPTOM_AGE) {
+        if self
+            .database
+            .symptoms()
+            .statement_lost
+            .is_recent(SYMPTOM_AGE)
+        {
             return Err(Trouble::new(
                 Cause::Pooler,
                 anyhow!("a call's session did not know its prepared statement"),
@@ -220,7 +234,7 @@ impl Watcher {
         let Some(Session { connection, .. }) = &self.session else {
             return Ok(());
         };
-        let call_failed = symptoms::DISK_FULL.is_recent(SYMPTOM_AGE);
+        let call_failed = self.database.symptoms().disk_full.is_recent(SYMPTOM_AGE);
         let is_due = self
             .written
             .is_none_or(|written| written.elapsed() >= WRITE_INTERVAL);

@@ -14,6 +14,7 @@ use crate::{
         layers::permits::RequestPermits,
     },
     lanes::Lanes,
+    shards::Shards,
 };
 
 /// State of the routes. It is one pointer, because the router clones it for every request.
@@ -23,10 +24,10 @@ pub(crate) struct AppState(Arc<Parts>);
 /// Parts of the state, which extractors can take one by one.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub database: Database,
-    pub lanes: Lanes,
+    pub databases: Shards<Database>,
+    pub lanes: Shards<Lanes>,
     pub events: Events,
-    pub health: Health,
+    pub health: Shards<Health>,
     pub policy: Policy,
     pub hold_ttl: HoldTtl,
     pub body_timeout: BodyTimeout,
@@ -54,10 +55,10 @@ macro_rules! part {
     };
 }
 
-part!(database: Database);
-part!(lanes: Lanes);
+part!(databases: Shards<Database>);
+part!(lanes: Shards<Lanes>);
 part!(events: Events);
-part!(health: Health);
+part!(health: Shards<Health>);
 part!(policy: Policy);
 part!(hold_ttl: HoldTtl);
 part!(body_timeout: BodyTimeout);

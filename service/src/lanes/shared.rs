@@ -34,6 +34,7 @@ pub(super) struct SharedCalls {
     claims: usize,
     /// Permits of lanes that call alone, for half of the processors, and of shared calls, for each of them: one waits for
     /// its flush while another runs. With more calls in progress, fewer lanes share each, and a claim costs twice as much.
+    /// Several shards divide the processors among them, for the same reason.
     alone: Arc<Semaphore>,
     shared: Arc<Semaphore>,
     room: Mutex<Room>,
@@ -73,9 +74,10 @@ pub(super) enum Shared {
 }
 
 impl SharedCalls {
-    /// Makes shared calls of at most so many claims.
-    pub fn new(database: Database, claims: usize) -> Arc<Self> {
+    /// Makes the shared calls of one of so many shards, each of at most so many claims.
+    pub fn new(database: Database, shards: usize, claims: usize) -> Arc<Self> {
         let processors = thread::available_parallelism().map_or(2, usize::from);
+        let processors = processors.div_ceil(shards);
         let permits = |calls| Arc::new(Semaphore::new(calls));
         Arc::new(Self {
             database,

@@ -12,13 +12,16 @@ use std::{fmt, sync::LazyLock, time::Duration};
 use axum::http::{Method, StatusCode};
 use deadpool_postgres::Status as PoolStatus;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
 use self::{process::ProcessCollector, requests::Requests};
-use crate::outcome::{Operation, Outcome};
+use crate::{
+    outcome::{Operation, Outcome},
+    shards::ShardNumber,
+};
 
 pub(crate) use requests::{RequestTimer, UNMATCHED};
 
@@ -37,7 +40,7 @@ const CLAIMS: [f64; 12] = [
 ];
 
 /// Number of waiting operations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneDepths {
     /// Open lanes.
     pub lanes: usize,
@@ -76,9 +79,24 @@ pub struct Metrics {
     gauges: Gauges,
 }
 
+/// The label `shard`, which a shard has that is not the only one.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct ShardLabel(ShardNumber);
+
+impl EncodeLabelSet for ShardLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let Some(number) = self.0 else {
+            return Ok(());
+        };
+        ("shard", u32::from(number)).encode(encoder.encode_label())
+    }
+}
+
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ReasonLabels {
     reason: &'static str,
+    #[prometheus(flatten)]
+    shard: ShardLabel,
 }
 
 /// Figures that are read at each scrape.
@@ -96,11 +114,18 @@ struct Gauges {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PoolLabels {
     pool: &'static str,
+    #[prometheus(flatten)]
+    shard: ShardLabel,
 }
+
+/// Status of a shard's pools, with their names.
+pub(crate) type ShardPools = (ShardNumber, [(&'static str, PoolStatus); 2]);
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PermitLabels {
     kind: &'static str,
+    #[prometheus(flatten)]
+    shard: ShardLabel,
 }
 
 /// Metrics of the permits of one kind of call.
@@ -204,12 +229,21 @@ impl Metrics {
         }
     }
 
-    /// Shows if requests are served, and the reason if they are not.
+    /// Shows if requests to a shard are served, and the reason if they are not.
     ///
     /// # Arguments
     /// `before`, `reason`: names of the last reason and of this one.
-    pub(crate) fn ready(&self, before: &'static str, reason: &'static str, is_ready: bool) {
-        let labels = |reason| ReasonLabels { reason };
+    pub(crate) fn ready(
+        &self,
+        shard: ShardNumber,
+        before: &'static str,
+        reason: &'static str,
+        is_ready: bool,
+    ) {
+        let labels = |reason| ReasonLabels {
+            reason,
+            shard: ShardLabel(shard),
+        };
         // In this order, so that every scrape finds at least one.
         self.readiness
             .get_or_create(&labels(reason))
@@ -280,9 +314,10 @@ impl Metrics {
         }
     }
 
-    /// Metrics of the permits of one kind of call.
-    pub(crate) fn permits(&self, kind: &'static str) -> PermitMetrics {
-        let labels = PermitLabels { kind };
+    /// Metrics of a shard's permits of one kind of call.
+    pub(crate) fn permits(&self, shard: ShardNumber, kind: &'static str) -> PermitMetrics {
+        let shard = ShardLabel(shard);
+        let labels = PermitLabels { kind, shard };
         PermitMetrics {
             wait: self.permit_waits.get_or_create_owned(&labels),
             timeouts: self.permit_timeouts.get_or_create_owned(&labels),
@@ -339,10 +374,10 @@ impl Metrics {
     /// Writes all metrics in the OpenMetrics text format, with the current figures of pools and lanes.
     pub(crate) fn scrape(
         &self,
-        pools: &[(&'static str, PoolStatus)],
+        shards: impl Iterator<Item = ShardPools>,
         lanes: &LaneDepths,
     ) -> Result<String, fmt::Error> {
-        self.gauges.set(pools, lanes);
+        self.gauges.set(shards, lanes);
         let mut text = String::with_capacity(32 * 1024);
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -469,19 +504,22 @@ impl Gauges {
         }
     }
 
-    fn set(&self, pools: &[(&'static str, PoolStatus)], lanes: &LaneDepths) {
+    fn set(&self, shards: impl Iterator<Item = ShardPools>, lanes: &LaneDepths) {
         let set = |gauge: &Gauge, value: usize| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&self.lanes, lanes.lanes);
         set(&self.waiting, lanes.waiting);
         set(&self.deepest, lanes.deepest);
-        for (pool, status) in pools {
-            let labels = PoolLabels { pool };
-            set(&self.connections.get_or_create(&labels), status.size);
-            set(&self.idle.get_or_create(&labels), status.available);
-            set(&self.most.get_or_create(&labels), status.max_size);
-            set(&self.queue.get_or_create(&labels), status.waiting);
+        for (shard, pools) in shards {
+            for (pool, status) in pools {
+                let shard = ShardLabel(shard);
+                let labels = PoolLabels { pool, shard };
+                set(&self.connections.get_or_create(&labels), status.size);
+                set(&self.idle.get_or_create(&labels), status.available);
+                set(&self.most.get_or_create(&labels), status.max_size);
+                set(&self.queue.get_or_create(&labels), status.waiting);
+            }
         }
     }
 }

@@ -49,6 +49,13 @@ impl ConninfoError {
     }
 }
 
+/// A URL after its scheme; none if the connection string is no URL.
+fn without_scheme(string: &str) -> Option<&str> {
+    ["postgresql://", "postgres://"]
+        .iter()
+        .find_map(|scheme| string.strip_prefix(scheme))
+}
+
 /// The parameters that are set and not empty.
 #[derive(Default)]
 pub struct Parameters(HashMap<&'static str, (String, Option<&'static str>)>);
@@ -64,8 +71,7 @@ impl Parameters {
         variable: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, ConninfoError> {
         let mut parameters = Self::default();
-        let scheme = ["postgresql://", "postgres://"];
-        match scheme.iter().find_map(|scheme| string.strip_prefix(scheme)) {
+        match without_scheme(string) {
             Some(rest) => parameters.add_url(rest)?,
             None => parameters.add_keywords(string)?,
         }
@@ -86,6 +92,11 @@ impl Parameters {
             parameters.0.insert(name, (value, Some(variable_name)));
         }
         Ok(parameters)
+    }
+
+    /// Returns true if a connection string is a URL, which contains no blanks.
+    pub fn is_url(string: &str) -> bool {
+        without_scheme(string).is_some()
     }
 
     /// Value of a parameter.

@@ -12,12 +12,13 @@ use crate::{
     error::SharedError,
     http::server::Peer,
     lanes::{LaneClient, Lanes},
+    shards::Shards,
 };
 
 /// The lanes, and the client of the request.
 #[derive(Debug)]
 pub(crate) struct ClientLanes {
-    lanes: Lanes,
+    lanes: Shards<Lanes>,
     client: LaneClient,
 }
 
@@ -32,6 +33,7 @@ impl ClientLanes {
         operation: UserOperation,
     ) -> Result<Applied, SharedError> {
         self.lanes
+            .of(coupon_name)
             .carry_out(coupon_name, operation, self.client)
             .await
     }
@@ -39,14 +41,14 @@ impl ClientLanes {
 
 impl<S: Sync> FromRequestParts<S> for ClientLanes
 where
-    Lanes: FromRef<S>,
+    Shards<Lanes>: FromRef<S>,
 {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let peer = parts.extensions.get::<Peer>();
         Ok(Self {
-            lanes: Lanes::from_ref(state),
+            lanes: Shards::from_ref(state),
             client: peer.map(Peer::lane_client).unwrap_or_default(),
         })
     }

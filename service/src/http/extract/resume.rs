@@ -15,6 +15,16 @@ pub(crate) fn last_event_id(
     headers: &HeaderMap,
     query: Option<&str>,
 ) -> Result<Option<i64>, Error> {
+    let ids = last_event_ids(headers, query, 1)?;
+    Ok(ids.and_then(|ids| ids.first().copied()))
+}
+
+/// The same for a stream of all coupons, whose ids are those of `count` shards, joined by hyphens.
+pub(crate) fn last_event_ids(
+    headers: &HeaderMap,
+    query: Option<&str>,
+    count: usize,
+) -> Result<Option<Vec<i64>>, Error> {
     let mut after = None;
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         if name != "after" {
@@ -22,31 +32,40 @@ pub(crate) fn last_event_id(
                 "there is no query parameter {name:?}: known is after"
             )));
         }
-        if after.replace(id("after", value.as_bytes())?).is_some() {
+        if after
+            .replace(ids("after", value.as_bytes(), count)?)
+            .is_some()
+        {
             return Err(invalid("after is given twice".to_owned()));
         }
     }
     let mut values = headers.get_all(LAST_EVENT_ID).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(after),
-        (Some(value), None) => id("Last-Event-ID", value.as_bytes()).map(Some),
+        (Some(value), None) => ids("Last-Event-ID", value.as_bytes(), count).map(Some),
         (Some(_), Some(_)) => Err(invalid("Last-Event-ID is given twice".to_owned())),
     }
 }
 
-/// Parses an id, which has only decimal digits.
-fn id(name: &str, value: &[u8]) -> Result<i64, Error> {
-    let digits = str::from_utf8(value)
-        .ok()
-        .filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits
-        .and_then(|digits| digits.parse().ok())
-        .ok_or_else(|| {
-            invalid(format!(
+/// Parses `count` ids, which have only decimal digits.
+fn ids(name: &str, value: &[u8], count: usize) -> Result<Vec<i64>, Error> {
+    let is_id = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let ids: Option<Vec<i64>> = str::from_utf8(value).ok().and_then(|text| {
+        text.split('-')
+            .map(|id| Some(id).filter(is_id)?.parse().ok())
+            .collect()
+    });
+    ids.filter(|ids| ids.len() == count).ok_or_else(|| {
+        invalid(match count {
+            1 => format!(
                 "{name} must be the id of an event: a whole number from 0 to {}",
                 i64::MAX
-            ))
+            ),
+            _ => format!(
+                "{name} must be an id of this stream: {count} whole numbers, joined by hyphens"
+            ),
         })
+    })
 }
 
 fn invalid(reason: String) -> Error {
@@ -92,6 +111,19 @@ mod tests {
         ] {
             let reason = read(headers, query).unwrap_err();
             assert!(reason.contains(named), "{headers:?} {query}: {reason}");
+        }
+    }
+
+    #[test]
+    fn streams_of_all_shards_resume_from_an_id_of_each() {
+        let read = |text: &str| {
+            let query = format!("after={text}");
+            last_event_ids(&HeaderMap::new(), Some(&query), 2).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("17-0"), Ok(Some(vec![17, 0])));
+        for text in ["", "17", "17-", "-17", "1-2-3", "1--2", "1-x", "1,2"] {
+            let reason = read(text).unwrap_err();
+            assert!(reason.contains("2 whole numbers"), "{text}: {reason}");
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::{
         state::AppState,
     },
     outcome::{Operation, Outcome},
+    shards::Shards,
     telemetry::metrics::metrics,
 };
 
@@ -246,7 +247,7 @@ pub(crate) async fn claim(
 )]
 pub(crate) async fn claim_batch(
     claimer: Claimer,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     received: ReceivedBatch,
 ) -> Result<Response, Error> {
@@ -257,7 +258,11 @@ pub(crate) async fn claim_batch(
     }
     let name = coupon_name(name)?;
     let user_ids = users.iter().map(|user_id| user_id.to_string()).collect();
-    let outcomes = match database.claim_client_batch(&name, user_ids).await {
+    let outcomes = match databases
+        .of(&name)
+        .claim_client_batch(&name, user_ids)
+        .await
+    {
         Ok(outcomes) if outcomes.len() == users.len() => outcomes,
         Ok(_) => {
             let why = anyhow!("a batch and its outcomes differ in number");
@@ -308,13 +313,14 @@ pub(crate) async fn claim_batch(
 )]
 pub(crate) async fn list(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
     let page = PageQuery::from_query(query.as_deref())?;
     let name = coupon_name(name)?;
-    let mut claims = database
+    let mut claims = databases
+        .of(&name)
         .list_claims(&name, page.after, page.rows())
         .await?
         .ok_or(Error::COUPON_NOT_FOUND)?;
@@ -340,7 +346,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     reader: ClaimReader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     names: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Response, Error> {
     // A segment that is not UTF-8 names nothing; it does not matter which of the two it is.
@@ -355,7 +361,8 @@ pub(crate) async fn show(
     if fields::fault(&user_id).is_some() {
         return Err(Error::CLAIM_NOT_FOUND);
     }
-    let claim = database
+    let claim = databases
+        .of(&name)
         .get_claim(&user_id, &name)
         .await?
         .ok_or(Error::COUPON_NOT_FOUND)?

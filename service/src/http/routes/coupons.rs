@@ -33,6 +33,7 @@ use crate::{
         state::AppState,
     },
     outcome::{Operation, Outcome},
+    shards::Shards,
 };
 
 /// The routes of coupons.
@@ -163,7 +164,7 @@ problem_type! {
 )]
 pub(crate) async fn create(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     Received(body, _permit): Received,
 ) -> Result<Response, Error> {
     let coupon: NewCoupon = fields::parse(&body)?;
@@ -183,7 +184,8 @@ pub(crate) async fn create(
     {
         return Err(Error::Invalid("ends_at must be after starts_at".into()));
     }
-    if !database
+    if !databases
+        .of(&name)
         .create_coupon(&name, amount, starts_at, ends_at, &admin.label())
         .await?
     {
@@ -215,11 +217,11 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn list(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
     let page = PageQuery::from_query(query.as_deref())?;
-    let mut coupons = database.list_coupons(page.after, page.rows()).await?;
+    let mut coupons = databases.list_coupons(page.after, page.rows()).await?;
     let link = page.cut(&mut coupons, |coupon| coupon.id, "/api/coupons")?;
     Ok((NO_STORE, link, Json(CouponList { coupons })).into_response())
 }
@@ -238,10 +240,10 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    show_named(&database, &coupon_name(name)?).await
+    show_named(&databases, &coupon_name(name)?).await
 }
 
 /// Show the coupon named "claim"
@@ -257,9 +259,9 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn show_named_claim(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
 ) -> Result<Response, Error> {
-    show_named(&database, "claim").await
+    show_named(&databases, "claim").await
 }
 
 /// Delete a coupon
@@ -281,13 +283,13 @@ pub(crate) async fn show_named_claim(
 )]
 pub(crate) async fn delete(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     _: NoFields,
 ) -> Result<StatusCode, Error> {
     let with_claims = with_claims(query.as_deref())?;
-    delete_named(&database, &coupon_name(name)?, with_claims, &admin).await
+    delete_named(&databases, &coupon_name(name)?, with_claims, &admin).await
 }
 
 /// Delete the coupon named "claim"
@@ -305,20 +307,21 @@ pub(crate) async fn delete(
 )]
 pub(crate) async fn delete_named_claim(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     RawQuery(query): RawQuery,
     _: NoFields,
 ) -> Result<StatusCode, Error> {
-    delete_named(&database, "claim", with_claims(query.as_deref())?, &admin).await
+    delete_named(&databases, "claim", with_claims(query.as_deref())?, &admin).await
 }
 
 async fn delete_named(
-    database: &Database,
+    databases: &Shards<Database>,
     name: &str,
     with_claims: bool,
     admin: &Admin,
 ) -> Result<StatusCode, Error> {
-    let deleted = database
+    let deleted = databases
+        .of(name)
         .delete_coupon(name, with_claims, &admin.label())
         .await;
     match count(Operation::Delete, deleted, |outcome| *outcome)? {
@@ -337,8 +340,9 @@ fn with_claims(query: Option<&str>) -> Result<bool, Error> {
     }
 }
 
-async fn show_named(database: &Database, name: &str) -> Result<Response, Error> {
-    let (coupon, users, rest) = database
+async fn show_named(databases: &Shards<Database>, name: &str) -> Result<Response, Error> {
+    let (coupon, users, rest) = databases
+        .of(name)
         .read_coupon(name)
         .await?
         .ok_or(Error::COUPON_NOT_FOUND)?;

@@ -11,15 +11,19 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use futures_util::stream;
+use futures_util::stream::unfold;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::invalid;
 use crate::{
     error::{Error, SharedError},
-    events::{Events, Watcher},
+    events::{Events, Stream},
     http::{
-        extract::{caller::LastingReader, fields, resume::last_event_id},
+        extract::{
+            caller::LastingReader,
+            fields,
+            resume::{last_event_id, last_event_ids},
+        },
         openapi::problem_type,
         server::Endless,
         state::AppState,
@@ -71,7 +75,8 @@ problem_type! {
         ("after" = Option<i64>, Query, minimum = 0, maximum = 9223372036854775807_i64,
          description = "As `Last-Event-ID`, for clients that cannot set it"),
         ("Last-Event-ID" = Option<i64>, Header, minimum = 0, maximum = 9223372036854775807_i64,
-         description = "`id` of the last event that the client has received"),
+         description = "`id` of the last event that the client has received; with several databases it has a number \
+                        for each, joined by hyphens"),
     ),
     responses(
         (status = 200, description = "The stream, which ends when the service does", body = String,
@@ -88,9 +93,9 @@ pub(crate) async fn watch_all(
     headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Result<Response, SharedError> {
-    let after = last_event_id(&headers, query.as_deref())?;
-    let watcher = events.watch(None, after).await?;
-    Ok(answer(&events, watcher, reader))
+    let after = last_event_ids(&headers, query.as_deref(), events.shard_count())?;
+    let stream = events.watch_all(after).await?;
+    Ok(answer(&events, stream, reader))
 }
 
 /// Watch a coupon
@@ -131,25 +136,25 @@ pub(crate) async fn watch_coupon(
     if fields::fault(&name).is_some() {
         return Err(Error::COUPON_NOT_FOUND.into());
     }
-    let watcher = events.watch(Some(&name), after).await?;
-    Ok(answer(&events, watcher, reader))
+    let stream = events.watch_coupon(&name, after).await?;
+    Ok(answer(&events, stream, reader))
 }
 
 /// Makes the answer of a stream, which also ends when the client's token is no longer accepted.
-fn answer(events: &Events, watcher: Watcher, reader: LastingReader) -> Response {
+fn answer(events: &Events, stream: Stream, reader: LastingReader) -> Response {
     let interval = events.heartbeat();
     let checked = Instant::now();
-    let frames = stream::unfold(
-        (watcher, reader, checked),
-        move |(mut watcher, reader, mut checked)| async move {
-            let frame = watcher.next().await?;
+    let frames = unfold(
+        (stream, reader, checked),
+        move |(mut stream, reader, mut checked)| async move {
+            let frame = stream.next().await?;
             if checked.elapsed() >= interval {
                 if !reader.is_accepted() {
                     return None;
                 }
                 checked = Instant::now();
             }
-            Some((Ok::<_, Infallible>(frame), (watcher, reader, checked)))
+            Some((Ok::<_, Infallible>(frame), (stream, reader, checked)))
         },
     );
     let mut response = (HEADERS, Body::from_stream(frames)).into_response();

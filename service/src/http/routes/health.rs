@@ -9,7 +9,7 @@ use axum::{
 use serde::Serialize;
 
 use super::NO_STORE;
-use crate::{error::Error, health::Health, http::state::AppState};
+use crate::{error::Error, health::Health, http::state::AppState, shards::Shards};
 
 /// The routes of health.
 pub(crate) fn routes() -> Router<AppState> {
@@ -32,7 +32,7 @@ async fn live() -> ([(HeaderName, HeaderValue); 1], Json<HealthStatus>) {
 
 /// `GET /health/ready`: requests are served.
 async fn ready(
-    State(health): State<Health>,
+    State(health): State<Shards<Health>>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<HealthStatus>), Error> {
     health.check()?;
     Ok((NO_STORE, Json(HealthStatus { status: "ready" })))

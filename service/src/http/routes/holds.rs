@@ -31,6 +31,7 @@ use crate::{
         state::{AppState, HoldTtl},
     },
     outcome::{Operation, Outcome},
+    shards::Shards,
 };
 
 /// The routes of holds.
@@ -289,13 +290,14 @@ pub(crate) async fn cancel(
 )]
 pub(crate) async fn list(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
     let page = UserPageQuery::from_query(query.as_deref())?;
     let name = coupon_name(name)?;
-    let mut holds = database
+    let mut holds = databases
+        .of(&name)
         .list_holds(&name, &page.after, page.rows())
         .await?
         .ok_or(Error::COUPON_NOT_FOUND)?;
@@ -321,7 +323,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn show(
     reader: ClaimReader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     names: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Response, Error> {
     // A segment that is not UTF-8 names nothing.
@@ -333,7 +335,8 @@ pub(crate) async fn show(
     if fields::fault(&user_id).is_some() {
         return Err(Error::HoldNotFound);
     }
-    let hold = database
+    let hold = databases
+        .of(&name)
         .get_hold(&user_id, &name)
         .await?
         .ok_or(Error::COUPON_NOT_FOUND)?

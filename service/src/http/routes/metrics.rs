@@ -13,6 +13,7 @@ use crate::{
     database::Database,
     error::Error,
     lanes::Lanes,
+    shards::Shards,
     telemetry::metrics::{self, metrics},
 };
 
@@ -20,19 +21,20 @@ use crate::{
 pub(crate) fn routes<S>() -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
-    Database: FromRef<S>,
-    Lanes: FromRef<S>,
+    Shards<Database>: FromRef<S>,
+    Shards<Lanes>: FromRef<S>,
 {
     Router::new().route("/metrics", get(show))
 }
 
 /// `GET /metrics`.
 async fn show(
-    State(database): State<Database>,
-    State(lanes): State<Lanes>,
+    State(databases): State<Shards<Database>>,
+    State(lanes): State<Shards<Lanes>>,
 ) -> Result<Response, Error> {
+    let pools = databases.iter().map(|it| (it.shard(), it.pools()));
     let text = metrics()
-        .scrape(&database.pools(), &lanes.depths())
+        .scrape(pools, &lanes.depths())
         .context("the metrics could not be written")
         .map_err(Error::Internal)?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())

@@ -25,6 +25,7 @@ use crate::{
         state::AppState,
     },
     outcome::{Operation, Outcome},
+    shards::Shards,
 };
 
 /// The routes of stocks. The patch is among the coupons' routes, because it has their path.
@@ -100,10 +101,11 @@ problem_type! {
 )]
 pub(crate) async fn show(
     _: Reader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Error> {
-    let stock = database.get_stock(&coupon_name(name)?).await?;
+    let name = coupon_name(name)?;
+    let stock = databases.of(&name).get_stock(&name).await?;
     let stock = stock.ok_or(Error::COUPON_NOT_FOUND)?;
     Ok((NO_STORE, Json(stock)).into_response())
 }
@@ -127,12 +129,12 @@ pub(crate) async fn show(
 )]
 pub(crate) async fn update(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     Received(body, _permit): Received,
 ) -> Result<Response, Error> {
     let change = change(&body)?;
-    update_named(&database, &coupon_name(name)?, change, &admin).await
+    update_named(&databases, &coupon_name(name)?, change, &admin).await
 }
 
 /// Change the coupon named "claim"
@@ -152,10 +154,10 @@ pub(crate) async fn update(
 )]
 pub(crate) async fn update_named_claim(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     Received(body, _permit): Received,
 ) -> Result<Response, Error> {
-    update_named(&database, "claim", change(&body)?, &admin).await
+    update_named(&databases, "claim", change(&body)?, &admin).await
 }
 
 /// Add stock to a coupon
@@ -174,14 +176,17 @@ pub(crate) async fn update_named_claim(
 )]
 pub(crate) async fn restock(
     admin: Admin,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     name: Result<Path<String>, PathRejection>,
     Received(body, _permit): Received,
 ) -> Result<Response, Error> {
     let restock: RestockRequest = fields::parse(&body)?;
     let delta = fields::number("delta", restock.delta, -i32::MAX..=i32::MAX)?;
     let name = coupon_name(name)?;
-    let changed = database.restock(&name, delta, &admin.label()).await;
+    let changed = databases
+        .of(&name)
+        .restock(&name, delta, &admin.label())
+        .await;
     changed_stock(
         count(Operation::Restock, changed, outcome).map_err(|error| {
             // All that is left to refuse.
@@ -216,12 +221,15 @@ fn change(body: &[u8]) -> Result<CouponChange, Error> {
 const WRONG_WINDOW: &str = "ends_at must be after starts_at";
 
 async fn update_named(
-    database: &Database,
+    databases: &Shards<Database>,
     name: &str,
     change: CouponChange,
     admin: &Admin,
 ) -> Result<Response, Error> {
-    let changed = database.update_coupon(name, change, &admin.label()).await;
+    let changed = databases
+        .of(name)
+        .update_coupon(name, change, &admin.label())
+        .await;
     // One bound is the coupon's own, or the database would not have been asked.
     let changed = count(Operation::Update, changed, outcome)
         .map_err(|error| explained(error, WRONG_WINDOW))?;

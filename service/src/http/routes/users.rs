@@ -18,6 +18,7 @@ use crate::{
         openapi::problem_type,
         state::AppState,
     },
+    shards::Shards,
 };
 
 /// The routes of users.
@@ -57,7 +58,7 @@ problem_type! {
 )]
 pub(crate) async fn list_claims(
     reader: ClaimReader,
-    State(database): State<Database>,
+    State(databases): State<Shards<Database>>,
     user_id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
@@ -68,7 +69,7 @@ pub(crate) async fn list_claims(
     let mut claims = if fields::fault(&user_id).is_some() {
         Vec::new()
     } else {
-        database
+        databases
             .list_user_claims(&user_id, page.after, page.rows())
             .await?
     };
