@@ -12,14 +12,14 @@ use plotters::{
 };
 
 use crate::{
-    case::{Case, Flush, HTTP_CLIENTS, SQL_CLIENTS, Scene, Subject},
-    report::{Results, Run, per_second, thousands, times},
+    case::{Case, Flush, HTTP_CLIENTS, NOON_CLIENTS, NOON_STOCK, SQL_CLIENTS, Scene, Subject},
+    report::{Results, Run, last_answers, per_second, thousands, times},
 };
 
-const SIZE: (u32, u32) = (900, 820);
+const SIZE: (u32, u32) = (900, 836);
 /// Heights of the title above the panels and of the notes below them.
 const HEAD: u32 = 58;
-const FOOT: u32 = 84;
+const FOOT: u32 = 100;
 /// Width beside each panel for the labels at the ends of its lines.
 const LABELS: u32 = 152;
 /// Least distance between two of these labels.
@@ -214,8 +214,19 @@ fn render(run: &Run, results: &Results) -> Result<String> {
     Ok(svg.replacen('>', &named, 1))
 }
 
-/// The title: the conclusion from the figures.
+/// The title: the conclusion from the figures of noon, if they were measured.
 fn headline(results: &Results) -> String {
+    match last_answers(results) {
+        Some((ours, usual)) => format!(
+            "{} people, {NOON_STOCK} coupons: all answered in {ours:.1} s, not {usual:.1} s",
+            thousands(NOON_CLIENTS.into())
+        ),
+        None => claims_headline(results),
+    }
+}
+
+/// The conclusion from the claims on one coupon.
+fn claims_headline(results: &Results) -> String {
     let [panel, ..] = PANELS;
     match panel.advantage(results) {
         Some(times) => format!(
@@ -225,6 +236,15 @@ fn headline(results: &Results) -> String {
             panel.unit()
         ),
         None => "Claims per second on one coupon".to_owned(),
+    }
+}
+
+/// The line below the title.
+fn subtitle(results: &Results) -> String {
+    match last_answers(results) {
+        Some(_) => format!("{} (log scales).", claims_headline(results)),
+        None => "Claims per second on one coupon, by the number of clients that want it at the same time."
+            .to_owned(),
     }
 }
 
@@ -253,7 +273,7 @@ fn describe(run: &Run, results: &Results) -> String {
     text
 }
 
-fn footnotes(run: &Run) -> [String; 4] {
+fn footnotes(run: &Run) -> [String; 5] {
     let machine = |name| {
         let found = run.machine.iter().find(|(key, _)| *key == name);
         found.map_or("", |(_, value)| value)
@@ -264,6 +284,11 @@ fn footnotes(run: &Run) -> [String; 4] {
         .find(|(name, _)| name == "server_version");
     let postgresql = postgresql.map_or("", |(_, version)| version);
     [
+        format!(
+            "All answered: {} clients that are not connected yet send one claim each at the same moment; the second \
+             time is that of the usual transaction.",
+            thousands(NOON_CLIENTS.into())
+        ),
         "Usual transaction: begin, select … for update, insert, update, commit; over HTTP in axum, \
          with the better of two pools (4 and 16)."
             .to_owned(),
@@ -303,15 +328,13 @@ fn draw_all(root: &Area<'_>, run: &Run, results: &Results) -> Drawn<()> {
     root.fill(&WHITE)?;
     let title = (FONT, 24).into_font().style(FontStyle::Bold);
     root.draw(&Text::new(headline(results), (12, 12), title))?;
-    let subtitle =
-        "Claims per second on one coupon, by the number of clients that want it at the same time.";
-    root.draw(&Text::new(subtitle, (12, 40), (FONT, 16)))?;
+    root.draw(&Text::new(subtitle(results), (12, 40), (FONT, 16)))?;
 
     let grid = root.margin(HEAD, FOOT, 0, 0).split_evenly((2, 2));
     for (area, panel) in grid.iter().zip(PANELS) {
         draw_panel(root, area, panel, run, results)?;
     }
-    for (y, note) in (SIZE.1 as i32 - 72..).step_by(16).zip(footnotes(run)) {
+    for (y, note) in (SIZE.1 as i32 - 88..).step_by(16).zip(footnotes(run)) {
         root.draw(&Text::new(
             note,
             (12, y),
@@ -539,6 +562,39 @@ mod tests {
         let svg = render(&run(), &measured)?;
         assert!(svg.contains(&format!("<title id=\"title\">{title}</title>")));
         assert!(svg.contains("In SQL, a flush to disk takes 0.2 ms, at 200 clients: honcho_claim 9,000, usual transaction 2,000."));
+        Ok(())
+    }
+
+    #[test]
+    fn noon_is_the_title_if_it_was_measured() -> Result<()> {
+        let [sql, ..] = PANELS;
+        let mut measured = results(&[
+            (sql.case(200, Subject::Honcho), 9_000.0),
+            (sql.case(200, Subject::Prior), 2_000.0),
+        ]);
+        for (subject, last) in [
+            (Subject::Honcho, 500),
+            (Subject::Pool4, 3_000),
+            (Subject::Pool16, 2_000),
+        ] {
+            let case = Case {
+                flush: Flush::Disk,
+                scene: Scene::HttpNoon,
+                clients: NOON_CLIENTS,
+                subject,
+            };
+            let figures = Figures::Noon {
+                last: Duration::from_millis(last),
+                p50: Duration::ZERO,
+                p99: Duration::ZERO,
+                late: 0,
+            };
+            measured.insert(case, vec![Ok(figures)]);
+        }
+        let title = "10,000 people, 100 coupons: all answered in 0.5 s, not 2.0 s";
+        assert_eq!(headline(&measured), title);
+        let svg = render(&run(), &measured)?;
+        assert!(svg.contains("One hot coupon: 4.5 times the claims of the usual transaction"));
         Ok(())
     }
 

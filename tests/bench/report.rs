@@ -161,6 +161,14 @@ fn last_answer(figures: Figures) -> Option<f64> {
     }
 }
 
+/// Seconds until the last client at noon had its answer: from Honcho, and from the usual transaction with the better
+/// pool.
+pub fn last_answers(results: &Results) -> Option<(f64, f64)> {
+    let last = |subject| median_of(results, noon(subject), last_answer);
+    let usual = last(Subject::Pool4)?.min(last(Subject::Pool16)?);
+    Some((last(Subject::Honcho)? / 1000.0, usual / 1000.0))
+}
+
 /// The number of clients that waited over a second for a connection at noon.
 fn late_connections(figures: Figures) -> Option<f64> {
     match figures {

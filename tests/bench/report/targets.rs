@@ -1,7 +1,7 @@
 //! Targets: ratios and bounds, met or missed.
 
 use super::{
-    Results, case, claims_under_snapshot, get_million, gets_under_snapshot, last_answer,
+    Results, case, claims_under_snapshot, get_million, gets_under_snapshot, last_answers,
     late_connections, median, median_of, memory, middle, milliseconds, most_of, noon,
     snapshot_case, sound, suffix, thousands, times,
 };
@@ -145,16 +145,13 @@ pub fn targets(results: &Results) -> Vec<Target> {
         }),
         1.0,
     );
-    let last = |subject| median_of(results, noon(subject), last_answer);
     at_least(
         format!(
             "Noon, {} clients: time until the last answer of the usual transaction in axum, its better pool, against \
              ours",
             thousands(NOON_CLIENTS.into())
         ),
-        last(Pool4)
-            .zip(last(Pool16))
-            .and_then(|(four, sixteen)| Some(four.min(sixteen) / last(Honcho)?)),
+        last_answers(results).map(|(ours, usual)| usual / ours),
         4.0,
     );
     at_least(
