@@ -15,7 +15,7 @@ use crate::claiming::queue::Turn;
 use crate::claiming::store::claims::Claim;
 use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::{Event, Log};
-use crate::claiming::store::{Ledger, Tables, View};
+use crate::claiming::store::{Ledger, Need, Tables, View};
 use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::schema::Schema;
@@ -81,11 +81,7 @@ pub fn operate(
     }
 
     session::require_writable(command.name);
-    let mut ledger = Ledger::open(
-        &tables,
-        request.needs_claims(),
-        held > 0 || request.needs_holds(),
-    );
+    let mut ledger = Ledger::open(&tables, request.needs_claims(), request.needs_holds(held));
     loop {
         // Without turn and snapshot: a standby that is away must not hold up other sessions.
         decided.wait();
@@ -149,11 +145,10 @@ pub fn operate_on_many(
     let mut turns = Vec::new();
     if !open.is_empty() {
         session::require_writable(command.name);
-        let needs_claims = open.iter().any(|&i| parts[i].request.needs_claims());
-        let needs_holds = open
-            .iter()
-            .any(|&i| parts[i].held > 0 || parts[i].request.needs_holds());
-        let mut ledger = Ledger::open(&tables, needs_claims, needs_holds);
+        let open_parts = || open.iter().map(|&i| &parts[i]);
+        let claims = open_parts().filter_map(|it| it.request.needs_claims());
+        let holds = open_parts().filter_map(|it| it.request.needs_holds(it.held));
+        let mut ledger = Ledger::open(&tables, claims.max(), holds.max());
         for i in open {
             let _context = Context::new(command.doing, coupons[i].0);
             match parts[i].take(&tables, &mut view, &mut ledger, waits) {
@@ -362,21 +357,25 @@ enum Taken {
 }
 
 impl<'a> Request<'a> {
-    /// Returns true if it makes or deletes claims.
-    fn needs_claims(&self) -> bool {
-        self.operations
-            .iter()
-            .any(|it| matches!(it.action, Action::Claim | Action::Confirm | Action::Release))
+    /// What it writes to the claims, if it changes anything.
+    fn needs_claims(&self) -> Option<Need> {
+        let needs = self.operations.iter().filter_map(|it| match it.action {
+            Action::Claim | Action::Confirm => Some(Need::Insert),
+            Action::Release => Some(Need::Delete),
+            Action::Reserve(_) | Action::Cancel => None,
+        });
+        needs.max()
     }
 
-    /// Returns true if it makes or deletes holds.
-    fn needs_holds(&self) -> bool {
-        self.operations.iter().any(|it| {
-            matches!(
-                it.action,
-                Action::Reserve(_) | Action::Confirm | Action::Cancel
-            )
-        })
+    /// What it writes to the holds, if it changes anything, on a coupon of which so many pieces are `held`.
+    fn needs_holds(&self, held: i32) -> Option<Need> {
+        let needs = self.operations.iter().filter_map(|it| match it.action {
+            Action::Reserve(_) => Some(Need::Insert),
+            Action::Confirm | Action::Cancel => Some(Need::Delete),
+            Action::Claim | Action::Release => None,
+        });
+        // A claim may be made out of a hold, or take expired ones back.
+        needs.max().max((held > 0).then_some(Need::Delete))
     }
 
     /// Answers the leading operations, up to the first that changes something. Returns what it has found.

@@ -11,7 +11,7 @@ use crate::claiming::outcome::Outcome;
 use crate::claiming::queue::Turn;
 use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::{self, Event};
-use crate::claiming::store::{self, Ledger, Row, Tables, View};
+use crate::claiming::store::{self, Ledger, Need, Row, Tables, View};
 use crate::pg::column::Text;
 use crate::pg::errors::{self, Context};
 use crate::pg::plan::{Plan, column};
@@ -228,7 +228,7 @@ pub fn expire(schema: Schema, command: Command, max: usize) -> spi::Result<usize
         Ok((column(row, 1)?, column(row, 2)?))
     })?;
     let tables = Tables::open(schema);
-    let mut ledger = Ledger::open(&tables, false, true);
+    let mut ledger = Ledger::open(&tables, None, Some(Need::Delete));
     let mut view = View::new(&tables);
     view.release();
     let mut expired = 0;
@@ -285,7 +285,7 @@ fn in_turn<R>(
     let mut view = View::new(&tables);
     let mut id = view.coupon(coupon_name)?.id;
     session::require_writable(command.name);
-    let mut ledger = Ledger::open(&tables, false, false);
+    let mut ledger = Ledger::open(&tables, None, None);
     view.release();
     loop {
         let turn = Turn::wait(&tables, id);

@@ -213,6 +213,15 @@ pub enum New {
     Hold(i64, Option<Text>),
 }
 
+/// What is certainly written to a table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Rows are deleted, for which no index is opened.
+    Delete,
+    /// Rows are inserted.
+    Insert,
+}
+
 /// The tables, open for writing: made before the wait in the queue, so that other waiters do not wait for
 /// that too.
 pub struct Ledger<'t> {
@@ -223,19 +232,26 @@ pub struct Ledger<'t> {
 }
 
 impl<'t> Ledger<'t> {
-    /// Locks the coupons as an `update` does, and the others as an `insert` does, if they are needed for certain.
-    pub fn open(tables: &'t Tables, needs_claims: bool, needs_holds: bool) -> Ledger<'t> {
+    /// Locks the coupons as an `update` does, and the others as an `insert` or a `delete` does, if they are needed for
+    /// certain.
+    pub fn open(tables: &'t Tables, claims: Option<Need>, holds: Option<Need>) -> Ledger<'t> {
         let mut ledger = Ledger {
             coupons: tables.coupons.write(),
             claims: None,
             holds: None,
             tables,
         };
-        if needs_claims {
-            ledger.open_claims();
+        if let Some(need) = claims {
+            let writer = ledger.open_claims();
+            if need == Need::Insert {
+                writer.prepare_inserts();
+            }
         }
-        if needs_holds {
-            ledger.open_holds();
+        if let Some(need) = holds {
+            let writer = ledger.open_holds();
+            if need == Need::Insert {
+                writer.prepare_inserts();
+            }
         }
         ledger
     }

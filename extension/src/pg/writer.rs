@@ -14,13 +14,17 @@ use crate::pg::relation::{Relation, Row, Slot};
 /// Writes rows of one table, with constraints, indexes and row triggers. As when logical replication
 /// applies a row, there is no statement, so statement triggers do not fire.
 ///
-/// It locks the table as an `insert` or `update` does and opens its indexes when it is made; it writes
-/// between `begin` and `end`.
+/// It locks the table as an `insert` or `update` does when it is made, opens the indexes when they are written to, unless
+/// they are open by then, and writes between `begin` and `end`.
 pub struct Writer<'t> {
     estate: *mut pg_sys::EState,
     target: *mut pg_sys::ResultRelInfo,
+    /// True if the indexes are open.
+    are_open: bool,
     /// The columns of keys that no update changes.
     kept: &'t [usize],
+    /// True if there are no indexes but those of such keys.
+    has_only_kept: bool,
     /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
     /// keys.
     kept_keys: usize,
@@ -34,8 +38,7 @@ impl<'t> Writer<'t> {
     ///
     /// Neither an update nor a trigger changes the values of the columns `kept`. So updates write to their unique
     /// indexes without a search for duplicates: a row that is updated has none if it had none before, and the search
-    /// would meet all versions of the row that an old snapshot keeps. If a table has no other indexes, they are opened
-    /// when they are written to: most updates are HOT.
+    /// would meet all versions of the row that an old snapshot keeps.
     pub fn new(table: &'t Relation, ours: Option<pg_sys::Oid>, kept: &'t [usize]) -> Writer<'t> {
         let slot = Slot::new(table);
         // SAFETY: the table stays open while the writer lives; `drop` frees what is made here, or the abort
@@ -52,23 +55,32 @@ impl<'t> Writer<'t> {
             }
             #[cfg(not(feature = "pg18"))]
             checks::attach(&mut *target);
-            let mut writer = Writer {
+            Writer {
                 estate,
                 target,
+                are_open: false,
                 kept,
+                has_only_kept: !kept.is_empty() && has_only_keys_of(table, kept),
                 kept_keys: 0,
                 slot,
                 table: PhantomData,
-            };
-            if kept.is_empty() || !has_only_keys_of(table, kept) {
-                writer.open_indexes();
             }
-            writer
         }
     }
 
-    /// Opens the indexes, and sets those of the kept keys apart.
-    fn open_indexes(&mut self) {
+    /// Prepares for updates: opens the indexes, unless all are of kept keys, to which few updates write.
+    pub fn prepare_updates(&mut self) {
+        if !self.has_only_kept {
+            self.prepare_inserts();
+        }
+    }
+
+    /// Prepares for inserts: opens the indexes, and sets those of the kept keys apart.
+    pub fn prepare_inserts(&mut self) {
+        if self.are_open {
+            return;
+        }
+        self.are_open = true;
         // SAFETY: the target is initialised and has no indexes yet. `ExecOpenIndices` makes both arrays, with an element
         // for each index.
         unsafe {
@@ -109,6 +121,7 @@ impl<'t> Writer<'t> {
     /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
     /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
+        self.prepare_inserts();
         let slot = self.slot.0;
         // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
         unsafe {
@@ -153,7 +166,8 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// As for `insert`.
     pub fn update(&mut self, row: Row<'_>, cells: &[Cell]) {
-        self.prepare(row, cells);
+        self.prepare_updates();
+        self.put(row, cells);
         let (old, new) = (row.0.0, self.slot.0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
@@ -200,7 +214,7 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// `23514`, `23502` if a constraint is violated; `55P03`, `57014`, `40P01` as for any lock.
     pub fn update_unlocked(&mut self, row: Row<'_>, cells: &[Cell]) -> bool {
-        self.prepare(row, cells);
+        self.put(row, cells);
         let (old, new) = (row.0.0, self.slot.0);
         let mut failure = pg_sys::TM_FailureData::default();
         let (mut lock_mode, mut update_indexes) = Default::default();
@@ -230,8 +244,8 @@ impl<'t> Writer<'t> {
         is_written
     }
 
-    /// Makes the new version of `row`, with these columns set.
-    fn prepare(&mut self, row: Row<'_>, cells: &[Cell]) {
+    /// Puts the new version of `row`, with these columns set, into the slot.
+    fn put(&mut self, row: Row<'_>, cells: &[Cell]) {
         let (old, new) = (row.0.0, self.slot.0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
@@ -257,11 +271,9 @@ impl<'t> Writer<'t> {
         if is_heap_only {
             return;
         }
+        self.prepare_inserts();
         // SAFETY: `kept_keys` indexes follow the others. An index has at most `INDEX_MAX_KEYS` columns.
         unsafe {
-            if (*self.target).ri_IndexRelationDescs.is_null() && !self.kept.is_empty() {
-                self.open_indexes();
-            }
             let target = &*self.target;
             let first = target.ri_NumIndices as usize;
             for i in first..first + self.kept_keys {

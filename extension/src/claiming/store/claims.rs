@@ -168,6 +168,11 @@ pub struct ClaimWriter<'t> {
 }
 
 impl ClaimWriter<'_> {
+    /// Prepares for inserts.
+    pub fn prepare_inserts(&mut self) {
+        self.writer.prepare_inserts();
+    }
+
     /// Inserts a claim on `coupon_name`, made at the moment `claimed_at`, for each user with the key of the
     /// request, in their order.
     ///

@@ -87,7 +87,8 @@ impl Coupons {
         let ours = self.schema.function(c"honcho_keep_claimed");
         let has_user_triggers = self.table.has_user_triggers(ours);
         let kept: &[usize] = if has_user_triggers { &[] } else { &IDENTITY };
-        let writer = Writer::new(&self.table, ours, kept);
+        let mut writer = Writer::new(&self.table, ours, kept);
+        writer.prepare_updates();
         CouponWriter {
             is_plain: writer.is_plain(),
             writer,

@@ -18,10 +18,10 @@ const CREATED_AT: Column<i64> = Column::new(4);
 const REQUEST_KEY: Column<Text> = Column::new(5);
 
 /// The first span of time of a search in the order of expiry, in microseconds.
-const SPAN: i64 = 32;
+const SPAN: i64 = 2;
 
 /// The factor between two spans.
-const WIDENING: i64 = 64;
+const WIDENING: i64 = 1024;
 
 /// The table, open with the index that it is searched by for a user.
 pub struct Holds {
@@ -63,6 +63,7 @@ impl Holds {
             by_expiry: None,
             holds: self,
             last: None,
+            released: None,
             span: None,
         }
     }
@@ -138,6 +139,8 @@ pub struct HoldSearch<'t> {
     by_expiry: Option<Lookup<'t, 3>>,
     /// The user whose hold was looked up last, if it was found.
     last: Option<Text>,
+    /// The same of before the last release, with the place of the row and the transaction that wrote it.
+    released: Option<(Text, pg_sys::ItemPointerData, pg_sys::TransactionId)>,
     /// The span of expiries in which the search in their order is, and its coupon.
     span: Option<(Text, i64, i64)>,
 }
@@ -154,8 +157,17 @@ impl<'t> HoldSearch<'t> {
 
     /// Finds the hold of `user_id` on `coupon_name` again, without a look-up if it was the last that was found.
     pub fn find_again(&mut self, user_id: Text, coupon_name: Text) -> bool {
-        self.last.is_some_and(|last| last.is_same(user_id))
-            || self.find(user_id, coupon_name).is_some()
+        if self.last.is_some_and(|last| last.is_same(user_id)) {
+            return true;
+        }
+        if let Some((last, place, written_by)) = self.released
+            && last.is_same(user_id)
+            && self.by_user.find_at(place, written_by)
+        {
+            self.last = Some(user_id);
+            return true;
+        }
+        self.find(user_id, coupon_name).is_some()
     }
 
     /// The hold on `coupon_name` that expires first of those that expire at `moment` or later. The search does
@@ -212,7 +224,10 @@ impl<'t> HoldSearch<'t> {
 
     /// Releases the rows last found.
     pub fn release(&mut self) {
-        self.last = None;
+        self.released = self.last.take().map(|user_id| {
+            let row = self.by_user.found();
+            (user_id, row.place(), row.written_by())
+        });
         self.span = None;
         self.by_user.release();
         if let Some(by_expiry) = &mut self.by_expiry {
@@ -249,6 +264,11 @@ pub struct HoldWriter<'t> {
 }
 
 impl HoldWriter<'_> {
+    /// Prepares for inserts.
+    pub fn prepare_inserts(&mut self) {
+        self.writer.prepare_inserts();
+    }
+
     /// Inserts a hold.
     ///
     /// # Errors
