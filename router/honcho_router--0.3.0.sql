@@ -3,6 +3,8 @@
 -- Three layers. The functions that callers use are in the extension's schema, and have names and signatures of honcho.
 -- Each checks that it may commit on its own, calls a function of PL/Proxy in the schema honcho_router, and translates
 -- its errors. That one calls honcho's function on the shard, in a schema of the same name as the extension's here.
+-- PL/Proxy sends arguments as text. A shard reads a time in the style ISO as it is meant, whatever its own settings are,
+-- and others by its own DateStyle.
 
 do $$
 begin
@@ -144,7 +146,10 @@ begin
             errcode = unsent,
             message = 'a shard cannot be reached',
             detail = message;
-    elsif message !~ '^PL/Proxy function |^[^ ]+\(\d+\): \[.*\] REMOTE \(null\): ' then
+    -- 57P01 and 57P02 are of a session on a shard that is shut down: this session could not catch its own.
+    elsif state not in ('57P01', '57P02')
+        and message !~ '^PL/Proxy function |^[^ ]+\(\d+\): \[.*\] REMOTE \(null\): '
+    then
         return;
     end if;
     raise exception using
@@ -442,26 +447,28 @@ $$;
 create function @extschema@.honcho_create_coupon(
     name text, amount integer, starts_at timestamptz default null, ends_at timestamptz default null
 ) returns boolean
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_create_coupon()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.create_coupon(
             name, amount, starts_at, ends_at, nullif(current_setting('lock_timeout'), '0')
         );
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_claim(user_id text, coupon_name text) returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.claim(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -469,12 +476,13 @@ end $$;
 
 create function @extschema@.honcho_claim(user_id text, coupon_name text, request_key text)
 returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.claim(user_id, coupon_name, request_key, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -482,13 +490,14 @@ end $$;
 
 create function @extschema@.honcho_claim_batch(coupon_name text, user_ids text[])
 returns table (ordinal integer, outcome @extschema@.honcho_outcome)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim_batch()'), set_config('honcho_router.seen', '', true);
     begin
         return query select b.ordinal, b.outcome::@extschema@.honcho_outcome
         from honcho_router.claim_batch(coupon_name, user_ids, nullif(current_setting('lock_timeout'), '0')) b;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -496,7 +505,8 @@ end $$;
 
 create function @extschema@.honcho_claim_batch(coupon_name text, user_ids text[], request_keys text[])
 returns table (ordinal integer, outcome @extschema@.honcho_outcome)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim_batch()'), set_config('honcho_router.seen', '', true);
     begin
@@ -504,7 +514,7 @@ begin
         from honcho_router.claim_batch(
             coupon_name, user_ids, request_keys, nullif(current_setting('lock_timeout'), '0')
         ) b;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -512,10 +522,11 @@ end $$;
 
 create function @extschema@.honcho_claim_many(user_ids text[], coupon_names text[], wait boolean default true)
 returns table (ordinal integer, outcome @extschema@.honcho_outcome)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim_many()'), set_config('honcho_router.seen', '', true);
-    if (select count(distinct honcho_router.shard(n)) from unnest(coupon_names) n) > 1 then
+    if (select count(distinct honcho_router.shard(n)) from unnest(coupon_names) n where n is not null) > 1 then
         raise feature_not_supported using
             message = 'the coupons of honcho_claim_many() are on several shards',
             detail = 'One commit makes all of its claims, and a shard commits for itself.',
@@ -524,16 +535,21 @@ begin
     begin
         return query select m.ordinal, m.outcome::@extschema@.honcho_outcome
         from honcho_router.claim_many(
-            user_ids, coupon_names, wait, coupon_names[1], nullif(current_setting('lock_timeout'), '0')
+            user_ids,
+            coupon_names,
+            wait,
+            (select n from unnest(coupon_names) n where n is not null limit 1),
+            nullif(current_setting('lock_timeout'), '0')
         ) m;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_claim_or_raise(user_id text, coupon_name text) returns bigint
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 declare
     outcome text;
 begin
@@ -541,7 +557,7 @@ begin
     begin
         return honcho_router.claim_or_raise(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
     exception
-        when internal_error or query_canceled then
+        when internal_error or query_canceled or admin_shutdown or crash_shutdown then
             perform honcho_router.fail(sqlstate, sqlerrm, '08007');
             raise;
         when unique_violation or no_data_found
@@ -565,12 +581,13 @@ begin
 end $$;
 
 create function @extschema@.honcho_release(user_id text, coupon_name text) returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_release()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.release(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -579,7 +596,8 @@ end $$;
 create function @extschema@.honcho_reserve(
     user_id text, coupon_name text, ttl interval, request_key text default null
 ) returns table (outcome @extschema@.honcho_outcome, expires_at timestamptz)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_reserve()'), set_config('honcho_router.seen', '', true);
     begin
@@ -587,31 +605,33 @@ begin
         from honcho_router.reserve(
             user_id, coupon_name, ttl, request_key, nullif(current_setting('lock_timeout'), '0')
         ) r;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_confirm(user_id text, coupon_name text) returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_confirm()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.confirm(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_cancel(user_id text, coupon_name text) returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_cancel()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.cancel(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -623,7 +643,8 @@ create function @extschema@.honcho_apply(
 ) returns table (
     ordinal integer, outcome @extschema@.honcho_outcome, expires_at timestamptz, replayed boolean
 )
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_apply()'), set_config('honcho_router.seen', '', true);
     begin
@@ -631,19 +652,20 @@ begin
         from honcho_router.apply(
             coupon_name, operations, user_ids, ttls, request_keys, actors, nullif(current_setting('lock_timeout'), '0')
         ) a;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_expire(max integer default 1000) returns integer
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_expire()'), set_config('honcho_router.seen', '', true);
     begin
         return (select least(sum(n), 2147483647) from honcho_router.expire(max) n);
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007', unsent => '08007');
         raise;
     end;
@@ -653,7 +675,8 @@ create function @extschema@.honcho_update_coupon(
     name text, amount integer default null, starts_at timestamptz default null, ends_at timestamptz default null,
     paused boolean default null
 ) returns setof honcho_router.changed
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_update_coupon()'), set_config('honcho_router.seen', '', true);
     begin
@@ -662,21 +685,22 @@ begin
         from honcho_router.update_coupon(
             name, amount, starts_at, ends_at, paused, nullif(current_setting('lock_timeout'), '0')
         ) u;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_restock(name text, delta integer) returns setof honcho_router.changed
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_restock()'), set_config('honcho_router.seen', '', true);
     begin
         return query select u.outcome::@extschema@.honcho_outcome, u.name, u.amount, u.remaining_amount, u.held_amount,
             u.starts_at, u.ends_at, u.paused, u.state
         from honcho_router.restock(name, delta, nullif(current_setting('lock_timeout'), '0')) u;
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -684,24 +708,26 @@ end $$;
 
 create function @extschema@.honcho_delete_coupon(name text, with_claims boolean default false)
 returns @extschema@.honcho_outcome
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_delete_coupon()'), set_config('honcho_router.seen', '', true);
     begin
         return honcho_router.delete_coupon(name, with_claims, nullif(current_setting('lock_timeout'), '0'));
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
 end $$;
 
 create function @extschema@.honcho_purge_events(before timestamptz, max integer default 10000) returns integer
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_purge_events()'), set_config('honcho_router.seen', '', true);
     begin
         return (select least(sum(n), 2147483647) from honcho_router.purge_events(before, max) n);
-    exception when internal_error or query_canceled then
+    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007', unsent => '08007');
         raise;
     end;
@@ -710,7 +736,8 @@ end $$;
 -- Functions that read -------------------------------------------------------------------------------------------------
 
 create function @extschema@.honcho_get_coupon(name text) returns setof honcho_router.coupon
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 declare
     coupon record;
 begin
@@ -720,43 +747,47 @@ begin
         return query select coupon.id, coupon.name, coupon.amount, coupon.remaining_amount, coupon.created_at,
             coupon.starts_at, coupon.ends_at, coupon.paused;
     end if;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_list_coupons(after bigint default 0, max integer default 1000)
 returns setof honcho_router.coupon
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
-    return query select c.* from honcho_router.list_coupons(after, max) c order by c.id limit max;
-exception when internal_error then
+    return query select c.* from honcho_router.list_coupons(after, max) c order by c.id limit greatest(max, 1);
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_get_claim(user_id text, coupon_name text) returns setof honcho_router.claim
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     return query select c.* from honcho_router.get_claim(user_id, coupon_name) c;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_list_claims(coupon_name text, after bigint default 0, max integer default 1000)
 returns setof honcho_router.claim
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     return query select c.*
     from honcho_router.list_claims(coupon_name, after, max, honcho_router.last_seen(coupon_name)) c;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_get_stock(name text) returns setof honcho_router.stock
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 declare
     stock honcho_router.stock;
 begin
@@ -765,37 +796,40 @@ begin
         perform honcho_router.note_seen(name, stock.last_claim_id);
         return next stock;
     end if;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_get_hold(user_id text, coupon_name text) returns setof honcho_router.hold
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     return query select h.* from honcho_router.get_hold(user_id, coupon_name) h;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_list_holds(coupon_name text, after text default '', max integer default 1000)
 returns setof honcho_router.hold
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     return query select h.* from honcho_router.list_holds(coupon_name, after, max) h;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_list_user_claims(user_id text, after bigint default 0, max integer default 1000)
 returns table (coupon_id bigint, coupon_name text, claimed_at timestamptz)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     return query select c.* from honcho_router.list_user_claims(user_id, after, max) c
-    order by c.coupon_id limit max;
-exception when internal_error then
+    order by c.coupon_id limit greatest(max, 1);
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
@@ -803,7 +837,8 @@ end $$;
 create function @extschema@.honcho_list_events(
     after bigint default 0, max integer default 1000, coupon_name text default null
 ) returns setof honcho_router.event
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     if coupon_name is null then
         raise feature_not_supported using
@@ -812,14 +847,15 @@ begin
             hint = 'List those of one coupon, or connect to each shard.';
     end if;
     return query select e.* from honcho_router.list_events(after, max, coupon_name) e;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;
 
 create function @extschema@.honcho_verify(name text default null)
 returns table (coupon_name text, invariant text, holds boolean, detail text)
-language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO, MDY' as $$
 begin
     if name is not null then
         return query select v.* from honcho_router.verify(name) v;
@@ -828,7 +864,7 @@ begin
         from honcho_router.verify() with ordinality v (coupon_name, invariant, holds, detail, n)
         order by v.coupon_name collate "C", v.n;
     end if;
-exception when internal_error then
+exception when internal_error or admin_shutdown or crash_shutdown then
     perform honcho_router.fail(sqlstate, sqlerrm, '08006');
     raise;
 end $$;

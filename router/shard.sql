@@ -1,7 +1,7 @@
 -- Lets the ids of a logical shard ascend in steps of 256 from its number on, so that no other shard gives the same ids:
 -- shard N counts N+1, N+257, and so on. Run it in the database of each shard after `create extension honcho`, and again
 -- after a restore, because a dump has the ids and not the steps. Repeating it changes nothing but the next ids, which
--- may leave some out.
+-- may leave some out. It refuses a database that has other ids already.
 --
 --     psql -d honcho_03 -v shard=3 -f shard.sql
 --     psql -d honcho_03 -v shard=3 -v schema=honcho -f shard.sql     if the extension is not in public
@@ -21,22 +21,33 @@ declare
     shard    constant bigint := current_setting('honcho_router.shard')::bigint;
     sequence record;
     latest   bigint;
+    highest  bigint;
+    fits     boolean;
 begin
     if shard not between 0 and 255 then
         raise invalid_parameter_value using message = 'the number of a shard is between 0 and 255';
     end if;
     for sequence in
-        select format('%I.%I', current_setting('honcho_router.schema'), wanted) as name, s.seqincrement as step
-        from unnest(array['coupons_id_seq', 'claims_id_seq', 'coupon_events_id_seq']) wanted
+        select format('%I.%I', current_setting('honcho_router.schema'), wanted || '_id_seq') as name,
+               format('%I.%I', current_setting('honcho_router.schema'), wanted) as numbered,
+               s.seqincrement as step
+        from unnest(array['coupons', 'claims', 'coupon_events']) wanted
         left join pg_sequence s
-            on s.seqrelid = to_regclass(format('%I.%I', current_setting('honcho_router.schema'), wanted))
+            on s.seqrelid = to_regclass(format('%I.%I', current_setting('honcho_router.schema'), wanted || '_id_seq'))
     loop
         -- From here on no session draws an id until the commit.
         execute format('alter sequence %s increment by 256 start with %s', sequence.name, shard + 1);
         execute format('select case when is_called then last_value else last_value - %s end from %s',
                        sequence.step, sequence.name) into latest;
+        execute format('select max(id), bool_and((id - 1) %% 256 = %s) from %s', shard, sequence.numbered)
+            into highest, fits;
+        if not fits then
+            raise object_not_in_prerequisite_state using
+                message = format('%s has ids that are not those of shard %s', sequence.numbered, shard),
+                hint = 'A database becomes a shard before there are coupons, and keeps its number.';
+        end if;
         execute format('alter sequence %s restart with %s', sequence.name,
-                       shard + 1 + 256 * greatest((latest - shard + 255) / 256, 0));
+                       shard + 1 + 256 * greatest((greatest(latest, highest) - shard + 255) / 256, 0));
     end loop;
 end $$;
 commit;

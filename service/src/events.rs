@@ -160,13 +160,13 @@ impl Events {
     /// [`Error::TooManyStreams`]; those of any database.
     pub async fn watch_all(&self, after: Option<Vec<i64>>) -> Result<Stream, SharedError> {
         let permit = self.streams.permit()?;
-        let mut after = after.into_iter().flatten();
+        let mut resumed = after.iter().flatten().copied();
         let watchers = self
             .hubs
             .iter()
-            .map(|hub| hub.watch(Topic::All, after.next(), permit.number));
+            .map(|hub| hub.watch(Topic::All, resumed.next(), permit.number));
         let watchers = try_join_all(watchers).await?;
-        Ok(Stream::of_all(watchers, permit))
+        Ok(Stream::of_all(watchers, after, permit))
     }
 
     /// Ends all streams, and those that begin from now on: the service is shutting down.

@@ -82,12 +82,13 @@ impl DatabaseSettings {
         }
         let lists = self.database_shards.iter().map(Secret::reveal);
         let urls: Vec<&str> = lists.flat_map(str::split_whitespace).collect();
-        let urls = Shards::new(urls).map_err(|count| {
+        let count = urls.len();
+        let Some(urls) = Shards::new(urls).ok().filter(|urls| urls.count() > 1) else {
             let why = format!(
                 "lists {count} databases: there must be 2, 4, 8, or another power of two up to 256"
             );
-            InvalidSetting::setting("database_shards", why)
-        })?;
+            return Err(InvalidSetting::setting("database_shards", why));
+        };
         let mut known: Vec<Sessions> = Vec::new();
         urls.try_map(|number, url| {
             let wrong = |error| {
@@ -98,6 +99,13 @@ impl DatabaseSettings {
             };
             if !Parameters::is_url(url) {
                 let error = ConninfoError::in_string("must begin with postgresql://");
+                return Err(wrong(error));
+            }
+            // Otherwise the second one, with its password, would be taken for a part of the first, and be logged.
+            if url.matches("://").count() > 1 {
+                let error = ConninfoError::in_string(
+                    "holds a second URL: separate URLs by blanks, not by commas",
+                );
                 return Err(wrong(error));
             }
             let options = options(number, url).map_err(wrong)?;

@@ -38,11 +38,15 @@ impl Stream {
         }
     }
 
-    /// A stream of the watchers of all shards, in the order of their numbers.
-    pub(super) fn of_all(watchers: Vec<Watcher>, permit: StreamPermit) -> Self {
+    /// A stream of the watchers of all shards, in the order of their numbers, which resumes one with the ids `after`.
+    pub(super) fn of_all(
+        watchers: Vec<Watcher>,
+        after: Option<Vec<i64>>,
+        permit: StreamPermit,
+    ) -> Self {
         let source = match <[Watcher; 1]>::try_from(watchers) {
             Ok([only]) => Source::One(only),
-            Err(several) => Source::All(AllShards::new(several)),
+            Err(several) => Source::All(AllShards::new(several, after)),
         };
         Self {
             source,
@@ -60,8 +64,10 @@ impl Stream {
 }
 
 impl AllShards {
-    fn new(watchers: Vec<Watcher>) -> Self {
-        let ids = watchers.iter().map(Watcher::position).collect();
+    fn new(watchers: Vec<Watcher>, after: Option<Vec<i64>>) -> Self {
+        // A watcher that resets its shard is further already, but the client must resume where it was until it has been
+        // told.
+        let ids = after.unwrap_or_else(|| watchers.iter().map(Watcher::position).collect());
         let frames = watchers.into_iter().enumerate().map(|(shard, watcher)| {
             stream::unfold(Some(watcher), move |watcher| async move {
                 let mut watcher = watcher?;

@@ -142,6 +142,10 @@ async fn bad_arguments_and_refusals_keep_their_sqlstates() -> Result<()> {
         ("select honcho_expire(0)", "22023"),
         ("select honcho_purge_events(null)", "22004"),
         ("select honcho_list_coupons(max => 10001)", "22023"),
+        ("select honcho_list_coupons(max => 0)", "22023"),
+        ("select honcho_list_coupons(max => -1)", "22023"),
+        ("select honcho_list_user_claims(null, 0, 0)", "22004"),
+        ("select honcho_claim_many('{a,b}', '{ONE,null}')", "22004"),
         ("select honcho_list_coupons(max => null)", "22004"),
         ("select honcho_list_claims('ONE', null)", "22004"),
         ("select honcho_list_holds(null)", "22004"),
@@ -157,6 +161,51 @@ async fn bad_arguments_and_refusals_keep_their_sqlstates() -> Result<()> {
         }
     }
     direct.books().await?;
+    router.books().await
+}
+
+#[tokio::test]
+async fn times_and_arrays_arrive_as_they_are_meant() -> Result<()> {
+    let router = Router::new(2).await?;
+    let [name] = &router.names(1, 1).await?[..] else {
+        panic!("one name");
+    };
+    let client = router.database.connect_as_caller().await?;
+    let stored = format!(
+        "select starts_at = '2027-02-01 10:00+00' and ends_at = '2027-03-04 10:00+00'
+           from coupons where name = '{name}'"
+    );
+    let shard = router.shards[1].connect().await?;
+    for style in ["ISO, YMD", "SQL, DMY", "Postgres, MDY", "German"] {
+        client
+            .batch_execute(&format!(
+                "set datestyle = '{style}'; set timezone = 'Asia/Kolkata'"
+            ))
+            .await?;
+        let created = format!(
+            "select honcho_create_coupon('{name}', 5, timestamptz '2027-02-01 10:00+00',
+                                         timestamptz '2027-03-04 10:00+00')"
+        );
+        client.batch_execute(&created).await?;
+        let row = shard.query_one(&stored, &[]).await?;
+        assert!(row.get::<_, bool>(0), "{style}");
+        let purged = "select honcho_purge_events(timestamptz '2020-05-12 00:00+00')";
+        let row = client.query_one(purged, &[]).await?;
+        assert_eq!(row.get::<_, i32>(0), 0, "{style}");
+        client
+            .batch_execute(&format!(
+                "select honcho_update_coupon('{name}', starts_at => '-infinity', ends_at => 'infinity')"
+            ))
+            .await?;
+        for (users, names) in [("[5:5]={ann}", "[5:5]={@}"), ("{{bob}}", "{{@}}")] {
+            let names = names.replace('@', &format!("\"{name}\""));
+            let many = format!("select outcome::text from honcho_claim_many('{users}', '{names}')");
+            let row = client.query_one(&many, &[]).await?;
+            assert_eq!(row.get::<_, &str>(0), "claimed", "{many}");
+        }
+        let deleted = format!("select honcho_delete_coupon('{name}', true)");
+        client.batch_execute(&deleted).await?;
+    }
     router.books().await
 }
 

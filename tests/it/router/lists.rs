@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs::File, sync::Arc};
 
 use anyhow::{Result, ensure};
+use honcho_tests::Database;
 use tokio::sync::Semaphore;
 
 use super::{Router, claim, number, sqlstate};
@@ -95,43 +96,65 @@ async fn pages_of_all_shards_hold_each_coupon_once() -> Result<()> {
 
 #[tokio::test]
 async fn numbered_shard_gives_ids_of_its_own() -> Result<()> {
-    let database = crate::database().await?;
-    let client = database.connect().await?;
-    let mut given = BTreeSet::new();
-    let mut rounds = 0;
-    // Not numbered yet; numbered; numbered again, after ids and before any; with another number.
-    for shard in [None, Some(3), Some(3), Some(3), Some(255), Some(0)] {
-        if let Some(shard) = shard {
-            number(crate::cluster(), &database, shard)?;
-            number(crate::cluster(), &database, shard)?;
-        }
-        for _ in 0..2 {
-            rounds += 1;
-            let name = format!("coupon {rounds}");
+    for shard in [0, 3, 255] {
+        let database = crate::database().await?;
+        let client = database.connect().await?;
+        let mut given = BTreeSet::new();
+        // Numbered, and numbered again after ids.
+        for coupon in 0..6 {
+            if coupon % 2 == 0 {
+                number(crate::cluster(), &database, shard)?;
+                number(crate::cluster(), &database, shard)?;
+            }
+            let name = format!("coupon {coupon}");
             database.create_coupon(&name, 1).await?;
             assert_eq!(claim(&client, "ann", &name).await?, "claimed");
             let ids = "select c.id, l.id, (select max(id) from coupon_events)
                          from coupons c join claims l on l.coupon_name = c.name where c.name = $1";
             let row = client.query_one(ids, &[&name]).await?;
             let ids: [i64; 3] = [row.get(0), row.get(1), row.get(2)];
-            if let Some(shard) = shard {
-                let expected = shard as i64 + 1;
-                assert_eq!(
-                    ids.map(|id| (id - expected).rem_euclid(256)),
-                    [0; 3],
-                    "{ids:?}"
-                );
-            }
+            let expected = shard as i64 + 1;
+            assert_eq!(
+                ids.map(|id| (id - expected).rem_euclid(256)),
+                [0; 3],
+                "{ids:?}"
+            );
             for (kind, id) in ids.into_iter().enumerate() {
                 assert!(given.insert((kind, id)), "the id {id} was given twice");
             }
         }
+        database.books().await?;
     }
     ensure!(
-        number(crate::cluster(), &database, 256).is_err(),
+        number(crate::cluster(), &crate::database().await?, 256).is_err(),
         "there is no shard 256"
     );
-    database.books().await
+    Ok(())
+}
+
+#[tokio::test]
+async fn database_with_ids_of_another_shard_is_refused() -> Result<()> {
+    let cluster = crate::cluster();
+    for first in [None, Some(0)] {
+        let shard = Database::create(cluster).await?;
+        if let Some(first) = first {
+            number(cluster, &shard, first)?;
+        }
+        for coupon in ["a", "b"] {
+            shard.create_coupon(coupon, 1).await?;
+        }
+        let error = number(cluster, &shard, 1).unwrap_err();
+        let said = "coupons has ids that are not those of shard 1";
+        assert!(error.to_string().contains(said), "{error}");
+        // The ids go on as they were.
+        shard.create_coupon("c", 1).await?;
+        let client = shard.connect().await?;
+        let step = "select max(id) - min(id) from coupons";
+        let step: i64 = client.query_one(step, &[]).await?.get(0);
+        assert_eq!(step, if first.is_some() { 512 } else { 2 });
+        shard.books().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -366,3 +366,19 @@ async fn frozen_shard_behind_haproxy_does_not_hang_its_callers() -> Result<()> {
     assert!(lost > 0, "no call was under way when the shard froze");
     router.books().await
 }
+
+#[tokio::test]
+async fn session_that_a_shard_has_ended_is_a_lost_answer() -> Result<()> {
+    let router = Router::new(1).await?;
+    let coupon = router.create_coupon(0, 10).await?;
+    let client = router.database.connect_as_caller().await?;
+    assert_eq!(claim(&client, "ann", &coupon).await?, "claimed");
+    let shard = router.shards[0].connect().await?;
+    let ended = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity
+                  where datname = current_database() and usename = 'honcho_router'";
+    assert_eq!(shard.query_one(ended, &[]).await?.get::<_, i64>(0), 1);
+    let call = format!("select honcho_claim('bob', '{coupon}')");
+    assert_eq!(sqlstate(&client, &call).await, "08007");
+    assert_eq!(claim(&client, "bob", &coupon).await?, "claimed");
+    router.books().await
+}

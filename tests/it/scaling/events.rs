@@ -106,3 +106,18 @@ async fn position_of_another_number_of_shards_is_refused() -> Result<()> {
     }
     shards.books().await
 }
+
+#[tokio::test]
+async fn client_resumes_before_a_gap_until_it_has_heard_of_it() -> Result<()> {
+    let shards = Shards::start(&[crate::cluster()], 2, &[]).await?;
+    shards.coupon_on_each("PROMO", 10).await?;
+    // The second shard has no such event.
+    let lost = "0-99999999999".to_owned();
+    let mut stream = EventStream::resume(&shards.api, "/api/events", Some(lost.clone())).await?;
+    stream.until_position().await?;
+    assert_eq!(stream.position.as_ref(), Some(&lost));
+    stream.until("reset").await?;
+    let position = stream.position.context("no id")?;
+    assert!(!position.ends_with("-99999999999"), "{position}");
+    shards.books().await
+}

@@ -17,6 +17,11 @@ fn wrong_lists_of_shards_are_refused_with_the_reason() -> Result<()> {
     let secret = "postgresql://user:s3cret@a.example/honcho?ssl=1";
     for (list, said) in [
         (" ".to_owned(), "lists 0 databases: there must be 2, 4, 8"),
+        (A.to_owned(), "lists 1 databases: there must be 2, 4, 8"),
+        (
+            format!("{A} {B},{secret}"),
+            "shard 1 holds a second URL: separate URLs by blanks",
+        ),
         (format!("{A} {B} {A}"), "lists 3 databases"),
         (
             (0..512).map(|n| format!("{A}{n} ")).collect(),
