@@ -285,8 +285,8 @@ fn footnotes(run: &Run) -> [String; 5] {
     let postgresql = postgresql.map_or("", |(_, version)| version);
     [
         format!(
-            "All answered: {} clients that are not connected yet send one claim each at the same moment; the second \
-             time is that of the usual transaction.",
+            "All answered: {} clients, not connected yet, claim at the same moment; the second time is the usual \
+             transaction's.",
             thousands(NOON_CLIENTS.into())
         ),
         "Usual transaction: begin, select … for update, insert, update, commit; over HTTP in axum, \
@@ -403,7 +403,7 @@ fn draw_panel(
     let (left, top) = pixel((0.8, highest));
     let caption = (FONT, 17).into_font().style(FontStyle::Bold);
     root.draw(&Text::new(panel.caption(run), (left, top - 20), caption))?;
-    let (x, y) = pixel((1.2, 110_000.0));
+    let (x, y) = pixel((1.2, 30_000.0));
     for (row, note) in (0..).zip(panel.note()) {
         let style = (FONT, 15).into_font().color(&GREY);
         root.draw(&Text::new(note, (x, y + row * 15), style))?;
