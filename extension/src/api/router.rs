@@ -7,7 +7,7 @@ use crate::pg::session;
 /// Refuses a call whose transaction could still be rolled back, or go on, after the call has returned.
 ///
 /// The script of `honcho_router` declares it, so that a machine with shards and one with a router install the same
-/// library; this extension's own script has no use for it.
+/// library; this extension's own script does not declare it.
 ///
 /// # Arguments
 /// `command`: the calling function, as the error names it.

@@ -357,7 +357,7 @@ enum Taken {
 }
 
 impl<'a> Request<'a> {
-    /// What it writes to the claims, if it changes anything.
+    /// The kind of write that the claims need, if anything changes.
     fn needs_claims(&self) -> Option<Need> {
         let needs = self.operations.iter().filter_map(|it| match it.action {
             Action::Claim | Action::Confirm => Some(Need::Insert),
@@ -367,7 +367,7 @@ impl<'a> Request<'a> {
         needs.max()
     }
 
-    /// What it writes to the holds, if it changes anything, on a coupon of which so many pieces are `held`.
+    /// The kind of write that the holds need, if anything changes on a coupon with `held` pieces.
     fn needs_holds(&self, held: i32) -> Option<Need> {
         let needs = self.operations.iter().filter_map(|it| match it.action {
             Action::Reserve(_) => Some(Need::Insert),

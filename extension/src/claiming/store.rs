@@ -213,7 +213,7 @@ pub enum New {
     Hold(i64, Option<Text>),
 }
 
-/// What is certainly written to a table.
+/// The kind of write that a table is prepared for, before the wait.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
     /// Rows are deleted, for which no index is opened.

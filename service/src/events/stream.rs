@@ -65,8 +65,8 @@ impl Stream {
 
 impl AllShards {
     fn new(watchers: Vec<Watcher>, after: Option<Vec<i64>>) -> Self {
-        // A watcher that resets its shard is further already, but the client must resume where it was until it has been
-        // told.
+        // A watcher that resets its shard is already past the gap. The client must resume before it until it has received
+        // the reset.
         let ids = after.unwrap_or_else(|| watchers.iter().map(Watcher::position).collect());
         let frames = watchers.into_iter().enumerate().map(|(shard, watcher)| {
             stream::unfold(Some(watcher), move |watcher| async move {

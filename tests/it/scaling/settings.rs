@@ -99,7 +99,7 @@ async fn metrics_name_the_shard_only_if_there_are_several() -> Result<()> {
     Ok(())
 }
 
-/// A list in the wrong order would make coupons where nobody finds them.
+/// With a list in the wrong order, coupons would be created on shards that are not searched for their names.
 #[tokio::test]
 async fn shards_in_another_order_are_not_used() -> Result<()> {
     let mut shards = Shards::start(&[crate::cluster()], 4, &[]).await?;

@@ -139,7 +139,7 @@ pub struct HoldSearch<'t> {
     by_expiry: Option<Lookup<'t, 3>>,
     /// The user whose hold was looked up last, if it was found.
     last: Option<Text>,
-    /// The same of before the last release, with the place of the row and the transaction that wrote it.
+    /// That user before the last release, with the place of the row and the transaction that wrote it.
     released: Option<(Text, pg_sys::ItemPointerData, pg_sys::TransactionId)>,
     /// The span of expiries in which the search in their order is, and its coupon.
     span: Option<(Text, i64, i64)>,
