@@ -8,7 +8,6 @@ use crate::api::args;
 use crate::api::outcome::SqlOutcome;
 use crate::api::reading::moment;
 use crate::claiming::life::{self, Amount, Change, Fault};
-use crate::claiming::outcome::Outcome;
 use crate::claiming::stock::{self, Stock};
 use crate::pg::rows::TableIterator;
 use crate::pg::schema::Schema;
@@ -249,16 +248,12 @@ fn changed(
     name: &str,
     change: &Change,
 ) -> TableIterator<'static, Changed> {
-    let outcome = match life::change(schema, command, name, change) {
-        Ok(outcome) => outcome,
+    let (outcome, changed) = match life::change(schema, command, name, change) {
+        Ok(result) => result,
         Err(Fault::EmptyWindow) => args::invalid("ends_at must lie after starts_at".into()),
         Err(Fault::AmountTooLarge(amount)) => args::invalid(format!(
             "the amount must be at most {MAX_AMOUNT}, and would be {amount}"
         )),
-    };
-    let changed = match outcome {
-        Outcome::NotFound => None,
-        _ => stock::changed(schema, name),
     };
     let outcome = SqlOutcome::new(outcome, schema);
     TableIterator::new([match changed {

@@ -9,6 +9,7 @@ use crate::claiming::draft::Draft;
 use crate::claiming::durability;
 use crate::claiming::outcome::Outcome;
 use crate::claiming::queue::Turn;
+use crate::claiming::stock;
 use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::{self, Event};
 use crate::claiming::store::{self, Ledger, Need, Row, Tables, View};
@@ -51,7 +52,11 @@ pub enum Fault {
     EmptyWindow,
 }
 
-/// Changes the coupon called `name`, in its turn.
+/// A coupon and its state, as `honcho_get_stock` gives it.
+pub type CouponAndState = (Coupon, &'static str);
+
+/// Changes the coupon called `name`, in its turn. Returns the outcome and the coupon as it was decided on or left: if
+/// nothing is changed, the next in the queue may have changed it by the time of the answer.
 ///
 /// # Errors
 /// The fault of the change, which has changed nothing.
@@ -60,11 +65,15 @@ pub fn change(
     command: Command,
     name: &str,
     change: &Change,
-) -> Result<Outcome, Fault> {
+) -> Result<(Outcome, Option<CouponAndState>), Fault> {
     let _context = Context::new(command.doing, name);
     let coupon_name = Text::new(name);
     let decide = |view: &mut View<'_>, mut draft: Draft<'static>| {
         let before = draft.before().clone();
+        let unchanged = |view: &mut View<'_>, outcome| {
+            let state = stock::state_of(view, coupon_name, before.clone());
+            Err(Ok((outcome, Some((before.clone(), state)))))
+        };
         let mut after = before.clone();
         after.starts_at = change.starts_at.unwrap_or(before.starts_at);
         after.ends_at = change.ends_at.unwrap_or(before.ends_at);
@@ -84,7 +93,7 @@ pub fn change(
         if missing > 0 {
             draft.take_back(view, missing as usize);
             if (draft.expired() as i64) < missing {
-                return Err(Ok(Outcome::BelowGiven));
+                return unchanged(view, Outcome::BelowGiven);
             }
         }
         let Ok(amount) = i32::try_from(amount) else {
@@ -95,10 +104,10 @@ pub fn change(
         after.remaining = (i64::from(draft.after().remaining) + delta) as i32;
         after.held = draft.after().held;
         if after.has_settings_of(&before) {
-            return Err(Ok(Outcome::Updated));
+            return unchanged(view, Outcome::Updated);
         }
         *draft.after_mut() = after;
-        Ok((draft, Ok(Outcome::Updated)))
+        Ok((draft, Ok((Outcome::Updated, None))))
     };
     let write = |ledger: &mut Ledger<'_>, view: &mut View<'_>, draft: &mut Draft<'_>| {
         let mut events = settings_events(draft.before(), draft.after());
@@ -106,7 +115,11 @@ pub fn change(
         decision::write(ledger, view, coupon_name, draft, &events);
         durability::release_locks_early();
     };
-    in_turn(schema, command, coupon_name, decide, write).unwrap_or(Ok(Outcome::NotFound))
+    match in_turn(schema, command, coupon_name, decide, write) {
+        None => Ok((Outcome::NotFound, None)),
+        Some(Ok((Outcome::Updated, None))) => Ok((Outcome::Updated, stock::changed(schema, name))),
+        Some(result) => result,
+    }
 }
 
 /// The events of a change of settings.

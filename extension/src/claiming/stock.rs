@@ -41,7 +41,8 @@ pub fn changed(schema: Schema, name: &str) -> Option<(Coupon, &'static str)> {
     Some((coupon, state))
 }
 
-fn state_of(view: &mut View<'_>, coupon_name: Text, coupon: Coupon) -> &'static str {
+/// The state of `coupon`, called `coupon_name`, which `view` has found: `open`, or the refusal of a claim.
+pub fn state_of(view: &mut View<'_>, coupon_name: Text, coupon: Coupon) -> &'static str {
     match Draft::new(coupon, coupon_name, 0).refusal(view) {
         None => "open",
         Some(answer) => answer.outcome.label(),

@@ -1,6 +1,12 @@
 //! The queue: order and turns of claims on one coupon.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -100,5 +106,48 @@ async fn claims_and_writes_that_bypass_the_queue_see_each_other() -> Result<()> 
     };
     assert_eq!((amount, remaining), (restocked, restocked - claimed));
     assert!(claimed > 0, "every claim came too early");
+    database.books().await
+}
+
+#[tokio::test]
+async fn refused_change_shows_the_coupon_that_it_was_refused_for() -> Result<()> {
+    const TAKERS: usize = 2;
+    const CHANGES: usize = 1000;
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let giver = database.connect().await?;
+    let give = giver
+        .prepare("select from honcho_restock('PROMO', 1)")
+        .await?;
+    let given = Arc::new(AtomicBool::new(false));
+    let mut takers = JoinSet::new();
+    for _ in 0..TAKERS {
+        let client = database.connect().await?;
+        let take = client
+            .prepare("select outcome::text, remaining_amount from honcho_restock('PROMO', -1)")
+            .await?;
+        let given = given.clone();
+        takers.spawn(async move {
+            let mut refused = 0;
+            while !given.load(Ordering::Relaxed) {
+                let row = client.query_one(&take, &[]).await?;
+                let (outcome, remaining): (String, i32) = (row.get(0), row.get(1));
+                if outcome == "below_given" {
+                    assert_eq!(remaining, 0, "a piece could be taken away");
+                    refused += 1;
+                }
+            }
+            Ok::<_, Error>(refused)
+        });
+    }
+    for _ in 0..CHANGES {
+        giver.execute(&give, &[]).await?;
+    }
+    given.store(true, Ordering::Relaxed);
+    let mut refused = 0;
+    while let Some(taker) = takers.join_next().await {
+        refused += taker??;
+    }
+    assert!(refused > 0, "each piece was there in time");
     database.books().await
 }
