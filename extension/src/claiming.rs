@@ -4,6 +4,7 @@ pub mod creation;
 pub mod decision;
 pub mod draft;
 pub mod durability;
+pub mod expiries;
 pub mod life;
 pub mod operation;
 pub mod outcome;

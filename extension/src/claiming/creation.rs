@@ -42,7 +42,7 @@ pub fn wait_until_taken(schema: Schema, name: &str) {
     let position = view
         .coupon(Text::new(name))
         .map_or(durability::NOTHING, |coupon| {
-            durability::commit_position(coupon.written_by)
+            durability::commit_position(coupon.version.written_by)
         });
     view.release();
     durability::wait_until_durable(position);

@@ -380,7 +380,7 @@ impl<'a> Request<'a> {
 
     /// Answers the leading operations, up to the first that changes something. Returns what it has found.
     fn look(&self, view: &mut View<'_>, mut draft: Draft<'a>, decided: &mut Decided) -> Seen<'a> {
-        let mut bases = Bases::new(draft.before().written_by, decided.rests_on);
+        let mut bases = Bases::new(draft.before().version.written_by, decided.rests_on);
         for operation in self.operations {
             let Some((answer, basis)) = draft.look(view, operation) else {
                 break;
@@ -434,17 +434,21 @@ impl<'a> Request<'a> {
             // standby, so will the commit of this transaction, which comes after them.
             durability::flush(decided.rests_on);
         }
-        let asked = session::now();
-        if draft.is_current(asked) && write_unlocked(ledger, view, self.coupon_name, &mut draft) {
+        if draft.is_current(session::now())
+            && write_unlocked(ledger, view, self.coupon_name, &mut draft)
+        {
             decided.answers.append(&mut answers);
             return Taken::Some;
         }
 
+        let asked = session::now();
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
             return self.not_found(decided);
         };
         // Only a writer that bypasses the queue can have changed it or made this wait. Its work must be seen.
-        if coupon.written_by != draft.before().written_by || !draft.is_current(asked) {
+        if coupon.version.written_by != draft.before().version.written_by
+            || !draft.is_current(asked)
+        {
             view.release();
             view.renew();
             if view.coupon(self.coupon_name).is_none() {
@@ -497,8 +501,8 @@ fn draft_all<'a>(
     view: &mut View<'_>,
     operations: &[Operation<'a>],
 ) -> (Vec<Answer>, pg_sys::XLogRecPtr) {
-    draft.read_holders(view, operations);
-    let mut bases = Bases::new(draft.before().written_by, durability::NOTHING);
+    draft.read_holds(view, operations);
+    let mut bases = Bases::new(draft.before().version.written_by, durability::NOTHING);
     let answers = operations
         .iter()
         .enumerate()

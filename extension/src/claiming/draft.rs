@@ -5,17 +5,18 @@
 //! the tables have is written at the end.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pgrx::pg_sys;
 use serde_json::json;
 
+use crate::claiming::expiries::Expiries;
 use crate::claiming::operation::{Action, Answer, Operation};
 use crate::claiming::outcome::Outcome;
 use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::Event;
-use crate::claiming::store::holds::Hold;
+use crate::claiming::store::holds::Held;
 use crate::claiming::store::{New, Row, View, Written};
 use crate::pg::column::Text;
 use crate::pg::session;
@@ -41,8 +42,10 @@ pub struct Draft<'a> {
     now: i64,
     /// The first moment at which a decision would be another.
     until: i64,
-    /// All users who have a hold, if they are known.
-    holders: Option<HashSet<String>>,
+    /// All holds by their users, if they have been read.
+    holds: Option<HashMap<String, Held>>,
+    /// The holds in the order of expiry.
+    expiries: Expiries,
     /// A user whose rows are known.
     known: Option<Known<'a>>,
     /// The users whose rows change, and the index of each in `rows`.
@@ -55,13 +58,6 @@ pub struct Draft<'a> {
     expired: usize,
     /// The claims that are given back: the user, and the label of the actor.
     released: Vec<(&'a str, Option<&'a str>)>,
-    /// True if the hold that expired first before is among those that change.
-    has_lost_first: bool,
-    /// The hold at which the search in the order of expiry stands, if it has begun: its expiry and user, or none
-    /// after the last. Holds only go while a draft is made, so the search never goes back.
-    searched: Option<Option<(i64, String)>>,
-    /// The expiries of the holds that are new, and the number of holds of each.
-    new_expiries: BTreeMap<i64, usize>,
 }
 
 /// The change of a user's rows.
@@ -127,19 +123,17 @@ impl<'a> Draft<'a> {
         Draft {
             coupon_name,
             after: coupon.clone(),
-            before: coupon,
             now: session::now(),
             until: i64::MAX,
-            holders: None,
+            holds: None,
+            expiries: Expiries::new(coupon.next_expiry),
+            before: coupon,
             known: None,
             users: HashMap::with_capacity(operations),
             rows: Vec::with_capacity(operations),
             changes: 0,
             expired: 0,
             released: Vec::new(),
-            has_lost_first: false,
-            searched: None,
-            new_expiries: BTreeMap::new(),
         }
     }
 
@@ -160,17 +154,17 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Reads which users have a hold if that costs less than a look-up for each of the `operations` whose users likely
-    /// have none.
-    pub fn read_holders(&mut self, view: &View<'_>, operations: &[Operation<'_>]) {
+    /// Reads all holds if that costs less than a look-up for each of the `operations` whose users likely have none.
+    pub fn read_holds(&mut self, view: &View<'_>, operations: &[Operation<'_>]) {
         if self.before.held == 0 {
             return;
         }
         let is_new = |it: &&Operation<'_>| matches!(it.action, Action::Claim | Action::Reserve(_));
         let new_users = operations.iter().filter(is_new).count();
         let most = new_users.saturating_mul(HOLDS);
-        if new_users > 1 && self.before.held as usize <= most {
-            self.holders = view.holders(self.coupon_name, most);
+        let held = self.before.held as usize;
+        if new_users > 1 && held <= most {
+            self.holds = view.all_holds(self.coupon_name, held, most);
         }
     }
 
@@ -258,10 +252,8 @@ impl<'a> Draft<'a> {
             Ok(answer) => return (answer, basis),
             Err(step) => step,
         };
-        if let State::Held(expires_at, _) = state
-            && Some(expires_at) == self.before.next_expiry
-        {
-            self.has_lost_first = true;
+        if let State::Held(expires_at, _) = state {
+            self.expiries.change(expires_at);
         }
         let request_key = operation.request_key.map(Cow::Borrowed);
         let (after, answer) = match step {
@@ -319,15 +311,16 @@ impl<'a> Draft<'a> {
     /// Takes up to `max` expired holds back.
     pub fn take_back(&mut self, view: &mut View<'_>, max: usize) {
         for _ in 0..max {
-            let Some((expires_at, user_id)) = self.first_unchanged(view) else {
+            let Some((user_id, held)) = self.first_unchanged(view) else {
                 return;
             };
-            if expires_at > self.now {
+            if held.expires_at > self.now {
                 return;
             }
             let user = Text::new(&user_id);
-            self.change(Cow::Owned(user_id), user, Row::Hold, State::Nothing);
-            self.has_lost_first = true;
+            let before = Row::Hold(held.version);
+            self.expiries.change(held.expires_at);
+            self.change(Cow::Owned(user_id), user, before, State::Nothing);
             self.expired += 1;
             self.after.held -= 1;
             self.after.remaining += 1;
@@ -411,13 +404,14 @@ impl<'a> Draft<'a> {
         if self.may_have_claimed(operation)
             && let Some(claim) = view.claim(operation.user, self.coupon_name)
         {
-            let basis = Basis::Row(claim.written_by());
+            let version = claim.version();
             // Only a request with a key is compared with it.
             let key = operation
                 .request_key
                 .and(claim.request_key())
                 .map(|key| Cow::Owned(key.string()));
-            return (State::Claimed(key), Row::Claim, basis);
+            let basis = Basis::Row(version.written_by);
+            return (State::Claimed(key), Row::Claim(version), basis);
         }
         if matches!(operation.action, Action::Claim | Action::Reserve(_))
             && let Some(held) = self.find_hold(view, operation)
@@ -433,17 +427,21 @@ impl<'a> Draft<'a> {
         view: &mut View<'_>,
         operation: &Operation<'a>,
     ) -> Option<(State<'a>, Row, Basis)> {
-        let may_hold = match &self.holders {
-            Some(holders) => holders.contains(operation.user_id),
-            None => self.before.held > 0,
+        let hold = match &self.holds {
+            Some(holds) => {
+                let version = holds.get(operation.user_id)?.version;
+                view.hold_again(version, operation.user, self.coupon_name)?
+            }
+            None if self.before.held > 0 => view.hold(operation.user, self.coupon_name)?,
+            None => return None,
         };
-        if !may_hold {
-            return None;
-        }
-        let hold = view.hold(operation.user, self.coupon_name)?;
+        let Held {
+            expires_at,
+            version,
+        } = hold.held();
         let key = hold.request_key().map(|key| Cow::Owned(key.string()));
-        let basis = Basis::Row(hold.written_by());
-        Some((State::Held(hold.expires_at(), key), Row::Hold, basis))
+        let basis = Basis::Row(version.written_by);
+        Some((State::Held(expires_at, key), Row::Hold(version), basis))
     }
 
     /// Decides an operation for a user in this state: the change that it makes, or the answer if it makes
@@ -552,18 +550,13 @@ impl<'a> Draft<'a> {
         self.changes += 1;
         let place = self.changes;
         if let State::Held(expires_at, _) = after {
-            *self.new_expiries.entry(expires_at).or_default() += 1;
+            self.expiries.add(expires_at);
         }
         match self.users.entry(user_id) {
             Entry::Occupied(index) => {
                 let change = &mut self.rows[*index.get()];
-                if let State::Held(expires_at, _) = change.after
-                    && let Some(count) = self.new_expiries.get_mut(&expires_at)
-                {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.new_expiries.remove(&expires_at);
-                    }
+                if let State::Held(expires_at, _) = change.after {
+                    self.expiries.remove(expires_at);
                 }
                 change.after = after;
                 change.place = place;
@@ -585,12 +578,6 @@ impl<'a> Draft<'a> {
         self.users.get(user_id).map(|&index| &self.rows[index])
     }
 
-    /// Returns true if the draft changes the hold that the user had before.
-    fn has_changed_hold(&self, user_id: &str) -> bool {
-        self.changed(user_id)
-            .is_some_and(|change| change.before == Row::Hold)
-    }
-
     /// The reason, other than the stock, to refuse claims and reservations.
     fn closed(&mut self) -> Option<Outcome> {
         for bound in [self.after.starts_at, self.after.ends_at] {
@@ -610,28 +597,27 @@ impl<'a> Draft<'a> {
 
     /// The moment when the first of the coupon's holds expires.
     fn first_expiry(&mut self, view: &mut View<'_>) -> Option<i64> {
-        let unchanged = if self.has_lost_first {
-            self.first_unchanged(view).map(|(expires_at, _)| expires_at)
-        } else {
-            self.before.next_expiry
-        };
-        let new = self.new_expiries.keys().next().copied();
-        [unchanged, new].into_iter().flatten().min()
+        let (users, rows) = (&self.users, &self.rows);
+        let is_changed = |user_id: &str| has_changed_hold(users, rows, user_id);
+        self.expiries
+            .first(view, self.coupon_name, self.holds.as_ref(), is_changed)
     }
 
-    /// The hold that expires first of those that were there before and have not changed: its expiry and user.
-    fn first_unchanged(&mut self, view: &mut View<'_>) -> Option<(i64, String)> {
-        loop {
-            let hold = match &self.searched {
-                None => view.first_hold_from(self.coupon_name, self.before.next_expiry?),
-                Some(None) => return None,
-                Some(Some(found)) if !self.has_changed_hold(&found.1) => {
-                    return Some(found.clone());
-                }
-                Some(Some(_)) => view.next_hold(),
-            };
-            let user = |hold: Hold<'_>| hold.user_id().map(Text::string).unwrap_or_default();
-            self.searched = Some(hold.map(|hold| (hold.expires_at(), user(hold))));
-        }
+    /// The hold that expires first of those that were there before and do not change, and its user.
+    fn first_unchanged(&mut self, view: &mut View<'_>) -> Option<(String, Held)> {
+        let (users, rows) = (&self.users, &self.rows);
+        let is_changed = |user_id: &str| has_changed_hold(users, rows, user_id);
+        self.expiries
+            .first_unchanged(view, self.coupon_name, self.holds.as_ref(), is_changed)
     }
+}
+
+/// Returns true if the hold that the user had before is among the changes.
+fn has_changed_hold(
+    users: &HashMap<Cow<'_, str>, usize>,
+    rows: &[Change<'_>],
+    user_id: &str,
+) -> bool {
+    let index = users.get(user_id);
+    index.is_some_and(|&index| matches!(rows[index].before, Row::Hold(_)))
 }

@@ -168,8 +168,8 @@ pub fn delete(
     let decide = |view: &mut View<'_>, draft: Draft<'static>| {
         let is_in_use = match store::given(schema, Some(name)) {
             Row::None => false,
-            Row::Claim => true,
-            Row::Hold => view
+            Row::Claim(_) => true,
+            Row::Hold(_) => view
                 .last_hold(coupon_name)
                 .is_some_and(|hold| hold.expires_at() > draft.now()),
         };
@@ -281,7 +281,7 @@ pub fn expire(schema: Schema, command: Command, max: usize) -> spi::Result<usize
 /// Locks the coupon that `view` last found; returns true if it is as `draft` found it.
 fn is_locked_as(view: &mut View<'_>, coupon_name: Text, draft: &Draft<'_>) -> bool {
     view.lock_coupon(coupon_name)
-        .is_some_and(|coupon| coupon.written_by == draft.before().written_by)
+        .is_some_and(|coupon| coupon.version.written_by == draft.before().version.written_by)
 }
 
 /// Takes the turn of the coupon and lets `decide` make a draft and a result of it, and `write` write the draft
@@ -313,7 +313,7 @@ fn in_turn<R>(
             view.release();
             continue;
         }
-        let writer = coupon.written_by;
+        let writer = coupon.version.written_by;
         match decide(&mut view, Draft::new(coupon, coupon_name, 0)) {
             Ok((mut draft, result)) => {
                 if is_locked_as(&mut view, coupon_name, &draft) {

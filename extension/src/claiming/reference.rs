@@ -24,8 +24,8 @@ pub fn keep_claimed(schema: Schema, old: Option<&str>, new: Option<&str>) {
             durability::keep_locks();
             return;
         }
-        Row::Claim => (c"claims", "claims"),
-        Row::Hold => (c"holds", "holds"),
+        Row::Claim(_) => (c"claims", "claims"),
+        Row::Hold(_) => (c"holds", "holds"),
     };
     let (message, detail) = match old {
         Some(name) => (

@@ -9,13 +9,14 @@ pub mod events;
 pub mod holds;
 
 use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims};
 use crate::claiming::store::coupons::{Coupon, CouponSearch, CouponWriter, Coupons};
-use crate::claiming::store::holds::{Hold, HoldSearch, HoldWriter, Holds};
+use crate::claiming::store::holds::{Held, Hold, HoldSearch, HoldWriter, Holds};
 use crate::pg::column::Text;
 use crate::pg::errors;
+use crate::pg::relation::Version;
 use crate::pg::schema::Schema;
 use crate::pg::session::{self, Snapshot};
 
@@ -138,9 +139,24 @@ impl<'t> View<'t> {
         self.holds()?.find(user_id, coupon_name)
     }
 
-    /// The users who have a hold on `coupon_name`: see [`Holds::users`].
-    pub fn holders(&self, coupon_name: Text, most: usize) -> Option<HashSet<String>> {
-        self.tables.holds()?.users(coupon_name, most)
+    /// The hold of `user_id` on `coupon_name`, which was this `version` when it was found before.
+    pub fn hold_again(
+        &mut self,
+        version: Version,
+        user_id: Text,
+        coupon_name: Text,
+    ) -> Option<Hold<'_>> {
+        self.holds()?.find_again(version, user_id, coupon_name)
+    }
+
+    /// All `held` holds on `coupon_name` by their users: see [`Holds::all`].
+    pub fn all_holds(
+        &self,
+        coupon_name: Text,
+        held: usize,
+        most: usize,
+    ) -> Option<HashMap<String, Held>> {
+        self.tables.holds()?.all(coupon_name, held, most)
     }
 
     /// The hold on `coupon_name` that expires first of those that expire at `moment` or later.
@@ -173,10 +189,10 @@ pub fn given(schema: Schema, name: Option<&str>) -> Row {
     let tables = Tables::open(schema);
     let _snapshot = Snapshot::push_latest();
     let name = name.map(Text::new);
-    if tables.claims.exist(name) {
-        Row::Claim
-    } else if tables.holds().is_some_and(|holds| holds.exist(name)) {
-        Row::Hold
+    if let Some(version) = tables.claims.any(name) {
+        Row::Claim(version)
+    } else if let Some(version) = tables.holds().and_then(|holds| holds.any(name)) {
+        Row::Hold(version)
     } else {
         Row::None
     }
@@ -193,14 +209,14 @@ pub struct Written {
 }
 
 /// The row that the tables have for a user of a coupon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Row {
     /// None.
     None,
     /// A claim.
-    Claim,
+    Claim(Version),
     /// A hold.
-    Hold,
+    Hold(Version),
 }
 
 /// A row that the tables are to have for a user of a coupon.
@@ -327,10 +343,10 @@ impl<'t> Ledger<'t> {
     /// Opens the tables that have the rows of `users`.
     fn open_for(&mut self, users: &[Written]) {
         for user in users {
-            if user.before == Row::Claim || matches!(user.after, New::Claim(_)) {
+            if matches!(user.before, Row::Claim(_)) || matches!(user.after, New::Claim(_)) {
                 self.open_claims();
             }
-            if user.before == Row::Hold || matches!(user.after, New::Hold(..)) {
+            if matches!(user.before, Row::Hold(_)) || matches!(user.after, New::Hold(..)) {
                 self.open_holds();
             }
         }
@@ -347,20 +363,23 @@ impl<'t> Ledger<'t> {
         for user in users {
             match user.before {
                 Row::None => {}
-                Row::Claim => {
-                    let found = view.claim(user.user_id, coupon_name).is_some();
-                    if !found || !view.claims.lock(user.user_id) {
+                Row::Claim(version) => {
+                    let claims = &mut view.claims;
+                    if !claims.find_again(version, user.user_id, coupon_name)
+                        || !claims.lock(user.user_id)
+                    {
                         errors::refuse_concurrent_delete("claim");
                     }
                     if let Some(writer) = &mut self.claims {
                         writer.delete(&view.claims);
                     }
                 }
-                Row::Hold => {
+                Row::Hold(version) => {
                     let (Some(writer), Some(search)) = (&mut self.holds, view.holds()) else {
                         continue;
                     };
-                    if !search.find_again(user.user_id, coupon_name) {
+                    let found = search.find_again(version, user.user_id, coupon_name);
+                    if found.is_none() {
                         errors::refuse_concurrent_delete("hold");
                     }
                     writer.delete(search);

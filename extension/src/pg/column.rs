@@ -38,11 +38,6 @@ impl Text {
         Text(value.into_datum().unwrap_or(Datum::null()))
     }
 
-    /// Returns true if both are the same copy.
-    pub fn is_same(self, other: Text) -> bool {
-        self.0 == other.0
-    }
-
     /// A copy as a string.
     pub fn string(self) -> String {
         // SAFETY: a varlena of a database whose encoding is UTF8.

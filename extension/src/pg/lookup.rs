@@ -6,7 +6,7 @@ use pgrx::pg_sys::{self, Datum};
 use pgrx::{PgSqlErrorCode, ereport, error};
 
 use crate::pg::column::{Cell, Column, Key, KeyColumn};
-use crate::pg::relation::{Relation, Row, Slot};
+use crate::pg::relation::{Relation, Row, Slot, Version};
 
 /// Look-ups in one index, by `N` of its columns.
 pub struct Lookup<'t, const N: usize> {
@@ -106,24 +106,20 @@ impl<'t, const N: usize> Lookup<'t, N> {
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
     }
 
-    /// Finds the row at this `place` without a search, if the snapshot sees it and it is the version that the transaction
-    /// `written_by` wrote: a place may have been given to another row meanwhile. Returns true if so.
-    pub fn find_at(
-        &mut self,
-        mut place: pg_sys::ItemPointerData,
-        written_by: pg_sys::TransactionId,
-    ) -> bool {
+    /// Finds `version` again without a search, if the snapshot sees it. Returns true if so.
+    pub fn find_again(&mut self, mut version: Version) -> bool {
         let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
         // SAFETY: the slot is one of the table, which is open; a snapshot is active.
         let is_there = unsafe {
             pg_sys::table_tuple_fetch_row_version(
                 self.table.0,
-                &mut place,
+                &mut version.place,
                 pg_sys::GetActiveSnapshot(),
                 slot.0,
             )
         };
-        is_there && Row(slot).written_by() == written_by
+        // Its place may have been given to another row meanwhile.
+        is_there && Row(slot).written_by() == version.written_by
     }
 
     /// The first such row in the order of the index.

@@ -141,6 +141,14 @@ impl Drop for Slot {
     }
 }
 
+/// A version of a row, to be found again without a search. After the transaction, another may be in its place.
+#[derive(Clone, Copy)]
+pub struct Version {
+    pub(super) place: pg_sys::ItemPointerData,
+    /// The transaction that wrote it.
+    pub written_by: pg_sys::TransactionId,
+}
+
 /// The row in a slot.
 #[derive(Clone, Copy)]
 pub struct Row<'a>(pub(super) &'a Slot);
@@ -161,10 +169,13 @@ impl Row<'_> {
         }
     }
 
-    /// The place of this version in the table. After the transaction, another may be there.
-    pub fn place(self) -> pg_sys::ItemPointerData {
-        // SAFETY: the slot holds a row.
-        unsafe { (*self.0.0).tts_tid }
+    /// This version of the row.
+    pub fn version(self) -> Version {
+        Version {
+            // SAFETY: the slot holds a row.
+            place: unsafe { (*self.0.0).tts_tid },
+            written_by: self.written_by(),
+        }
     }
 
     /// Returns true if a transaction has locked or changed this version, as far as its header says: one that is in

@@ -6,7 +6,7 @@ use pgrx::pg_sys;
 
 use crate::pg::column::{Column, Text};
 use crate::pg::lookup::Lookup;
-use crate::pg::relation::{Relation, Row};
+use crate::pg::relation::{Relation, Row, Version};
 use crate::pg::schema::Schema;
 use crate::pg::session;
 use crate::pg::writer::Writer;
@@ -53,15 +53,14 @@ impl Claims {
         self.by_user.name()
     }
 
-    /// Returns true if there is a claim on the coupon called `name`, or any claim if there is no name,
-    /// under the active snapshot.
-    pub fn exist(&self, name: Option<Text>) -> bool {
+    /// A claim on the coupon called `name`, or any claim if there is no name, under the active snapshot.
+    pub fn any(&self, name: Option<Text>) -> Option<Version> {
         let (table, index) = (&self.table, &self.by_user);
         match name {
             Some(name) => Lookup::new(table, index, [COUPON_NAME.key()])
                 .find([COUPON_NAME.of(name)])
-                .is_some(),
-            None => Lookup::new(table, index, []).find([]).is_some(),
+                .map(Row::version),
+            None => Lookup::new(table, index, []).find([]).map(Row::version),
         }
     }
 
@@ -117,9 +116,9 @@ impl Claim<'_> {
         self.row.get(CLAIMED_AT).unwrap_or(0)
     }
 
-    /// The transaction that wrote this version.
-    pub fn written_by(self) -> pg_sys::TransactionId {
-        self.row.written_by()
+    /// The version of the row.
+    pub fn version(self) -> Version {
+        self.row.version()
     }
 }
 
@@ -136,6 +135,11 @@ impl ClaimSearch<'_> {
         self.by_user
             .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
             .map(|row| Claim { row, request_key })
+    }
+
+    /// Finds the claim of `user_id` on `coupon_name` again, which was this `version`. Returns true if it is there.
+    pub fn find_again(&mut self, version: Version, user_id: Text, coupon_name: Text) -> bool {
+        self.by_user.find_again(version) || self.find(user_id, coupon_name).is_some()
     }
 
     /// Locks the claim last found, of `user_id`; returns false if it was deleted or moved meanwhile. Only a

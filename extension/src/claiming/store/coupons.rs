@@ -11,7 +11,7 @@ use crate::claiming::outcome::Outcome;
 use crate::pg::column::{Cell, Column, Text};
 use crate::pg::errors;
 use crate::pg::lookup::Lookup;
-use crate::pg::relation::{Relation, Row};
+use crate::pg::relation::{Relation, Row, Version};
 use crate::pg::schema::Schema;
 use crate::pg::writer::Writer;
 
@@ -119,10 +119,8 @@ pub struct Coupon {
     pub ends_at: Option<i64>,
     /// True while claims are refused.
     pub paused: bool,
-    /// The transaction that wrote this version.
-    pub written_by: pg_sys::TransactionId,
-    /// The place of this version in the table.
-    place: pg_sys::ItemPointerData,
+    /// The version of the row.
+    pub version: Version,
 }
 
 impl Coupon {
@@ -137,8 +135,7 @@ impl Coupon {
             starts_at: row.get(STARTS_AT),
             ends_at: row.get(ENDS_AT),
             paused: row.get(PAUSED).unwrap_or(false),
-            written_by: row.written_by(),
-            place: row.place(),
+            version: row.version(),
         }
     }
 
@@ -193,7 +190,7 @@ impl CouponSearch<'_> {
 
     /// Finds `coupon` again, without a search. Returns false if it has changed.
     pub fn find_unchanged(&mut self, coupon: &Coupon) -> bool {
-        self.by_name.find_at(coupon.place, coupon.written_by)
+        self.by_name.find_again(coupon.version)
     }
 
     /// Returns true if another session may have locked the row of the coupon last found.

@@ -1,13 +1,11 @@
 //! The table `holds`.
 
 use std::cell::OnceCell;
-use std::collections::HashSet;
-
-use pgrx::pg_sys;
+use std::collections::HashMap;
 
 use crate::pg::column::{Column, Text};
 use crate::pg::lookup::Lookup;
-use crate::pg::relation::{Relation, Row};
+use crate::pg::relation::{Relation, Row, Version};
 use crate::pg::schema::Schema;
 use crate::pg::writer::Writer;
 
@@ -62,34 +60,35 @@ impl Holds {
             ),
             by_expiry: None,
             holds: self,
-            last: None,
-            released: None,
             span: None,
         }
     }
 
-    /// Returns true if there is a hold on the coupon called `name`, or any hold if there is no name, under the
-    /// active snapshot.
-    pub fn exist(&self, name: Option<Text>) -> bool {
+    /// A hold on the coupon called `name`, or any hold if there is no name, under the active snapshot.
+    pub fn any(&self, name: Option<Text>) -> Option<Version> {
         let (table, index) = (&self.table, &self.by_user);
         match name {
             Some(name) => Lookup::new(table, index, [COUPON_NAME.key()])
                 .find([COUPON_NAME.of(name)])
-                .is_some(),
-            None => Lookup::new(table, index, []).find([]).is_some(),
+                .map(Row::version),
+            None => Lookup::new(table, index, []).find([]).map(Row::version),
         }
     }
 
-    /// The users who have a hold on the coupon called `name`, under the active snapshot; none if the index has more than
-    /// `most` entries of the coupon. These may be entries of holds that are gone.
-    pub fn users(&self, name: Text, most: usize) -> Option<HashSet<String>> {
-        let mut users = HashSet::new();
+    /// All `held` holds on the coupon called `name` by their users, under the active snapshot; none if the index has more
+    /// than `most` entries of the coupon. These may be entries of holds that are gone.
+    pub fn all(&self, name: Text, held: usize, most: usize) -> Option<HashMap<String, Held>> {
+        let mut holds = HashMap::with_capacity(held.min(most));
         let is_complete = Lookup::new(&self.table, &self.by_user, [COUPON_NAME.key()]).each(
             [COUPON_NAME.of(name)],
             most,
-            |row| users.extend(Hold(row).user_id().map(Text::string)),
+            |row| {
+                let hold = Hold(row);
+                let user_id = hold.user_id().map(Text::string).unwrap_or_default();
+                holds.insert(user_id, hold.held());
+            },
         );
-        is_complete.then_some(users)
+        is_complete.then_some(holds)
     }
 
     /// Locks it as an `insert` or a `delete` does, and prepares to write.
@@ -126,10 +125,22 @@ impl Hold<'_> {
         self.0.get(CREATED_AT).unwrap_or(0)
     }
 
-    /// The transaction that wrote this version.
-    pub fn written_by(self) -> pg_sys::TransactionId {
-        self.0.written_by()
+    /// What is kept of it.
+    pub fn held(self) -> Held {
+        Held {
+            expires_at: self.expires_at(),
+            version: self.0.version(),
+        }
     }
+}
+
+/// A hold that was found before.
+#[derive(Clone, Copy)]
+pub struct Held {
+    /// The first moment at which it no longer can be confirmed.
+    pub expires_at: i64,
+    /// The version of its row.
+    pub version: Version,
 }
 
 /// Searches the table by coupon and user, and by coupon in the order of expiry.
@@ -137,10 +148,6 @@ pub struct HoldSearch<'t> {
     holds: &'t Holds,
     by_user: Lookup<'t, 2>,
     by_expiry: Option<Lookup<'t, 3>>,
-    /// The user whose hold was looked up last, if it was found.
-    last: Option<Text>,
-    /// That user before the last release, with the place of the row and the transaction that wrote it.
-    released: Option<(Text, pg_sys::ItemPointerData, pg_sys::TransactionId)>,
     /// The span of expiries in which the search in their order is, and its coupon.
     span: Option<(Text, i64, i64)>,
 }
@@ -148,26 +155,22 @@ pub struct HoldSearch<'t> {
 impl<'t> HoldSearch<'t> {
     /// The hold of `user_id` on `coupon_name`.
     pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
-        let found = self
-            .by_user
-            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)]);
-        self.last = found.is_some().then_some(user_id);
-        found.map(Hold)
+        self.by_user
+            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
+            .map(Hold)
     }
 
-    /// Finds the hold of `user_id` on `coupon_name` again, without a look-up if it was the last that was found.
-    pub fn find_again(&mut self, user_id: Text, coupon_name: Text) -> bool {
-        if self.last.is_some_and(|last| last.is_same(user_id)) {
-            return true;
+    /// Finds the hold of `user_id` on `coupon_name` again, which was this `version`.
+    pub fn find_again(
+        &mut self,
+        version: Version,
+        user_id: Text,
+        coupon_name: Text,
+    ) -> Option<Hold<'_>> {
+        if self.by_user.find_again(version) {
+            return Some(Hold(self.by_user.found()));
         }
-        if let Some((last, place, written_by)) = self.released
-            && last.is_same(user_id)
-            && self.by_user.find_at(place, written_by)
-        {
-            self.last = Some(user_id);
-            return true;
-        }
-        self.find(user_id, coupon_name).is_some()
+        self.find(user_id, coupon_name)
     }
 
     /// The hold on `coupon_name` that expires first of those that expire at `moment` or later. The search does
@@ -224,10 +227,6 @@ impl<'t> HoldSearch<'t> {
 
     /// Releases the rows last found.
     pub fn release(&mut self) {
-        self.released = self.last.take().map(|user_id| {
-            let row = self.by_user.found();
-            (user_id, row.place(), row.written_by())
-        });
         self.span = None;
         self.by_user.release();
         if let Some(by_expiry) = &mut self.by_expiry {
