@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The page with the configuration that these servers have.
-const PAGE: &str = include_str!("../../docs/failover.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/failover.md");
 
 /// Longest wait for a server that may be frozen.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -283,7 +283,8 @@ fn configuration(
     etcd: &str,
     replication: Replication,
 ) -> Result<String> {
-    let mut blocks = PAGE.split("```yaml\n").skip(1);
+    let page = fs::read_to_string(PAGE)?;
+    let mut blocks = page.split("```yaml\n").skip(1);
     let (Some(block), None) = (blocks.next(), blocks.next()) else {
         bail!("docs/failover.md must have one block of YAML");
     };
