@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-openapi \
-	test-one test-upgrade test-pg17 test-pg18 package test-package test-docker lint advisories bench psql url up down \
+	test-scale test-one test-upgrade test-pg17 test-pg18 package test-package test-docker lint advisories bench psql url up down \
 	docs clean
 
 help: ## list the targets
@@ -43,6 +43,10 @@ test-it: build ## integration tests with a real cluster and real HTTP: tests/it
 test-openapi: build ## the OpenAPI description with schemathesis, and /docs in a browser
 	@scripts/setup openapi
 	@scripts/test openapi
+
+test-scale: build ## shards, routers, failover with Patroni, poolers: all about more than one machine
+	@scripts/setup scale
+	@scripts/test scale
 
 test-one: build ## run the integration tests with T in their names: make test-one T=flash_sale
 	@scripts/setup it

@@ -53,6 +53,10 @@ MDBOOK=$state/tools/bin/mdbook
 PROMTOOL=$state/tools/bin/promtool
 export PGBOUNCER=$state/tools/bin/pgbouncer
 export HAPROXY=$state/tools/bin/haproxy
+export NEW_PGBOUNCER=$state/tools/bin/pgbouncer-trixie
+export PATRONI=$state/tools/bin/patroni
+export PATRONICTL=$state/tools/bin/patronictl
+export ETCD=$state/tools/bin/etcd
 # pgrx's tests connect as $USER, which is often unset in containers.
 export USER=${USER:-$(id -un)}
 

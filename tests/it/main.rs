@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod docs;
+mod failover;
 mod failure;
 mod fixtures;
 mod http;

@@ -9,7 +9,9 @@ use std::{fs::File, process::Stdio};
 
 use anyhow::{Result, ensure};
 use honcho_tests::{Cluster, Database};
-use tokio_postgres::{Client, GenericClient};
+use tokio_postgres::Client;
+
+use crate::fixtures::sql::claim_coupon as claim;
 
 /// SQL that makes the role as which routers connect to shards, if the cluster does not have it.
 const ROLE: &str = "do $$ begin
@@ -123,17 +125,4 @@ async fn sqlstate(client: &Client, sql: &str) -> String {
             |code| code.code().to_owned(),
         ),
     }
-}
-
-/// Claims a coupon.
-async fn claim(
-    client: &impl GenericClient,
-    user_id: &str,
-    coupon_name: &str,
-) -> Result<String, tokio_postgres::Error> {
-    let sql = "select honcho_claim($1, $2)::text";
-    Ok(client
-        .query_one(sql, &[&user_id, &coupon_name])
-        .await?
-        .get(0))
 }

@@ -3,7 +3,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
     net::{Ipv4Addr, TcpListener},
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -16,23 +16,7 @@ use rustix::{
     process::{Pid, Signal, geteuid, kill_process},
 };
 
-use crate::PATIENCE;
-
-/// Stops the cluster and removes it at the end of its standard input, which comes when the owning process
-/// drops the cluster or dies in any way. Statics are never dropped, so the shared cluster of a test binary
-/// depends on it.
-const GUARD: &str = r#"
-cat >/dev/null
-# A server that was killed leaves its lock file behind.
-if [ -f "$1/data/postmaster.pid" ] && kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")" 2>/dev/null; then
-    tries=0
-    while [ -f "$1/data/postmaster.pid" ] && [ "$tries" -lt 100 ]; do
-        sleep 0.1
-        tries=$((tries + 1))
-    done
-fi
-rm -rf "$1"
-"#;
+use crate::{PATIENCE, directory::Directory};
 
 /// The port of a cluster that is reachable only through its unix socket.
 const DEFAULT_PORT: u16 = 5432;
@@ -150,13 +134,12 @@ impl ClusterOptions {
 /// PostgreSQL refuses to run as root, so root runs it as the user `postgres`.
 #[derive(Debug)]
 pub struct Cluster {
-    directory: PathBuf,
+    directory: Directory,
     bindir: PathBuf,
     owner: Option<(u32, u32)>,
     options: ClusterOptions,
     port: u16,
     postmaster: Option<Child>,
-    guard: Option<Child>,
 }
 
 impl Cluster {
@@ -174,32 +157,14 @@ impl Cluster {
         } else {
             DEFAULT_PORT
         };
-        let directory = tempfile::Builder::new()
-            .prefix("honcho-")
-            .tempdir_in(&options.parent)
-            .with_context(|| format!("no directory under {}", options.parent.display()))?
-            .keep();
-        let guard = Command::new("sh")
-            .args(["-c", GUARD, "honcho-guard"])
-            .arg(&directory)
-            .stdin(Stdio::piped())
-            // Its own process group: a Ctrl+C at the terminal must not end it with its owner.
-            .process_group(0)
-            .spawn()
-            .context("the guard did not start")?;
-        let cluster = Self {
-            directory,
+        Ok(Self {
+            directory: Directory::new(&options.parent)?,
             bindir,
             owner,
             options,
             port,
             postmaster: None,
-            guard: Some(guard),
-        };
-        if let Some((user, group)) = owner {
-            chown(&cluster.directory, Some(user), Some(group))?;
-        }
-        Ok(cluster)
+        })
     }
 
     /// Starts the server again after [`stop`](Self::stop) and waits until it takes connections.
@@ -214,7 +179,7 @@ impl Cluster {
         let addresses = if self.options.tcp { "127.0.0.1" } else { "" };
         command.args(["-c", &format!("listen_addresses={addresses}")]);
         command.args(["-c", &format!("port={}", self.port), "-c"]);
-        command.arg(setting("unix_socket_directories", &self.directory));
+        command.arg(setting("unix_socket_directories", self.directory()));
         for (name, value) in &self.options.settings {
             command.args(["-c", &format!("{name}={value}")]);
         }
@@ -226,12 +191,13 @@ impl Cluster {
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0);
+        let data = self.data();
         let postmaster = self
             .postmaster
             .insert(command.spawn().context("no postmaster")?);
         let pid = postmaster.id();
         let deadline = Instant::now() + PATIENCE;
-        while !is_ready(&self.directory.join("data"), pid) {
+        while !is_ready(&data, pid) {
             if let Some(status) = postmaster.try_wait()? {
                 self.postmaster = None;
                 bail!("the server ended with {status}:\n{}", self.log());
@@ -311,9 +277,9 @@ impl Cluster {
     pub fn program(&self, program: &str) -> Command {
         let mut command = Command::new(self.bindir.join(program));
         // The owner may lack access to the current directory.
-        command.current_dir(&self.directory);
+        command.current_dir(self.directory());
         command
-            .env("PGHOST", &self.directory)
+            .env("PGHOST", self.directory())
             .env("PGPORT", self.port.to_string())
             .env("PGUSER", "postgres");
         command.env_remove("PGDATABASE").env_remove("PGDATA");
@@ -326,7 +292,7 @@ impl Cluster {
     /// A URL for libpq and for the service.
     pub fn url(&self, user: &str, database: &str) -> String {
         let host = self
-            .directory
+            .directory()
             .to_string_lossy()
             .replace('%', "%25")
             .replace('/', "%2F");
@@ -342,13 +308,8 @@ impl Cluster {
     /// Stops every process of the running server until the returned value is dropped. To clients it looks
     /// like a machine that hangs: connections stay open, and nothing answers.
     pub fn freeze(&self) -> Result<Frozen> {
-        let postmaster = self.pid().context("the server does not run")?;
-        let mut frozen = Frozen(Vec::new());
-        // The postmaster first, so that it starts no process meanwhile.
-        for pid in std::iter::once(postmaster).chain(children(postmaster)?) {
-            signal(pid, Signal::STOP)?;
-            frozen.0.push(pid);
-        }
+        let mut frozen = Frozen::default();
+        frozen.add_server(self.pid().context("the server does not run")?)?;
         Ok(frozen)
     }
 
@@ -360,7 +321,7 @@ impl Cluster {
     /// The cluster's own directory: the socket, the log, and the data directory `data`. It
     /// belongs to the cluster's owner.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.directory.path()
     }
 
     /// The process id of the running server.
@@ -376,28 +337,42 @@ impl Cluster {
     }
 
     fn data(&self) -> PathBuf {
-        self.directory.join("data")
+        self.directory().join("data")
     }
 
     fn log_path(&self) -> PathBuf {
-        self.directory.join("log")
+        self.directory().join("log")
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The guard does the rest, even if the stop failed.
+        // The directory's guard does the rest, even if the stop failed.
         let _ = self.stop(Stop::Immediate);
-        if let Some(mut guard) = self.guard.take() {
-            drop(guard.stdin.take());
-            let _ = guard.wait();
-        }
     }
 }
 
-/// A server whose processes are stopped.
-#[derive(Debug)]
+/// Processes that are stopped until this is dropped.
+#[derive(Debug, Default)]
 pub struct Frozen(Vec<u32>);
+
+impl Frozen {
+    /// Stops a process.
+    pub(crate) fn add(&mut self, pid: u32) -> Result<()> {
+        signal(pid, Signal::STOP)?;
+        self.0.push(pid);
+        Ok(())
+    }
+
+    /// Stops a server with all its processes: the postmaster first, so that it starts no process meanwhile.
+    pub(crate) fn add_server(&mut self, postmaster: u32) -> Result<()> {
+        self.add(postmaster)?;
+        for pid in children(postmaster)? {
+            self.add(pid)?;
+        }
+        Ok(())
+    }
+}
 
 impl Drop for Frozen {
     fn drop(&mut self) {
@@ -408,7 +383,7 @@ impl Drop for Frozen {
     }
 }
 
-fn signal(pid: u32, signal: Signal) -> Result<()> {
+pub(crate) fn signal(pid: u32, signal: Signal) -> Result<()> {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
@@ -435,7 +410,7 @@ pub(crate) fn free_port() -> Result<u16> {
 }
 
 /// Kills a server. It is stopped first, so that it starts no process while its children are killed.
-fn kill_with_children(server: u32) -> Result<()> {
+pub(crate) fn kill_with_children(server: u32) -> Result<()> {
     signal(server, Signal::STOP)?;
     let children = children(server)?;
     for &child in &children {
@@ -460,7 +435,7 @@ fn is_alive(pid: u32) -> bool {
 }
 
 /// The directory of PostgreSQL's programs, from this `pg_config` or `$PG_CONFIG`.
-fn bindir(pg_config: Option<&Path>) -> Result<PathBuf> {
+pub(crate) fn bindir(pg_config: Option<&Path>) -> Result<PathBuf> {
     let named = pg_config.map(OsString::from);
     let pg_config = named.or_else(|| env::var_os("PG_CONFIG")).context(
         "PG_CONFIG must name the pg_config of the PostgreSQL to test (make test-it does)",
@@ -479,7 +454,7 @@ fn bindir(pg_config: Option<&Path>) -> Result<PathBuf> {
 }
 
 /// User and group that run PostgreSQL if this process cannot.
-fn owner() -> Result<Option<(u32, u32)>> {
+pub(crate) fn owner() -> Result<Option<(u32, u32)>> {
     if !geteuid().is_root() {
         return Ok(None);
     }

@@ -35,19 +35,38 @@ impl Database {
         Self::create_with(cluster, "").await
     }
 
+    /// Creates the database, the extension and the roles on a server.
+    ///
+    /// # Arguments
+    /// `url`: makes the server's URL for a user and a database.
+    pub async fn create_at(url: impl Fn(&str, &str) -> String) -> Result<Self> {
+        Self::create_at_with(url, "create extension honcho").await
+    }
+
     async fn create_with(cluster: &Cluster, create_extension: &str) -> Result<Self> {
+        Self::create_at_with(
+            |user, database| cluster.url(user, database),
+            create_extension,
+        )
+        .await
+    }
+
+    async fn create_at_with(
+        url: impl Fn(&str, &str) -> String,
+        create_extension: &str,
+    ) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let caller = format!("{name}_caller");
         let stranger = format!("{name}_stranger");
-        let admin = connect(&cluster.url("postgres", "postgres")).await?;
+        let admin = connect(&url("postgres", "postgres")).await?;
         admin
             .batch_execute(&format!("create database {name} template template0"))
             .await?;
         let database = Self {
-            superuser_url: cluster.url("postgres", &name),
-            caller_url: cluster.url(&caller, &name),
-            stranger_url: cluster.url(&stranger, &name),
+            superuser_url: url("postgres", &name),
+            caller_url: url(&caller, &name),
+            stranger_url: url(&stranger, &name),
             name,
         };
         let superuser = database.connect().await?;

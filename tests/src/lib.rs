@@ -5,6 +5,8 @@
 mod cluster;
 mod concurrent;
 mod database;
+mod directory;
+mod patroni;
 mod pooler;
 mod proxy;
 mod service;
@@ -16,6 +18,7 @@ use anyhow::{Result, bail};
 pub use cluster::{Cluster, ClusterOptions, Frozen, Stop};
 pub use concurrent::{concurrently, counts};
 pub use database::{Database, books, connect};
+pub use patroni::{Patroni, Replication};
 pub use pooler::Pooler;
 pub use proxy::Proxy;
 pub use service::Service;

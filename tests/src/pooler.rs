@@ -26,6 +26,22 @@ impl Pooler {
     /// # Arguments
     /// `settings`: lines of the section `[pgbouncer]` of its configuration.
     pub async fn start(cluster: &Cluster, database: &Database, settings: &str) -> Result<Self> {
+        Self::start_program(&program()?, cluster, database, settings).await
+    }
+
+    /// The same with the PgBouncer that `$NEW_PGBOUNCER` names, which is of version 1.21 or newer.
+    pub async fn start_new(cluster: &Cluster, database: &Database, settings: &str) -> Result<Self> {
+        let program = std::env::var("NEW_PGBOUNCER")
+            .context("NEW_PGBOUNCER must name the program (make test-scale does)")?;
+        Self::start_program(&program, cluster, database, settings).await
+    }
+
+    async fn start_program(
+        program: &str,
+        cluster: &Cluster,
+        database: &Database,
+        settings: &str,
+    ) -> Result<Self> {
         let port = free_port()?;
         let caller = format!("{}_caller", database.name());
         // It runs as the cluster's owner, because it refuses to run as root.
@@ -41,7 +57,7 @@ impl Pooler {
         fs::write(file("ini"), configuration)?;
         let log = File::create(file("log"))?;
         let child = cluster
-            .program(&program()?)
+            .program(program)
             .arg(file("ini"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -7,7 +7,7 @@ mod tls;
 use std::{
     fmt,
     future::Future,
-    iter,
+    io, iter,
     net::IpAddr,
     pin::Pin,
     sync::{
@@ -200,20 +200,28 @@ impl Servers {
         Ok(opened)
     }
 
+    /// Returns the error of the last server, or of one that takes no writes: that the others cannot be reached says less.
     async fn open_first(&self) -> Result<OpenConnection, tokio_postgres::Error> {
         let preferred = self.0.preferred.load(Ordering::Relaxed);
         let others = (0..self.0.configs.len()).filter(|&server| server != preferred);
         let mut order: Vec<usize> = iter::once(preferred).chain(others).collect();
         // The caller bounds the wait for the last one.
         let last = order.pop().unwrap_or(preferred);
+        let mut read_only = None;
         for server in order {
             match timeout(self.0.connect_timeout, self.open_at(server)).await {
                 Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(error)) => debug!("database server {} does not fit: {error}", server + 1),
+                Ok(Err(error)) => {
+                    debug!("database server {} does not fit: {error}", server + 1);
+                    if takes_no_writes(&error) {
+                        read_only = Some(error);
+                    }
+                }
                 Err(_) => debug!("database server {} does not answer", server + 1),
             }
         }
-        self.open_at(last).await
+        let opened = self.open_at(last).await;
+        opened.map_err(|error| read_only.unwrap_or(error))
     }
 
     async fn open_at(&self, server: usize) -> Result<OpenConnection, tokio_postgres::Error> {
@@ -239,6 +247,16 @@ impl Servers {
             server,
         })
     }
+}
+
+/// Returns true if a server was passed over because of `target_session_attrs`. tokio-postgres reports that as an error of
+/// the connection, which, unlike all others of this kind, the system has not given.
+pub(crate) fn takes_no_writes(error: &tokio_postgres::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .is_some_and(|error| {
+            error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none()
+        })
 }
 
 impl Connect for Servers {

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Statement, error::SqlState, types::Type};
 use super::{Cause, Reason};
 use crate::database::{
     FUNCTIONS, NEWER_FUNCTIONS,
-    server::{OpenConnection, Servers},
+    server::{OpenConnection, Servers, takes_no_writes},
     settings::{Unfit, dropped_settings},
     sqlstate::describe,
 };
@@ -108,6 +108,10 @@ pub(super) async fn open(servers: &Servers) -> Result<Session, Trouble> {
             connection,
             question: None,
         }),
+        Ok(Err(error)) if takes_no_writes(&error) => {
+            let detail = "no server that answers takes writes".to_owned();
+            Err(Trouble::explained(Cause::ReadOnly, detail, describe(error)))
+        }
         Ok(Err(error)) => {
             let cause = match error.code() {
                 Some(_) => Cause::Refused,

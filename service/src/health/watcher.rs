@@ -142,7 +142,10 @@ impl Watcher {
                     "not ready, retrying: {}",
                     reason.detail
                 );
-                if matches!(reason.cause, Cause::Unreachable | Cause::Silent) {
+                if matches!(
+                    reason.cause,
+                    Cause::Unreachable | Cause::Silent | Cause::ReadOnly
+                ) {
                     self.database.forget_idle_connections();
                     if let Some(server) = self.server {
                         self.own.demote(server);

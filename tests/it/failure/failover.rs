@@ -75,7 +75,7 @@ async fn service_follows_from_a_killed_primary_to_its_standby() -> Result<()> {
     pair.primary.stop(Stop::Kill)?;
     // The standby runs, but takes no claims.
     pair.api
-        .until_not_ready("the database cannot be reached")
+        .until_not_ready("no server that answers takes writes")
         .await?;
     let answered = pair.api.claim("user", "PROMO").await?;
     assert_eq!(answered.shown(), "503 unavailable");

@@ -4,26 +4,13 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use honcho_tests::{Database, Pooler, eventually};
+use honcho_tests::{Pooler, eventually};
 
 use crate::{
     fixtures::api::Api,
     fixtures::held_coupon::{claim, hold},
+    fixtures::pooler::{IGNORING, settings_on_the_role},
 };
-
-/// Makes PgBouncer accept startup parameters that it does not pass on, as its error message suggests.
-const IGNORING: &str = "ignore_startup_parameters = options, statement_timeout, lock_timeout, \
-                        idle_in_transaction_session_timeout, jit";
-
-/// Sets on the role the settings that the service asks for.
-async fn settings_on_the_role(database: &Database) -> Result<()> {
-    let role = format!("alter role {}_caller set", database.name());
-    let settings = format!(
-        "{role} statement_timeout = '5s'; {role} lock_timeout = '250ms';
-         {role} idle_in_transaction_session_timeout = '30s'"
-    );
-    Ok(database.connect().await?.batch_execute(&settings).await?)
-}
 
 /// Waits for the reason for which the service is not ready.
 async fn reason(api: &Api) -> Result<String> {
