@@ -93,10 +93,8 @@ async fn sessions_follow_a_shard_that_moves_and_no_told_claim_is_lost() -> Resul
     ensure!(failures.contains_key("25006"), "{failures:?}");
 
     let there = shard.in_cluster(&homes.new);
-    for (database, told) in [&router.shards[0], &there]
-        .into_iter()
-        .zip(&*told.lock().unwrap())
-    {
+    let told = told.lock().unwrap().clone();
+    for (database, told) in [&router.shards[0], &there].into_iter().zip(&told) {
         let kept: BTreeSet<String> = claimed(&database.connect().await?)
             .await?
             .into_iter()
