@@ -56,6 +56,13 @@ RUN touch extension/src/lib.rs \
 
 FROM postgres:${PG_MAJOR}-${DEBIAN}
 ARG PG_MAJOR
+# Not empty for a router (docs/router.md).
+ARG PLPROXY=
+RUN if [ -n "$PLPROXY" ]; then \
+        apt-get update \
+        && apt-get install -y --no-install-recommends "postgresql-$PG_MAJOR-plproxy" \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /package /
 COPY router/honcho_router.control router/honcho_router--*.sql /usr/share/postgresql/${PG_MAJOR}/extension/
 COPY router/shard.sql /usr/share/postgresql/${PG_MAJOR}/extension/honcho_router/

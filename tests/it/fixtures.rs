@@ -6,6 +6,7 @@ pub mod held_coupon;
 pub mod lives;
 pub mod long_list;
 pub mod machine;
+pub mod moves;
 pub mod pooler;
 pub mod preloaded;
 pub mod program;

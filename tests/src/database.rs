@@ -81,6 +81,16 @@ impl Database {
         Ok(database)
     }
 
+    /// The database of the same name and its roles in another cluster, where they may not be yet.
+    pub fn in_cluster(&self, cluster: &Cluster) -> Self {
+        Self {
+            name: self.name.clone(),
+            superuser_url: cluster.url("postgres", &self.name),
+            caller_url: cluster.url(&format!("{}_caller", self.name), &self.name),
+            stranger_url: cluster.url(&format!("{}_stranger", self.name), &self.name),
+        }
+    }
+
     /// The database's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -372,6 +372,57 @@ async fn waits_on_a_shard_end_with_their_sqlstates() -> Result<()> {
     Ok(())
 }
 
+/// A call for two coupons takes both turns on the shard. A transaction there that takes them in the other order makes a
+/// deadlock with it, which the call's session looks for first.
+#[tokio::test]
+async fn deadlock_on_a_shard_keeps_its_sqlstate() -> Result<()> {
+    let router = Router::new(1).await?;
+    let shard = &router.shards[0];
+    for coupon in ["A", "B"] {
+        shard.create_coupon(coupon, 10).await?;
+    }
+    for (n, caller) in [shard, &router.database].into_iter().enumerate() {
+        let other = shard.connect().await?;
+        other
+            .batch_execute(&format!(
+                "set deadlock_timeout = '10min'; begin; select honcho_claim('other {n}', 'B')"
+            ))
+            .await?;
+        let session = caller.connect_as_caller().await?;
+        let call = format!("select honcho_claim_many('{{ann {n},ann {n}}}', '{{A,B}}')");
+        let many = tokio::spawn(async move { sqlstate(&session, &call).await });
+        until_waiting_for_lock(&shard.connect().await?).await?;
+        let closing = format!("select honcho_claim('other {n}', 'A'); commit");
+        assert_eq!(sqlstate(&other, &closing).await, "00000");
+        assert_eq!(many.await?, "40P01");
+    }
+    router.books().await
+}
+
+/// Honcho raises `55000` where the router does not call it: for the events of all coupons on a standby. So a trigger of the
+/// shard's does.
+#[tokio::test]
+async fn state_of_a_shard_that_forbids_a_call_keeps_its_sqlstate() -> Result<()> {
+    let router = Router::new(1).await?;
+    let shard = &router.shards[0];
+    shard.create_coupon("PROMO", 10).await?;
+    shard
+        .connect()
+        .await?
+        .batch_execute(
+            "create function forbid() returns trigger language plpgsql
+                 as $$begin raise object_not_in_prerequisite_state; end$$;
+             create trigger forbid before insert on claims for each row execute function forbid()",
+        )
+        .await?;
+    for caller in [shard, &router.database] {
+        let session = caller.connect_as_caller().await?;
+        let call = "select honcho_claim('ann', 'PROMO')";
+        assert_eq!(sqlstate(&session, call).await, "55000");
+    }
+    router.books().await
+}
+
 #[tokio::test]
 async fn limit_of_one_call_is_not_that_of_the_next() -> Result<()> {
     let router = Router::new(1).await?;
