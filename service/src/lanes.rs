@@ -26,7 +26,7 @@ use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use self::shared::{Alone, Shared, SharedCalls};
+use self::shared::{Alone, CallLimit, Shared, SharedCalls};
 use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
@@ -111,9 +111,11 @@ struct WaitingOperation {
 impl Lanes {
     /// Makes the lanes of each shard. None is open yet.
     pub fn of(databases: &Shards<Database>, limits: LaneLimits) -> Shards<Self> {
+        let calls = CallLimit::new();
         databases.map(|database| {
+            let shards = databases.count();
             Self(Arc::new(LanesInner {
-                shared: SharedCalls::new(database.clone(), databases.count(), limits.batch),
+                shared: SharedCalls::new(database.clone(), calls.clone(), shards, limits.batch),
                 database: database.clone(),
                 limits,
                 waiting: Mutex::default(),
@@ -406,14 +408,17 @@ impl Lane {
     async fn claim_batch(
         &self,
         batch: &[WaitingOperation],
-        alone: Option<Alone>,
+        mut alone: Option<Alone>,
     ) -> Result<Answers, Error> {
         let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
-        let outcomes = database
-            .claim_batch(&self.coupon_name, &users, alone)
-            .await?;
+        let counted = alone.as_mut().and_then(Alone::take_counted);
+        let call = database.claim_batch(&self.coupon_name, &users, alone);
+        let outcomes = match counted {
+            Some(counted) => counted.bounded(call).await,
+            None => call.await,
+        }?;
         check_count(batch.len(), outcomes.len())?;
         Ok(Answers::Outcomes(outcomes))
     }

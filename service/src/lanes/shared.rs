@@ -4,16 +4,23 @@
 //! Many coupons at once would otherwise be many small transactions, each with its commit and its turn on a processor. No
 //! timer holds anything back: the more lanes wait, the more share the next call. A coupon that another session is
 //! changing is left out of a shared call, and so is one whose batch makes it fail; their lanes go on alone.
+//!
+//! Several shards have these calls for themselves, and a limit in common: with more calls in progress, fewer lanes share
+//! each. A call counts for a short time only, so that a shard that does not answer does not hold up the others.
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::anyhow;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 use super::{WaitingOperation, check_count};
 use crate::{
@@ -26,15 +33,75 @@ use crate::{
 /// The most lanes that share a call. Each of their coupons is held until its commit.
 const LANES: usize = 128;
 
+/// The longest time for which a call counts, if it takes longer.
+const COUNTED: Duration = Duration::from_millis(10);
+
+/// The limit of calls in progress on all shards. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct CallLimit(Arc<Semaphore>);
+
+/// A call that counts until this is dropped.
+#[derive(Debug)]
+pub(super) struct Counted {
+    _held: Option<OwnedSemaphorePermit>,
+}
+
+impl CallLimit {
+    /// As many calls as one database may have in progress.
+    pub fn new() -> Self {
+        let calls = lone_calls(1) + shared_calls(1);
+        Self(Arc::new(Semaphore::new(calls)))
+    }
+
+    fn try_count(&self) -> Option<Counted> {
+        let held = Arc::clone(&self.0).try_acquire_owned().ok()?;
+        Some(Counted { _held: Some(held) })
+    }
+
+    async fn count(&self) -> Counted {
+        // Never closed.
+        let held = Arc::clone(&self.0).acquire_owned().await.ok();
+        Counted { _held: held }
+    }
+}
+
+impl Counted {
+    /// Completes with `call`, which counts at most for [`COUNTED`].
+    pub async fn bounded<T>(self, call: impl Future<Output = T>) -> T {
+        let mut call = pin!(call);
+        if let Ok(result) = timeout(COUNTED, call.as_mut()).await {
+            return result;
+        }
+        drop(self);
+        call.await
+    }
+}
+
+/// The most lanes of one of so many shards that call alone: half of the processors.
+fn lone_calls(shards: usize) -> usize {
+    processors(shards).div_ceil(2)
+}
+
+/// The most shared calls of one of so many shards: one for each processor, for one waits for its flush while another
+/// runs.
+fn shared_calls(shards: usize) -> usize {
+    processors(shards)
+}
+
+fn processors(shards: usize) -> usize {
+    let processors = thread::available_parallelism().map_or(2, usize::from);
+    processors.div_ceil(shards)
+}
+
 /// Calls that lanes share.
 #[derive(Debug)]
 pub(super) struct SharedCalls {
     database: Database,
+    limit: CallLimit,
     /// The most claims in one call.
     claims: usize,
-    /// Permits of lanes that call alone, for half of the processors, and of shared calls, for each of them: one waits for
-    /// its flush while another runs. With more calls in progress, fewer lanes share each, and a claim costs twice as much.
-    /// Several shards divide the processors among them, for the same reason.
+    /// Permits of lanes that call alone, and of shared calls. With more calls in progress, fewer lanes share each, and a
+    /// claim costs twice as much.
     alone: Arc<Semaphore>,
     shared: Arc<Semaphore>,
     room: Mutex<Room>,
@@ -44,6 +111,14 @@ pub(super) struct SharedCalls {
 #[derive(Debug)]
 pub(super) struct Alone {
     _held: OwnedSemaphorePermit,
+    counted: Option<Counted>,
+}
+
+impl Alone {
+    /// The count of the call, taken once.
+    pub fn take_counted(&mut self) -> Option<Counted> {
+        self.counted.take()
+    }
 }
 
 /// The batches that wait for the next shared call.
@@ -75,15 +150,14 @@ pub(super) enum Shared {
 
 impl SharedCalls {
     /// Makes the shared calls of one of so many shards, each of at most so many claims.
-    pub fn new(database: Database, shards: usize, claims: usize) -> Arc<Self> {
-        let processors = thread::available_parallelism().map_or(2, usize::from);
-        let processors = processors.div_ceil(shards);
+    pub fn new(database: Database, limit: CallLimit, shards: usize, claims: usize) -> Arc<Self> {
         let permits = |calls| Arc::new(Semaphore::new(calls));
         Arc::new(Self {
             database,
+            limit,
             claims,
-            alone: permits(processors.div_ceil(2)),
-            shared: permits(processors),
+            alone: permits(lone_calls(shards)),
+            shared: permits(shared_calls(shards)),
             room: Mutex::default(),
         })
     }
@@ -91,7 +165,11 @@ impl SharedCalls {
     /// Takes the permit to call alone; none if a batch should share a call.
     pub fn permit_alone(&self) -> Option<Alone> {
         let held = Arc::clone(&self.alone).try_acquire_owned().ok()?;
-        Some(Alone { _held: held })
+        let counted = self.limit.try_count()?;
+        Some(Alone {
+            _held: held,
+            counted: Some(counted),
+        })
     }
 
     /// Claims for a lane's batch together with others, and returns the batch.
@@ -131,17 +209,21 @@ impl SharedCalls {
             // Never closed.
             let permit = Arc::clone(&self.shared).acquire_owned().await.ok();
             let connection = self.database.connection().await;
+            let counted = match connection {
+                Ok(_) => Some(self.limit.count().await),
+                Err(_) => None,
+            };
             let (group, is_last) = self.next_group();
-            match connection {
-                Ok(connection) if !group.is_empty() => {
+            match (connection, counted) {
+                (Ok(connection), Some(counted)) if !group.is_empty() => {
                     let calls = Arc::clone(&self);
                     tokio::spawn(async move {
-                        calls.carry_out(group, connection).await;
+                        counted.bounded(calls.carry_out(group, connection)).await;
                         drop(permit);
                     });
                 }
-                Ok(_) => {}
-                Err(error) => {
+                (Ok(_), _) => {}
+                (Err(error), _) => {
                     let error = SharedError::from(error);
                     for batch in group {
                         batch.answer(Shared::Failed(error.clone()));
@@ -242,4 +324,32 @@ impl SharedBatch {
 /// Returns true if nothing was changed, and calls of the lanes, which are repeated and wait for locks, may succeed.
 fn is_passing(error: &Error) -> bool {
     error.may_be_repeated() || matches!(error, Error::Locked(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_without_an_answer_leave_room_for_others() {
+        let limit = CallLimit::new();
+        while let Some(counted) = limit.try_count() {
+            tokio::spawn(counted.bounded(pending::<()>()));
+        }
+        let counted = timeout(Duration::from_secs(10), limit.count()).await;
+        assert!(counted.is_ok(), "the calls count for ever");
+    }
+
+    #[tokio::test]
+    async fn ended_call_makes_room() {
+        let limit = CallLimit::new();
+        let first = limit.count().await;
+        let others: Vec<_> = std::iter::from_fn(|| limit.try_count()).collect();
+        assert!(limit.try_count().is_none());
+        first.bounded(async {}).await;
+        assert!(limit.try_count().is_some());
+        drop(others);
+    }
 }

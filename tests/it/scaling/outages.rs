@@ -117,7 +117,9 @@ async fn frozen_shards_do_not_hold_up_the_others() -> Result<()> {
     ];
     let (_even, odd, shards) = two_clusters(&settings).await?;
     let api = &shards.api;
-    let coupons = shards.coupon_on_each("PROMO", 1_000_000).await?;
+    // Two on each shard, so that their lanes share calls, too.
+    let mut coupons = shards.coupon_on_each("PROMO", 1_000_000).await?;
+    coupons.extend(shards.coupon_on_each("OTHER", 1_000_000).await?);
     let (evens, odds): (Vec<_>, Vec<_>) = coupons
         .iter()
         .cloned()
