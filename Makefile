@@ -4,8 +4,8 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup run build test test-unit test-pgrx test-regress test-isolation test-it test-openapi \
-	test-scale test-one test-upgrade test-pg17 test-pg18 package test-package test-docker lint advisories bench psql url up down \
-	docs clean
+	test-scale test-one test-upgrade test-pg17 test-pg18 package test-package test-docker lint advisories bench psql \
+	url up down docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -206,7 +206,7 @@ async fn old_home_refuses_writes_of_every_session() -> Result<()> {
         .refused("the database has moved, and its old home stays read-only")
 }
 
-/// What prevents a move is named before anything is changed.
+/// The script names the faults that prevent a move before it changes anything.
 #[tokio::test]
 async fn faults_are_named_before_the_move() -> Result<()> {
     let homes = Homes::start()?;
@@ -269,7 +269,7 @@ async fn faults_are_named_before_the_move() -> Result<()> {
     refused.refused("wal_level is replica, not logical")
 }
 
-/// What comes between the copy and the switch ends the move before the switch.
+/// A fault that arises between the copy and the switch ends the move before the switch.
 #[tokio::test]
 async fn move_is_given_up_unless_both_homes_are_as_they_must_be() -> Result<()> {
     let homes = Homes::start()?;

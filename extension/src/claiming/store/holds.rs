@@ -125,7 +125,7 @@ impl Hold<'_> {
         self.0.get(CREATED_AT).unwrap_or(0)
     }
 
-    /// What is kept of it.
+    /// Its expiry and version, which outlive the look-up.
     pub fn held(self) -> Held {
         Held {
             expires_at: self.expires_at(),
