@@ -74,6 +74,9 @@ async fn generate(schemathesis: &OsStr, service: &Service) -> Result<u32> {
             "--max-examples",
             "100",
             "--continue-on-failure",
+            // Tells that many random values were thrown away, which is chance. The number of cases is checked.
+            "--suppress-health-check",
+            "filter_too_much",
             // Streams have no end.
             "--exclude-path-regex",
             "/events$",
