@@ -304,7 +304,8 @@ impl Database {
         coupon_names: &[&str],
         connection: Option<Connection>,
     ) -> Result<Vec<Option<Outcome>>, Error> {
-        let sql = "select string_agg(coalesce(outcome::text, ''), ',' order by ordinal)
+        // In the order of the function, as in `CLAIM_BATCH`.
+        let sql = "select string_agg(coalesce(outcome::text, ''), ',')
                      from honcho_claim_many($1, $2, false)";
         let connections = self.connections();
         let call = async {
@@ -449,9 +450,9 @@ impl Database {
     }
 }
 
-/// As text, so that no connection has to look up the enum, and in one row, which is less to send and to read.
-const CLAIM_BATCH: &str = "
-    select string_agg(outcome::text, ',' order by ordinal) from honcho_claim_batch($1, $2)";
+/// As text, so that no connection has to look up the enum, and in one row, which is less to send and to read. It needs no
+/// `order by`, which sorts: an aggregate takes the rows as they come, and a function's rows come in its order.
+const CLAIM_BATCH: &str = "select string_agg(outcome::text, ',') from honcho_claim_batch($1, $2)";
 
 /// Reads the outcomes of [`CLAIM_BATCH`].
 fn outcomes(rows: &[Row]) -> Result<Vec<Outcome>, Error> {
