@@ -30,12 +30,15 @@ pub fn now() -> i64 {
     unix.as_micros() as i64 - POSTGRES_EPOCH
 }
 
-/// The next value of `sequence`.
+unsafe extern "C-unwind" {
+    /// PostgreSQL's, from commands/sequence.h.
+    fn nextval_internal(relid: pg_sys::Oid, check_permissions: bool) -> i64;
+}
+
+/// The next value of `sequence`. As for an identity column, it needs no right on the sequence.
 pub fn next_value(sequence: pg_sys::Oid) -> i64 {
-    // SAFETY: `nextval_oid` takes one OID and returns a bigint, never null.
-    let value =
-        unsafe { direct_function_call::<i64>(pg_sys::nextval_oid, &[sequence.into_datum()]) };
-    value.unwrap_or_default()
+    // SAFETY: it raises an error, which the boundary catches, unless the relation is a sequence.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| nextval_internal(sequence, false)) }
 }
 
 /// The last value that `sequence` has given, 0 if none.

@@ -28,6 +28,8 @@ pub struct Writer<'t> {
     /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
     /// keys.
     kept_keys: usize,
+    /// The list of the key of `insert_unless`, made when it is needed first.
+    keys: *mut pg_sys::List,
     slot: Slot,
     table: PhantomData<&'t Relation>,
 }
@@ -62,6 +64,7 @@ impl<'t> Writer<'t> {
                 kept,
                 has_only_kept: !kept.is_empty() && has_only_keys_of(table, kept),
                 kept_keys: 0,
+                keys: ptr::null_mut(),
                 slot,
                 table: PhantomData,
             }
@@ -143,23 +146,23 @@ impl<'t> Writer<'t> {
         // fails if another row has the key.
         unsafe {
             let table = (*self.target).ri_RelationDesc;
-            let key = pg_sys::lappend_oid(ptr::null_mut(), key.oid());
-            pg_sys::CheckCmdReplicaIdentity(table, pg_sys::CmdType::CMD_INSERT);
+            if self.keys.is_null() {
+                pg_sys::CheckCmdReplicaIdentity(table, pg_sys::CmdType::CMD_INSERT);
+                self.keys = pg_sys::lappend_oid(ptr::null_mut(), key.oid());
+            }
             pg_sys::ExecConstraints(self.target, slot, self.estate);
             pg_sys::simple_table_tuple_insert(table, slot);
-            let others = pg_sys::ExecInsertIndexTuples(
+            pg_sys::ExecInsertIndexTuples(
                 self.target,
                 slot,
                 self.estate,
                 false,
                 true,
                 &mut has_other,
-                key,
+                self.keys,
                 #[cfg(not(feature = "pg15"))]
                 false,
             );
-            pg_sys::list_free(others);
-            pg_sys::list_free(key);
         }
         self.require_domains_beside(cells);
         has_other.then(|| self.written().version())
