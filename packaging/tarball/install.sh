@@ -16,6 +16,7 @@ case $version in
         ;;
 esac
 install -m 755 -- "$here/pkglibdir/honcho.so" "$("$pg_config" --pkglibdir)/"
+install -m 755 -- "$here/bindir/honcho-move-shard" "$("$pg_config" --bindir)/"
 share=$("$pg_config" --sharedir)/extension
 install -m 644 -- "$here"/sharedir/extension/*.* "$share/"
 install -d -m 755 -- "$share/honcho_router"
