@@ -183,8 +183,7 @@ impl<'a> Draft<'a> {
     /// operations.
     pub fn skip_looks(&mut self, count: usize) {
         let has_enough = usize::try_from(self.before.remaining).is_ok_and(|it| it >= count);
-        let knows_holds = self.before.held == 0 || self.holds.is_some();
-        self.skips_looks = has_enough && knows_holds && self.closed().is_none();
+        self.skips_looks = has_enough && self.closed().is_none();
     }
 
     /// Begins again, with looks, and returns true if a decision needed one that was skipped.

@@ -50,6 +50,12 @@ select outcome from honcho_update_coupon('PROMO', amount => (select amount - rem
 select outcome from honcho_claim_batch('PROMO', '{vic,ann,wil}');
 select inserted();
 select outcome from honcho_restock('PROMO', 20);
+-- a coupon that is closed,
+\c
+select outcome from honcho_update_coupon('PROMO', paused => true);
+select outcome from honcho_apply('PROMO', '{release,claim,claim}', '{tom,ann,xia}');
+select inserted();
+select outcome from honcho_update_coupon('PROMO', paused => false);
 -- in a transaction block,
 \c
 begin;
