@@ -182,7 +182,8 @@ impl<'a> Draft<'a> {
     /// the key finds those who have one when theirs is inserted, at no cost for the others. `count` is the number of
     /// operations.
     pub fn skip_looks(&mut self, count: usize) {
-        let has_enough = usize::try_from(self.before.remaining).is_ok_and(|it| it >= count);
+        // More than enough: nothing may be left to say that it is sold out.
+        let has_enough = usize::try_from(self.before.remaining).is_ok_and(|it| it > count);
         self.skips_looks = has_enough && self.closed().is_none();
     }
 

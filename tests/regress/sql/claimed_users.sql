@@ -44,10 +44,11 @@ select outcome from honcho_apply('PROMO', '{claim,claim,reserve}', '{tom,ann,uma
 select * from books;
 select inserted();
 
--- With a look each: less stock than claims,
+-- With a look each: as much stock as claims, which is not sold out in the end,
 \c
-select outcome from honcho_update_coupon('PROMO', amount => (select amount - remaining_amount + 2 from coupons));
+select outcome from honcho_update_coupon('PROMO', amount => (select amount - remaining_amount + 3 from coupons));
 select outcome from honcho_claim_batch('PROMO', '{vic,ann,wil}');
+select remaining_amount, (select kind from coupon_events order by id desc limit 1) from coupons;
 select inserted();
 select outcome from honcho_restock('PROMO', 20);
 -- a coupon that is closed,
