@@ -481,7 +481,7 @@ impl<'a> Request<'a> {
     }
 
     /// Takes back the claims of users who had one, which was not looked up before, and sets the last of `answers` to what they
-    /// are told instead. Each has one operation, and the stock is enough for all, so nothing else changes.
+    /// are told instead. No later operation rests on them, and there is a piece for each, so nothing else changes.
     fn take_back(
         &self,
         view: &mut View<'_>,
@@ -501,7 +501,8 @@ impl<'a> Request<'a> {
         let mut missing = Vec::new();
         for claim in surplus {
             let is_its = |it: &Operation<'_>| it.user.is_equal(claim.user_id);
-            let Some(i) = operations.iter().position(is_its) else {
+            // The last of its user: one after it would have needed the look.
+            let Some(i) = operations.iter().rposition(is_its) else {
                 continue;
             };
             match draft.answer_again(view, &operations[i]) {

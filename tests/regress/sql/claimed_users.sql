@@ -29,6 +29,12 @@ select inserted();
 select outcome from honcho_apply('PROMO', '{claim,claim,release,claim,release}', '{leo,ann,ann,ann,bob}');
 select * from books;
 select inserted();
+-- Operations of the user before, which change nothing.
+\c
+select outcome from honcho_apply('PROMO', '{claim,confirm,claim,reserve,claim}', '{ned,ann,ann,eve,eve}',
+                                 array[null, null, null, '1 hour', null]::interval[]);
+select * from books;
+select inserted();
 -- A key of an earlier request.
 select outcome, replayed from honcho_apply('PROMO', '{claim,claim}', '{max,oda}', null, '{m,o}');
 \c
