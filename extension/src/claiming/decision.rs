@@ -15,8 +15,8 @@ use crate::claiming::queue::Turn;
 use crate::claiming::store::claims::Claim;
 use crate::claiming::store::coupons::Coupon;
 use crate::claiming::store::events::{Event, Log};
-use crate::claiming::store::{Ledger, Need, New, Row, Surplus, Tables, View, Written};
-use crate::pg::column::{Key, Text};
+use crate::claiming::store::{Ledger, Need, Tables, View};
+use crate::pg::column::Text;
 use crate::pg::errors::Context;
 use crate::pg::schema::Schema;
 use crate::pg::session::{self, Command};
@@ -27,14 +27,9 @@ const MOST_WAITS: u32 = 2;
 /// The number of turns without a comparison of the coupon with the look, after a coupon that had changed.
 const PAUSE: u32 = 15;
 
-/// The number of turns in which all claims are looked up, after a turn in which one was inserted for a user who had one.
-const CAUTION: u32 = 100;
-
 thread_local! {
-    /// The number of turns without a comparison that are left, of this session.
+    /// The number of such turns that are left, of this session.
     static UNTRIED: Cell<u32> = const { Cell::new(0) };
-    /// The number of turns with all look-ups that are left, of this session.
-    static CAUTIOUS: Cell<u32> = const { Cell::new(0) };
 }
 
 /// The id of the claim that this transaction has just made.
@@ -425,8 +420,7 @@ impl<'a> Request<'a> {
                 Draft::new(coupon, self.coupon_name, operations.len())
             }
         };
-        let skips_looks = may_skip_looks(ledger);
-        let (mut answers, rests_on) = draft_all(&mut draft, view, operations, skips_looks);
+        let (mut answers, rests_on) = draft_all(&mut draft, view, operations);
         decided.rests_on = decided.rests_on.max(rests_on);
         if draft.is_empty() {
             decided.answers.append(&mut answers);
@@ -441,9 +435,8 @@ impl<'a> Request<'a> {
             durability::flush(decided.rests_on);
         }
         if draft.is_current(session::now())
-            && let Some(surplus) = write_unlocked(ledger, view, self.coupon_name, &mut draft)
+            && write_unlocked(ledger, view, self.coupon_name, &mut draft)
         {
-            self.take_back(view, ledger, &mut draft, &surplus, &mut answers);
             decided.answers.append(&mut answers);
             return Taken::Some;
         }
@@ -465,7 +458,7 @@ impl<'a> Request<'a> {
                 return self.not_found(decided);
             };
             draft = Draft::new(coupon, self.coupon_name, operations.len());
-            let (again, rests_on) = draft_all(&mut draft, view, operations, false);
+            let (again, rests_on) = draft_all(&mut draft, view, operations);
             answers = again;
             decided.rests_on = decided.rests_on.max(rests_on);
             if draft.is_empty() {
@@ -473,65 +466,10 @@ impl<'a> Request<'a> {
                 return Taken::None;
             }
         }
-        let events = draft.events();
-        let surplus = write(ledger, view, self.coupon_name, &mut draft, &events);
-        self.take_back(view, ledger, &mut draft, &surplus, &mut answers);
         decided.answers.append(&mut answers);
+        let events = draft.events();
+        write(ledger, view, self.coupon_name, &mut draft, &events);
         Taken::Some
-    }
-
-    /// Takes back the claims of users who had one, which was not looked up before, and sets the last of `answers` to what they
-    /// are told instead. No later operation rests on them, and there is a piece for each, so nothing else changes.
-    fn take_back(
-        &self,
-        view: &mut View<'_>,
-        ledger: &mut Ledger<'_>,
-        draft: &mut Draft<'a>,
-        surplus: &[Surplus],
-        answers: &mut [Answer],
-    ) {
-        if surplus.is_empty() {
-            return;
-        }
-        CAUTIOUS.set(CAUTION);
-        ledger.delete_surplus(view, surplus);
-        let operations = &self.operations[self.operations.len() - answers.len()..];
-        let mut bases = Bases::new(pg_sys::InvalidTransactionId, durability::NOTHING);
-        let mut given_back = 0;
-        let mut missing = Vec::new();
-        for claim in surplus {
-            let is_its = |it: &Operation<'_>| it.user.is_equal(claim.user_id);
-            // The last of its user: one after it would have needed the look.
-            let Some(i) = operations.iter().rposition(is_its) else {
-                continue;
-            };
-            match draft.answer_again(view, &operations[i]) {
-                Some((answer, basis)) => {
-                    answers[i] = answer;
-                    bases.add(basis);
-                    given_back += 1;
-                }
-                // A session that bypasses the queue had inserted a claim, and has not ended or has given up. Now this waits
-                // for its end.
-                None => missing.push(Written {
-                    user_id: claim.user_id,
-                    before: Some(Row::None),
-                    after: New::Claim(operations[i].request_key.map(Text::new)),
-                }),
-            }
-        }
-        view.coupon(self.coupon_name);
-        let Some(before) = view.lock_coupon(self.coupon_name) else {
-            error!("the coupon vanished as it was claimed");
-        };
-        let after = Coupon {
-            remaining: before.remaining + given_back,
-            ..before.clone()
-        };
-        let stock = (&before, &after);
-        ledger.write(view, self.coupon_name, stock, &missing, draft.now());
-        // No wait for a standby: without one, looks are skipped.
-        durability::flush(bases.position());
     }
 
     fn not_found(&self, decided: &mut Decided) -> Taken {
@@ -540,18 +478,6 @@ impl<'a> Request<'a> {
             .resize(self.operations.len(), Outcome::NotFound.into());
         Taken::None
     }
-}
-
-/// Returns true if a turn need not look up whether users have claims. Not in a transaction block, for a turn
-/// in which something was written is kept until the end of the transaction, even if all are refused. Not while commits wait
-/// for standbys, for what is found in the end could rest on one that waits.
-fn may_skip_looks(ledger: &Ledger<'_>) -> bool {
-    let left = CAUTIOUS.get();
-    CAUTIOUS.set(left.saturating_sub(1));
-    left == 0
-        && ledger.may_write_unseen()
-        && !session::is_in_transaction_block()
-        && !durability::waits_for_standbys()
 }
 
 /// Returns true if `coupon` is as it was found, as far as it is worth a try: on a hot coupon it has nearly always changed.
@@ -574,24 +500,8 @@ fn draft_all<'a>(
     draft: &mut Draft<'a>,
     view: &mut View<'_>,
     operations: &[Operation<'a>],
-    skips_looks: bool,
 ) -> (Vec<Answer>, pg_sys::XLogRecPtr) {
     draft.read_holds(view, operations);
-    if skips_looks {
-        draft.skip_looks(operations.len());
-    }
-    let drafted = apply_all(draft, view, operations);
-    if draft.begin_again_with_looks() {
-        return apply_all(draft, view, operations);
-    }
-    drafted
-}
-
-fn apply_all<'a>(
-    draft: &mut Draft<'a>,
-    view: &mut View<'_>,
-    operations: &[Operation<'a>],
-) -> (Vec<Answer>, pg_sys::XLogRecPtr) {
     let mut bases = Bases::new(draft.before().version.written_by, durability::NOTHING);
     let answers = operations
         .iter()
@@ -606,31 +516,28 @@ fn apply_all<'a>(
 }
 
 /// Writes what `draft` makes of the coupon that `view` last found, if there are no events and no other session has locked
-/// or changed the coupon's row. Returns none if it has written nothing, else the surplus claims.
+/// or changed the coupon's row. Returns false if it has written nothing.
 fn write_unlocked(
     ledger: &mut Ledger<'_>,
     view: &mut View<'_>,
     coupon_name: Text,
     draft: &mut Draft<'_>,
-) -> Option<Vec<Surplus>> {
+) -> bool {
     draft.settle(view);
-    if !draft.events().is_empty() {
-        return None;
-    }
     let stock = (draft.before(), draft.after());
-    ledger.write_unlocked(view, coupon_name, stock, &draft.rows(), draft.now())
+    draft.events().is_empty()
+        && ledger.write_unlocked(view, coupon_name, stock, &draft.rows(), draft.now())
 }
 
 /// Writes `events` and what `draft` makes of the coupon that `view` last locked. The events come first, because
-/// triggers of users on the rows may call functions that write more of them; triggers on the events run last. Returns the
-/// surplus claims.
+/// triggers of users on the rows may call functions that write more of them; triggers on the events run last.
 pub fn write(
     ledger: &mut Ledger<'_>,
     view: &mut View<'_>,
     coupon_name: Text,
     draft: &mut Draft<'_>,
     events: &[Event<'_>],
-) -> Vec<Surplus> {
+) {
     draft.settle(view);
     let log = match events {
         [] => None,
@@ -640,9 +547,8 @@ pub fn write(
         .as_ref()
         .map(|log| log.insert(coupon_name, draft.now(), events));
     let stock = (draft.before(), draft.after());
-    let surplus = ledger.write(view, coupon_name, stock, &draft.rows(), draft.now());
+    ledger.write(view, coupon_name, stock, &draft.rows(), draft.now());
     if let Some(inserted) = inserted {
         inserted.end();
     }
-    surplus
 }

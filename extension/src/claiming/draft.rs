@@ -44,10 +44,6 @@ pub struct Draft<'a> {
     until: i64,
     /// All holds by their users, if they have been read.
     holds: Option<HashMap<String, Held>>,
-    /// True if it is not looked up whether users who claim have a claim: see [`Draft::skip_looks`].
-    skips_looks: bool,
-    /// True if a decision needed such a look.
-    has_missed_look: bool,
     /// The holds in the order of expiry.
     expiries: Expiries,
     /// A user whose rows are known.
@@ -67,22 +63,18 @@ pub struct Draft<'a> {
 /// The change of a user's rows.
 struct Change<'a> {
     user: Text,
-    /// None if it was not looked up.
-    before: Option<Row>,
+    before: Row,
     after: State<'a>,
     /// The place of the last change among all.
     place: usize,
 }
 
-/// A user on the coupon, as it was found.
+/// The rows of a user on the coupon, as they were found: the state, the row that the tables have, and what both rest on.
 #[derive(Clone)]
 struct Known<'a> {
     user_id: &'a str,
-    found: Found<'a>,
+    found: (State<'a>, Row, Basis),
 }
-
-/// The state of a user, the row that the tables have for it, none if it was not looked up, and what both rest on.
-type Found<'a> = (State<'a>, Option<Row>, Basis);
 
 /// A coupon as it was found in a look, and the rows of the first user for whom something changes, if they were looked up.
 #[derive(Clone)]
@@ -134,8 +126,6 @@ impl<'a> Draft<'a> {
             now: session::now(),
             until: i64::MAX,
             holds: None,
-            skips_looks: false,
-            has_missed_look: false,
             expiries: Expiries::new(coupon.next_expiry),
             before: coupon,
             known: None,
@@ -176,37 +166,6 @@ impl<'a> Draft<'a> {
         if new_users > 1 && held <= most {
             self.holds = view.all_holds(self.coupon_name, held, most);
         }
-    }
-
-    /// From here on, it is not looked up whether users who claim have a claim, if their claims would succeed in any order:
-    /// the key finds those who have one when theirs is inserted, at no cost for the others. `count` is the number of
-    /// operations.
-    pub fn skip_looks(&mut self, count: usize) {
-        // More than enough: nothing may be left to say that it is sold out.
-        let has_enough = usize::try_from(self.before.remaining).is_ok_and(|it| it > count);
-        self.skips_looks = has_enough && self.closed().is_none();
-    }
-
-    /// Begins again, with looks, and returns true if a decision needed one that was skipped.
-    pub fn begin_again_with_looks(&mut self) -> bool {
-        let has_missed_look = self.has_missed_look;
-        if has_missed_look {
-            let again = Draft::new(self.before.clone(), self.coupon_name, self.rows.len());
-            let holds = self.holds.take();
-            *self = Draft { holds, ..again };
-        }
-        has_missed_look
-    }
-
-    /// Answers the claim of a user who was found to have one, without a change. Returns none if the tables have none.
-    pub fn answer_again(
-        &mut self,
-        view: &mut View<'_>,
-        operation: &Operation<'a>,
-    ) -> Option<(Answer, Basis)> {
-        let (state, _, basis) = self.find_claim(view, operation)?;
-        let answer = self.decide(view, operation, &state).ok()?;
-        Some((answer, basis))
     }
 
     /// Returns true if nothing is to be written.
@@ -359,7 +318,7 @@ impl<'a> Draft<'a> {
                 return;
             }
             let user = Text::new(&user_id);
-            let before = Some(Row::Hold(held.version));
+            let before = Row::Hold(held.version);
             self.expiries.change(held.expires_at);
             self.change(Cow::Owned(user_id), user, before, State::Nothing);
             self.expired += 1;
@@ -427,11 +386,9 @@ impl<'a> Draft<'a> {
     }
 
     /// The user's state, the row that the tables have for it, and what both rest on.
-    fn find(&mut self, view: &mut View<'_>, operation: &Operation<'a>) -> Found<'a> {
+    fn find(&self, view: &mut View<'_>, operation: &Operation<'a>) -> (State<'a>, Row, Basis) {
         if let Some(change) = self.changed(operation.user_id) {
-            let found = (change.after.clone(), change.before, Basis::Draft);
-            self.has_missed_look |= found.1.is_none();
-            return found;
+            return (change.after.clone(), change.before, Basis::Draft);
         }
         if let Some(known) = &self.known
             && known.user_id == operation.user_id
@@ -444,38 +401,32 @@ impl<'a> Draft<'a> {
         {
             return held;
         }
-        let may_have_claimed = self.may_have_claimed(operation);
-        let skips_look = may_have_claimed && self.skips_looks && operation.action == Action::Claim;
-        if may_have_claimed
-            && !skips_look
-            && let Some(claimed) = self.find_claim(view, operation)
+        if self.may_have_claimed(operation)
+            && let Some(claim) = view.claim(operation.user, self.coupon_name)
         {
-            return claimed;
+            let version = claim.version();
+            // Only a request with a key is compared with it.
+            let key = operation
+                .request_key
+                .and(claim.request_key())
+                .map(|key| Cow::Owned(key.string()));
+            let basis = Basis::Row(version.written_by);
+            return (State::Claimed(key), Row::Claim(version), basis);
         }
         if matches!(operation.action, Action::Claim | Action::Reserve(_))
             && let Some(held) = self.find_hold(view, operation)
         {
             return held;
         }
-        let row = (!skips_look).then_some(Row::None);
-        (State::Nothing, row, Basis::Coupon)
-    }
-
-    /// The claim of the user that the tables have.
-    fn find_claim(&self, view: &mut View<'_>, operation: &Operation<'a>) -> Option<Found<'a>> {
-        let claim = view.claim(operation.user, self.coupon_name)?;
-        let version = claim.version();
-        // Only a request with a key is compared with it.
-        let key = operation
-            .request_key
-            .and(claim.request_key())
-            .map(|key| Cow::Owned(key.string()));
-        let basis = Basis::Row(version.written_by);
-        Some((State::Claimed(key), Some(Row::Claim(version)), basis))
+        (State::Nothing, Row::None, Basis::Coupon)
     }
 
     /// The hold of the user that the tables have.
-    fn find_hold(&self, view: &mut View<'_>, operation: &Operation<'a>) -> Option<Found<'a>> {
+    fn find_hold(
+        &self,
+        view: &mut View<'_>,
+        operation: &Operation<'a>,
+    ) -> Option<(State<'a>, Row, Basis)> {
         let hold = match &self.holds {
             Some(holds) => {
                 let version = holds.get(operation.user_id)?.version;
@@ -490,11 +441,7 @@ impl<'a> Draft<'a> {
         } = hold.held();
         let key = hold.request_key().map(|key| Cow::Owned(key.string()));
         let basis = Basis::Row(version.written_by);
-        Some((
-            State::Held(expires_at, key),
-            Some(Row::Hold(version)),
-            basis,
-        ))
+        Some((State::Held(expires_at, key), Row::Hold(version), basis))
     }
 
     /// Decides an operation for a user in this state: the change that it makes, or the answer if it makes
@@ -599,7 +546,7 @@ impl<'a> Draft<'a> {
         true
     }
 
-    fn change(&mut self, user_id: Cow<'a, str>, user: Text, before: Option<Row>, after: State<'a>) {
+    fn change(&mut self, user_id: Cow<'a, str>, user: Text, before: Row, after: State<'a>) {
         self.changes += 1;
         let place = self.changes;
         if let State::Held(expires_at, _) = after {
@@ -672,5 +619,5 @@ fn has_changed_hold(
     user_id: &str,
 ) -> bool {
     let index = users.get(user_id);
-    index.is_some_and(|&index| matches!(rows[index].before, Some(Row::Hold(_))))
+    index.is_some_and(|&index| matches!(rows[index].before, Row::Hold(_)))
 }

@@ -11,7 +11,7 @@ pub mod holds;
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
-use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims, NewClaim};
+use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims};
 use crate::claiming::store::coupons::{Coupon, CouponSearch, CouponWriter, Coupons};
 use crate::claiming::store::holds::{Held, Hold, HoldSearch, HoldWriter, Holds};
 use crate::pg::column::Text;
@@ -202,8 +202,8 @@ pub fn given(schema: Schema, name: Option<&str>) -> Row {
 pub struct Written {
     /// The user.
     pub user_id: Text,
-    /// Row of the user in the tables; none if it was not looked up, but can only be a claim.
-    pub before: Option<Row>,
+    /// Row of the user in the tables.
+    pub before: Row,
     /// Row that is to be there.
     pub after: New,
 }
@@ -217,13 +217,6 @@ pub enum Row {
     Claim(Version),
     /// A hold.
     Hold(Version),
-}
-
-/// A claim that was inserted, though its user had one. It must be deleted.
-pub struct Surplus {
-    /// The user.
-    pub user_id: Text,
-    version: Version,
 }
 
 /// A row that the tables are to have for a user of a coupon.
@@ -306,9 +299,6 @@ impl<'t> Ledger<'t> {
     /// `23505`, `23514` if a unique key or a check is violated, and `40001` if a row is gone, which only a write
     /// that bypassed the queue can cause; any error of a trigger; `09000` if a trigger has changed the written rows so that they are
     /// not those that the stock says there are.
-    ///
-    /// # Returns
-    /// The surplus claims: see [`Surplus`].
     pub fn write(
         &mut self,
         view: &mut View<'_>,
@@ -316,21 +306,20 @@ impl<'t> Ledger<'t> {
         (old, new): (&Coupon, &Coupon),
         users: &[Written],
         now: i64,
-    ) -> Vec<Surplus> {
+    ) {
         self.open_for(users);
         let has_user_triggers = self.has_user_triggers();
         self.coupons
             .change(&view.coupons, old, new, has_user_triggers);
-        let surplus = self.write_users(view, coupon_name, users, now);
+        self.write_users(view, coupon_name, users, now);
         session::next_command();
         if has_user_triggers {
             self.require_written(coupon_name, users);
         }
-        surplus
     }
 
     /// Does the same if no other session has locked or changed the row of the coupon that `view` last found, and there
-    /// are no triggers of users: the update of the row is its lock, too. Otherwise it writes nothing and returns none.
+    /// are no triggers of users: the update of the row is its lock, too. Otherwise it writes nothing and returns false.
     ///
     /// # Errors
     /// As for `write`.
@@ -341,47 +330,23 @@ impl<'t> Ledger<'t> {
         (old, new): (&Coupon, &Coupon),
         users: &[Written],
         now: i64,
-    ) -> Option<Vec<Surplus>> {
+    ) -> bool {
         self.open_for(users);
         if self.has_user_triggers() || !self.coupons.change_unlocked(&view.coupons, old, new) {
-            return None;
+            return false;
         }
-        let surplus = self.write_users(view, coupon_name, users, now);
+        self.write_users(view, coupon_name, users, now);
         session::next_command();
-        Some(surplus)
-    }
-
-    /// Returns true if claims may be written for users of whom it is not known that they have none. They are looked up
-    /// if they have: under read committed that finds all that the key has found.
-    pub fn may_write_unseen(&self) -> bool {
-        !self.has_user_triggers()
-            && !session::shares_snapshot()
-            && self.claims.as_ref().is_some_and(ClaimWriter::finds_others)
-    }
-
-    /// Deletes these claims. `view` then sees those that their users had before.
-    pub fn delete_surplus(&mut self, view: &mut View<'_>, surplus: &[Surplus]) {
-        view.release();
-        view.renew();
-        for claim in surplus {
-            let is_there = view.claims.find_version(claim.version);
-            let (true, Some(writer)) = (is_there, &mut self.claims) else {
-                errors::refuse_concurrent_delete("claim");
-            };
-            writer.delete(&view.claims);
-        }
-        session::next_command();
-        view.release();
-        view.renew();
+        true
     }
 
     /// Opens the tables that have the rows of `users`.
     fn open_for(&mut self, users: &[Written]) {
         for user in users {
-            if matches!(user.before, Some(Row::Claim(_))) || matches!(user.after, New::Claim(_)) {
+            if matches!(user.before, Row::Claim(_)) || matches!(user.after, New::Claim(_)) {
                 self.open_claims();
             }
-            if matches!(user.before, Some(Row::Hold(_))) || matches!(user.after, New::Hold(..)) {
+            if matches!(user.before, Row::Hold(_)) || matches!(user.after, New::Hold(..)) {
                 self.open_holds();
             }
         }
@@ -394,17 +359,11 @@ impl<'t> Ledger<'t> {
     }
 
     /// Changes the rows of `users`.
-    fn write_users(
-        &mut self,
-        view: &mut View<'_>,
-        coupon_name: Text,
-        users: &[Written],
-        now: i64,
-    ) -> Vec<Surplus> {
+    fn write_users(&mut self, view: &mut View<'_>, coupon_name: Text, users: &[Written], now: i64) {
         for user in users {
             match user.before {
-                None | Some(Row::None) => {}
-                Some(Row::Claim(version)) => {
+                Row::None => {}
+                Row::Claim(version) => {
                     let claims = &mut view.claims;
                     if !claims.find_again(version, user.user_id, coupon_name)
                         || !claims.lock(user.user_id)
@@ -415,7 +374,7 @@ impl<'t> Ledger<'t> {
                         writer.delete(&view.claims);
                     }
                 }
-                Some(Row::Hold(version)) => {
+                Row::Hold(version) => {
                     let (Some(writer), Some(search)) = (&mut self.holds, view.holds()) else {
                         continue;
                     };
@@ -427,20 +386,13 @@ impl<'t> Ledger<'t> {
                 }
             }
         }
-        let claims = users.iter().enumerate();
-        let claims = claims.filter_map(|(number, user)| match user.after {
-            New::Claim(request_key) => Some(NewClaim {
-                number,
-                user_id: user.user_id,
-                request_key,
-                may_have_other: user.before.is_none(),
-            }),
+        let claims = users.iter().filter_map(|user| match user.after {
+            New::Claim(request_key) => Some((user.user_id, request_key)),
             _ => None,
         });
-        let with_others = match &mut self.claims {
-            Some(writer) => writer.insert(coupon_name, now, claims),
-            None => Vec::new(),
-        };
+        if let Some(writer) = &mut self.claims {
+            writer.insert(coupon_name, now, claims);
+        }
         if let Some(writer) = &mut self.holds {
             for user in users {
                 if let New::Hold(expires_at, request_key) = user.after {
@@ -448,11 +400,6 @@ impl<'t> Ledger<'t> {
                 }
             }
         }
-        let surplus = |(number, version): (usize, _)| Surplus {
-            user_id: users[number].user_id,
-            version,
-        };
-        with_others.into_iter().map(surplus).collect()
     }
 
     /// Fails unless the coupon and the rows of `users` are there as they were written.

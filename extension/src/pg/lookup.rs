@@ -7,7 +7,6 @@ use pgrx::{PgSqlErrorCode, ereport, error};
 
 use crate::pg::column::{Cell, Column, Key, KeyColumn};
 use crate::pg::relation::{Relation, Row, Slot, Version};
-use crate::pg::session;
 
 /// Look-ups in one index, by `N` of its columns.
 pub struct Lookup<'t, const N: usize> {
@@ -201,7 +200,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
         let slot = self.found().0;
         // SAFETY: the slot holds the row that `find` returned under the active snapshot.
         let (result, own_snapshot) = unsafe {
-            let own_snapshot = session::shares_snapshot();
+            let own_snapshot = pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32;
             let flags = if own_snapshot {
                 0
             } else {

@@ -102,30 +102,19 @@ pub fn user() -> String {
     }
 }
 
-/// Returns true under repeatable read and serializable, where the transaction's statements share one snapshot.
-pub fn shares_snapshot() -> bool {
-    // SAFETY: a backend-local variable.
-    unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ as i32 }
-}
-
 /// Raises an error unless the transaction's statements see what was committed before each of them.
 ///
 /// # Errors
 /// `0A000` under repeatable read and serializable, naming `command`.
 pub fn require_read_committed(command: &str) {
-    if shares_snapshot() {
+    // SAFETY: a backend-local variable.
+    if unsafe { pg_sys::XactIsoLevel } >= pg_sys::XACT_REPEATABLE_READ as i32 {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             format!("{command} works only at the isolation level read committed")
         );
     }
-}
-
-/// Returns true unless the statement of the client is a transaction of its own.
-pub fn is_in_transaction_block() -> bool {
-    // SAFETY: reads backend-local variables. A function does not know if its statement is at the top level.
-    unsafe { pg_sys::IsInTransactionBlock(true) }
 }
 
 /// Raises an error unless this statement is a transaction of its own, or `honcho_router.allow_autonomous` is on. The
@@ -137,7 +126,8 @@ pub fn require_no_transaction_block(command: &str) {
     if ALLOW_AUTONOMOUS.get() {
         return;
     }
-    if is_in_transaction_block() {
+    // SAFETY: reads backend-local variables. A function does not know if its statement is at the top level.
+    if unsafe { pg_sys::IsInTransactionBlock(true) } {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
@@ -147,7 +137,7 @@ pub fn require_no_transaction_block(command: &str) {
             "Call it by itself, or set honcho_router.allow_autonomous if a rollback need not undo it."
         );
     }
-    // SAFETY: there is no block, so it raises no error and reads no name: it only has the transaction end with this statement.
+    // SAFETY: as above, so it raises no error and reads no name: it only has the transaction end with this statement.
     unsafe { pg_sys::PreventInTransactionBlock(true, c"".as_ptr()) };
 }
 

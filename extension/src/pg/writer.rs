@@ -9,7 +9,7 @@ use pgrx::pg_sys::{self, Datum};
 use crate::pg::checks;
 use crate::pg::column::Cell;
 use crate::pg::errors;
-use crate::pg::relation::{Relation, Row, Slot, Version};
+use crate::pg::relation::{Relation, Row, Slot};
 
 /// Writes rows of one table, with constraints, indexes and row triggers. As when logical replication
 /// applies a row, there is no statement, so statement triggers do not fire.
@@ -28,8 +28,6 @@ pub struct Writer<'t> {
     /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
     /// keys.
     kept_keys: usize,
-    /// The list of the key of `insert_unless`, made when it is needed first.
-    keys: *mut pg_sys::List,
     slot: Slot,
     table: PhantomData<&'t Relation>,
 }
@@ -64,7 +62,6 @@ impl<'t> Writer<'t> {
                 kept,
                 has_only_kept: !kept.is_empty() && has_only_keys_of(table, kept),
                 kept_keys: 0,
-                keys: ptr::null_mut(),
                 slot,
                 table: PhantomData,
             }
@@ -125,51 +122,6 @@ impl<'t> Writer<'t> {
     /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
         self.prepare_inserts();
-        self.put_new(cells);
-        // SAFETY: the slot holds a row of the table.
-        unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, self.slot.0) };
-        self.require_written();
-        self.require_domains_beside(cells);
-    }
-
-    /// Inserts a row with these values into a table that [is simple](Self::is_simple). Returns its version if another row
-    /// has the same key in the unique index `key`, or seems to: then both rows are there, and this one must be deleted.
-    ///
-    /// # Errors
-    /// As for `insert`, but none of that key.
-    pub fn insert_unless(&mut self, key: &Relation, cells: &[Cell]) -> Option<Version> {
-        self.prepare_inserts();
-        self.put_new(cells);
-        let slot = self.slot.0;
-        let mut has_other = false;
-        // SAFETY: the slot holds a row of the table. These are the steps of `ExecSimpleRelationInsert` for such a table, which
-        // fails if another row has the key.
-        unsafe {
-            let table = (*self.target).ri_RelationDesc;
-            if self.keys.is_null() {
-                pg_sys::CheckCmdReplicaIdentity(table, pg_sys::CmdType::CMD_INSERT);
-                self.keys = pg_sys::lappend_oid(ptr::null_mut(), key.oid());
-            }
-            pg_sys::ExecConstraints(self.target, slot, self.estate);
-            pg_sys::simple_table_tuple_insert(table, slot);
-            pg_sys::ExecInsertIndexTuples(
-                self.target,
-                slot,
-                self.estate,
-                false,
-                true,
-                &mut has_other,
-                self.keys,
-                #[cfg(not(feature = "pg15"))]
-                false,
-            );
-        }
-        self.require_domains_beside(cells);
-        has_other.then(|| self.written().version())
-    }
-
-    /// Puts a row with these values into the slot; the other columns are null.
-    fn put_new(&mut self, cells: &[Cell]) {
         let slot = self.slot.0;
         // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
         unsafe {
@@ -179,10 +131,9 @@ impl<'t> Writer<'t> {
             }
             self.slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(slot);
+            pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
         }
-    }
-
-    fn require_domains_beside(&self, cells: &[Cell]) {
+        self.require_written();
         if self.slot.columns() > cells.len() {
             self.require_domains();
         }
@@ -238,25 +189,22 @@ impl<'t> Writer<'t> {
         self.write_kept_keys();
     }
 
-    /// Returns true if a write to this table is only that of the row and its index entries: no trigger fires, and no column
-    /// is computed.
-    pub fn is_simple(&self) -> bool {
+    /// Returns true if an update of this table is only a new version of the row, and writes to no indexes but those of the
+    /// kept keys: no trigger fires, and no column is computed.
+    pub fn is_plain(&self) -> bool {
         // SAFETY: the target and its table are open.
         unsafe {
             let target = &*self.target;
             let table = &*target.ri_RelationDesc;
-            let constraints = (*table.rd_att).constr.as_ref();
+            let is_computed = (*table.rd_att)
+                .constr
+                .as_ref()
+                .is_some_and(|constraints| constraints.has_generated_stored);
             target.ri_TrigDesc.is_null()
-                && constraints.is_some_and(|constraints| !constraints.has_generated_stored)
+                && target.ri_NumIndices == 0
+                && !is_computed
                 && !(*table.rd_rel).relispartition
         }
-    }
-
-    /// Returns true if an update of this table is only a new version of the row, and writes to no indexes but those of the
-    /// kept keys.
-    pub fn is_plain(&self) -> bool {
-        // SAFETY: the target is open.
-        self.is_simple() && unsafe { (*self.target).ri_NumIndices == 0 }
     }
 
     /// Sets these columns of `row`, which this transaction has not locked, in a table that [is plain](Self::is_plain).

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use crate::pg::column::{Cell, Column, Text};
+use crate::pg::column::{Column, Text};
 use crate::pg::lookup::Lookup;
 use crate::pg::relation::{Relation, Row, Version};
 use crate::pg::schema::Schema;
@@ -87,7 +87,6 @@ impl Claims {
         ClaimWriter {
             writer: Writer::new(&self.table, None, &[]),
             ids: self.schema.relation(c"claims_id_seq"),
-            key: &self.by_user,
             request_key: self.request_key,
             has_user_triggers: self.table.has_user_triggers(None),
         }
@@ -138,11 +137,6 @@ impl ClaimSearch<'_> {
             .map(|row| Claim { row, request_key })
     }
 
-    /// Finds this `version` of a claim. Returns false if the snapshot does not see it.
-    pub fn find_version(&mut self, version: Version) -> bool {
-        self.by_user.find_again(version)
-    }
-
     /// Finds the claim of `user_id` on `coupon_name` again, which was this `version`. Returns true if it is there.
     pub fn find_again(&mut self, version: Version, user_id: Text, coupon_name: Text) -> bool {
         self.by_user.find_again(version) || self.find(user_id, coupon_name).is_some()
@@ -168,24 +162,10 @@ impl ClaimSearch<'_> {
     }
 }
 
-/// A claim to be inserted.
-pub struct NewClaim {
-    /// Its number, by which the caller knows it.
-    pub number: usize,
-    /// The user who claims.
-    pub user_id: Text,
-    /// The key of the request.
-    pub request_key: Option<Text>,
-    /// False if it is known that the user has no other claim.
-    pub may_have_other: bool,
-}
-
 /// Writes to the table.
 pub struct ClaimWriter<'t> {
     writer: Writer<'t>,
     ids: pg_sys::Oid,
-    /// The index that lets a user claim a coupon once.
-    key: &'t Relation,
     request_key: Option<Column<Text>>,
     /// Users' triggers may change what is written.
     pub has_user_triggers: bool,
@@ -197,13 +177,8 @@ impl ClaimWriter<'_> {
         self.writer.prepare_inserts();
     }
 
-    /// Returns true if a user may be found to have a claim only when another is inserted: see [`Writer::is_simple`].
-    pub fn finds_others(&self) -> bool {
-        self.writer.is_simple()
-    }
-
-    /// Inserts a claim on `coupon_name`, made at the moment `claimed_at`, for each of these, in their order. Returns the
-    /// number and the version of each whose user has another claim, though this was not known: it must be deleted.
+    /// Inserts a claim on `coupon_name`, made at the moment `claimed_at`, for each user with the key of the
+    /// request, in their order.
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated; any error of a trigger.
@@ -211,33 +186,26 @@ impl ClaimWriter<'_> {
         &mut self,
         coupon_name: Text,
         claimed_at: i64,
-        claims: impl Iterator<Item = NewClaim>,
-    ) -> Vec<(usize, Version)> {
-        let mut with_others = Vec::new();
+        claims: impl Iterator<Item = (Text, Option<Text>)>,
+    ) {
         self.writer.begin();
-        for claim in claims {
+        for (user_id, request_key) in claims {
             let id = ID.of(session::next_value(self.ids));
-            let user_id = USER_ID.of(claim.user_id);
+            let user_id = USER_ID.of(user_id);
             let coupon_name = COUPON_NAME.of(coupon_name);
             let claimed_at = CLAIMED_AT.of(claimed_at);
-            let mut insert = |cells: &[Cell]| {
-                if claim.may_have_other {
-                    let other = self.writer.insert_unless(self.key, cells);
-                    with_others.extend(other.map(|version| (claim.number, version)));
-                } else {
-                    self.writer.insert(cells);
-                }
-            };
             match self.request_key {
-                Some(column) => {
-                    let request_key = column.of_option(claim.request_key);
-                    insert(&[id, user_id, coupon_name, claimed_at, request_key]);
-                }
-                None => insert(&[id, user_id, coupon_name, claimed_at]),
+                Some(column) => self.writer.insert(&[
+                    id,
+                    user_id,
+                    coupon_name,
+                    claimed_at,
+                    column.of_option(request_key),
+                ]),
+                None => self.writer.insert(&[id, user_id, coupon_name, claimed_at]),
             }
         }
         self.writer.end();
-        with_others
     }
 
     /// Deletes the claim that `search` last locked.
