@@ -16,7 +16,7 @@ select * from books;
 select outcome from honcho_apply('PROMO', '{claim,claim,release,claim,release}', '{leo,ann,ann,ann,bob}');
 select * from books;
 -- Operations of the user before, which change nothing.
-select outcome from honcho_apply('PROMO', '{claim,confirm,claim,reserve,claim}', '{ned,ann,ann,eve,eve}',
+select outcome from honcho_apply('PROMO', '{claim,confirm,claim,reserve,claim}', '{kim,ann,ann,eve,eve}',
                                  array[null, null, null, '1 hour', null]::interval[]);
 select * from books;
 -- A key of an earlier request.
@@ -31,7 +31,7 @@ select outcome from honcho_apply('PROMO', '{claim,claim,reserve}', '{tom,ann,uma
 select * from books;
 -- As much stock as claims is not sold out in the end.
 select outcome from honcho_update_coupon('PROMO', amount => (select amount - remaining_amount + 3 from coupons));
-select outcome from honcho_claim_batch('PROMO', '{vic,ann,wil}');
+select outcome from honcho_claim_batch('PROMO', '{vic,ann,sam}');
 select * from books;
 -- A closed coupon.
 select outcome from honcho_restock('PROMO', 10);
