@@ -110,7 +110,7 @@ language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
     select get_byte(sha256(convert_to(coalesce(coupon_name, ''), 'UTF8')), 0)
 $$;
 
-create function honcho_router.shard(coupon_name text) returns integer
+create function honcho_router.shards() returns integer
 language plpgsql stable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
     shards integer := (
@@ -122,8 +122,13 @@ begin
     if shards = 0 then
         raise undefined_object using message = 'server "honcho" does not exist';
     end if;
-    return honcho_router.place(coupon_name) % shards;
+    return shards;
 end $$;
+
+create function honcho_router.shard(coupon_name text) returns integer
+language sql stable parallel safe security definer set search_path = pg_catalog, pg_temp as $$
+    select honcho_router.place(coupon_name) % honcho_router.shards()
+$$;
 
 -- Protections ---------------------------------------------------------------------------------------------------------
 
@@ -520,31 +525,77 @@ begin
     end;
 end $$;
 
+-- Without wait, each shard claims for itself: if one fails after another has claimed, its pairs are left out, which is
+-- allowed then. So an error says that nothing was changed, unless it is 08007.
 create function @extschema@.honcho_claim_many(user_ids text[], coupon_names text[], wait boolean default true)
 returns table (ordinal integer, outcome @extschema@.honcho_outcome)
 language plpgsql volatile parallel unsafe security definer set search_path = pg_catalog, pg_temp
 set datestyle = 'ISO, MDY' as $$
+declare
+    shards constant integer := honcho_router.shards();
+    -- Of each coupon; null for a null.
+    theirs constant integer[] := array(
+        select case when n is not null then honcho_router.place(n) % shards end
+        from unnest(coupon_names) with ordinality t (n, o) order by o
+    );
+    are_several boolean := (select count(distinct s) > 1 from unnest(theirs) s);
+    part record;
+    places integer[];
+    outcomes text[];
 begin
     perform honcho_router.guard('honcho_claim_many()'), set_config('honcho_router.seen', '', true);
-    if (select count(distinct honcho_router.shard(n)) from unnest(coupon_names) n where n is not null) > 1 then
+    if are_several and wait is distinct from false then
         raise feature_not_supported using
             message = 'the coupons of honcho_claim_many() are on several shards',
             detail = 'One commit makes all of its claims, and a shard commits for itself.',
-            hint = 'Make a call for each honcho_router.shard(coupon_name).';
+            hint = 'Make a call for each honcho_router.shard(coupon_name), or one with wait => false.';
     end if;
+    -- The shard of the first coupon refuses others as they are.
+    are_several := are_several and cardinality(user_ids) = cardinality(coupon_names) and cardinality(user_ids) <= 10000
+        and not exists (
+            select from unnest(user_ids, coupon_names) t (u, n)
+            where (char_length(u) between 1 and 255 and char_length(n) between 1 and 255) is not true
+        );
     begin
-        return query select m.ordinal, m.outcome::@extschema@.honcho_outcome
-        from honcho_router.claim_many(
-            user_ids,
-            coupon_names,
-            wait,
-            (select n from unnest(coupon_names) n where n is not null limit 1),
-            nullif(current_setting('lock_timeout'), '0')
-        ) m;
+        for part in
+            select user_ids as users, coupon_names as names, null::integer[] as places, 0 as shard
+            where are_several is not true
+            union all
+            select array_agg(u order by o), array_agg(n order by o), array_agg(o::integer order by o), s
+            from unnest(user_ids, coupon_names, theirs) with ordinality t (u, n, s, o)
+            where are_several
+            group by s
+            order by shard
+        loop
+            begin
+                select places || array_agg(coalesce(part.places[m.ordinal], m.ordinal)),
+                       outcomes || array_agg(m.outcome)
+                into places, outcomes
+                from honcho_router.claim_many(
+                    part.users,
+                    part.names,
+                    wait,
+                    (select n from unnest(part.names) n where n is not null limit 1),
+                    nullif(current_setting('lock_timeout'), '0')
+                ) m;
+            exception when query_canceled or others then
+                begin
+                    perform honcho_router.fail(sqlstate, sqlerrm, '08007');
+                exception when cannot_connect_now then
+                    null;
+                end;
+                if places is null then
+                    raise;
+                end if;
+                places := places || part.places;
+                outcomes := outcomes || array_fill(null::text, array[cardinality(part.places)]);
+            end;
+        end loop;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
+    return query select p, o::@extschema@.honcho_outcome from unnest(places, outcomes) t (p, o) order by p;
 end $$;
 
 create function @extschema@.honcho_claim_or_raise(user_id text, coupon_name text) returns bigint
@@ -908,6 +959,8 @@ comment on function honcho_router.place(text) is
     'The place of a coupon, from 0 to 255: the first byte of the SHA-256 of its name in UTF-8';
 comment on function honcho_router.shard(text) is
     'The number of a coupon''s shard: the N of the option pN of the server honcho';
+comment on function honcho_router.shards() is
+    'The number of shards: of the options pN of the server honcho';
 comment on function honcho_router.guard(text) is
     'Raises 25001 in a transaction block, unless honcho_router.allow_autonomous is on';
 comment on function honcho_router.fail(text, text, text, text) is
@@ -939,7 +992,7 @@ comment on function @extschema@.honcho_claim_batch(text, text[]) is
 comment on function @extschema@.honcho_claim_batch(text, text[], text[]) is
     'Claims a coupon for up to 10,000 users at once, each with the key of its request';
 comment on function @extschema@.honcho_claim_many(text[], text[], boolean) is
-    'Claims up to 10,000 pairs of users and coupons of one shard; one outcome per pair, in order';
+    'Claims up to 10,000 pairs of users and coupons, of several shards only without wait; one outcome per pair, in order';
 comment on function @extschema@.honcho_claim_or_raise(text, text) is
     'Claims a coupon and returns the claim''s id; a refusal is an error';
 comment on function @extschema@.honcho_release(text, text) is

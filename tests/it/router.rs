@@ -2,6 +2,7 @@
 
 mod calls;
 mod lists;
+mod many;
 mod moves;
 mod outages;
 mod transactions;
