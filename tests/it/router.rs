@@ -101,10 +101,16 @@ impl Router {
 
 /// Runs `shard.sql` in the database of a shard.
 fn number(cluster: &Cluster, shard: &Database, number: usize) -> Result<()> {
+    number_with(cluster, shard, number, &[])
+}
+
+/// The same with more arguments of psql.
+fn number_with(cluster: &Cluster, shard: &Database, number: usize, more: &[&str]) -> Result<()> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../router/shard.sql");
     let output = cluster
         .program("psql")
         .args(["-q", "-d", shard.name(), "-v", &format!("shard={number}")])
+        .args(more)
         .args(["-f", "-"])
         // The cluster's owner may lack access to the checkout.
         .stdin(File::open(script)?)

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use honcho_tests::Database;
+use honcho_tests::{ClusterOptions, Database, connect};
 use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
-use super::{Router, number, sqlstate};
+use super::{Router, number, number_with, sqlstate};
 use crate::fixtures::sql::{CALLS, until_waiting_for_lock};
 
 /// Names, arguments and results of the functions that callers use.
@@ -110,6 +110,9 @@ async fn bad_arguments_and_refusals_keep_their_sqlstates() -> Result<()> {
         }
     }
     let long = "x".repeat(256);
+    // A null is not a coupon of another shard, whichever that of the other one is.
+    let with_null = |name: &str| format!("select honcho_claim_many('{{a,b}}', '{{{name},null}}')");
+    let [zero, one] = [router.names(0, 1).await?, router.names(1, 1).await?];
     for (call, expected) in [
         ("select honcho_claim(null, 'ONE')", "22004"),
         ("select honcho_claim('ann', null)", "22004"),
@@ -145,7 +148,8 @@ async fn bad_arguments_and_refusals_keep_their_sqlstates() -> Result<()> {
         ("select honcho_list_coupons(max => 0)", "22023"),
         ("select honcho_list_coupons(max => -1)", "22023"),
         ("select honcho_list_user_claims(null, 0, 0)", "22004"),
-        ("select honcho_claim_many('{a,b}', '{ONE,null}')", "22004"),
+        (&with_null(&zero[0]), "22004"),
+        (&with_null(&one[0]), "22004"),
         ("select honcho_list_coupons(max => null)", "22004"),
         ("select honcho_list_claims('ONE', null)", "22004"),
         ("select honcho_list_holds(null)", "22004"),
@@ -194,9 +198,12 @@ async fn times_and_arrays_arrive_as_they_are_meant() -> Result<()> {
         assert_eq!(row.get::<_, i32>(0), 0, "{style}");
         client
             .batch_execute(&format!(
-                "select honcho_update_coupon('{name}', starts_at => '-infinity', ends_at => 'infinity')"
+                "select honcho_update_coupon('{name}', starts_at => '-infinity',
+                                             ends_at => timestamptz '2999-02-01 10:00+00')"
             ))
             .await?;
+        let changed = "select from coupons where ends_at = '2999-02-01 10:00+00'";
+        assert_eq!(shard.query(changed, &[]).await?.len(), 1, "{style}");
         for (users, names) in [("[5:5]={ann}", "[5:5]={@}"), ("{{bob}}", "{{@}}")] {
             let names = names.replace('@', &format!("\"{name}\""));
             let many = format!("select outcome::text from honcho_claim_many('{users}', '{names}')");
@@ -212,7 +219,17 @@ async fn times_and_arrays_arrive_as_they_are_meant() -> Result<()> {
 #[tokio::test]
 async fn refusal_that_raises_keeps_its_fields() -> Result<()> {
     let router = Router::new(1).await?;
-    router.shards[0].create_coupon("PROMO", 1).await?;
+    let set_up = "select honcho_create_coupon('PROMO', 1), honcho_create_coupon('HELD', 1),
+                         honcho_create_coupon('LATER', 1, '2999-01-01'),
+                         honcho_create_coupon('ENDED', 1, null, '1999-01-01'),
+                         honcho_create_coupon('PAUSED', 1);
+                  select honcho_update_coupon('PAUSED', paused => true);
+                  select honcho_reserve('ann', 'HELD', '1 hour')";
+    router.shards[0]
+        .connect()
+        .await?
+        .batch_execute(set_up)
+        .await?;
     let mut fields = Vec::new();
     for database in [&router.shards[0], &router.database] {
         let client = database.connect_as_caller().await?;
@@ -220,8 +237,16 @@ async fn refusal_that_raises_keeps_its_fields() -> Result<()> {
         let _ = client
             .batch_execute("select honcho_claim('ann', 'PROMO')")
             .await;
-        for user in ["ann", "bob"] {
-            let call = format!("select honcho_claim_or_raise('{user}', 'PROMO')");
+        for (user, coupon) in [
+            ("ann", "PROMO"),
+            ("bob", "PROMO"),
+            ("bob", "HELD"),
+            ("bob", "LATER"),
+            ("bob", "ENDED"),
+            ("bob", "PAUSED"),
+            ("bob", "NONE"),
+        ] {
+            let call = format!("select honcho_claim_or_raise('{user}', '{coupon}')");
             let error = client.batch_execute(&call).await.expect_err("a refusal");
             let error = error.as_db_error().expect("an error of the database");
             fields.push([
@@ -233,7 +258,7 @@ async fn refusal_that_raises_keeps_its_fields() -> Result<()> {
             ]);
         }
     }
-    assert_eq!(fields[..2], fields[2..]);
+    assert_eq!(fields[..7], fields[7..]);
     Ok(())
 }
 
@@ -255,7 +280,8 @@ const FAULTS: [(&str, &str, &str); 5] = [
     (
         "XX000",
         "create or replace function fail() returns trigger language plpgsql
-             as $$begin raise exception sqlstate 'XX000'; end$$;
+             as $$begin raise exception sqlstate 'XX000' using
+                  message = 'PL/Proxy function f(1): [b] PQconnectPoll: not one of the router''s'; end$$;
          create trigger fail before insert on claims for each row execute function fail()",
         "drop trigger fail on claims",
     ),
@@ -457,6 +483,99 @@ async fn limit_of_one_call_is_not_that_of_the_next() -> Result<()> {
     Ok(())
 }
 
+/// Each function passes the limit on for itself.
+#[tokio::test]
+async fn limit_reaches_the_shard_in_every_call_that_waits_and_ends_with_it() -> Result<()> {
+    let router = Router::new(1).await?;
+    let shard = &router.shards[0];
+    shard.create_coupon("PROMO", 100).await?;
+    let shown = "create function shown() returns text language plproxy security definer as $$
+                     cluster 'honcho';
+                     run on 0;
+                     select current_setting('lock_timeout');
+                 $$;
+                 alter function shown() owner to honcho_router";
+    let admin = router.database.connect().await?;
+    admin.batch_execute(shown).await?;
+    let calls: Vec<&str> = CALLS
+        .into_iter()
+        .filter(|call| {
+            let others = ["get_", "list_", "verify", "expire", "purge_"];
+            !others.iter().any(|function| call.contains(function))
+        })
+        .collect();
+    let locker = shard.connect().await?;
+    let mut wrong = Vec::new();
+    // The caller's limit, and that of the shard, which the caller leaves as it is.
+    for (of_caller, of_shard) in [("100ms", "0"), ("0", "150ms")] {
+        let set = format!(
+            "alter database {} set lock_timeout = '{of_shard}'",
+            shard.name()
+        );
+        locker.batch_execute(&set).await?;
+        let session = router.database.connect().await?;
+        session
+            .batch_execute(&format!(
+                "set lock_timeout = '{of_caller}'; set statement_timeout = '1s'"
+            ))
+            .await?;
+        for call in &calls {
+            locker.batch_execute("begin; lock table coupons").await?;
+            let state = sqlstate(&session, call).await;
+            locker.batch_execute("rollback").await?;
+            // It may be refused.
+            let _ = session.batch_execute(call).await;
+            let left: String = session.query_one("select shown()", &[]).await?.get(0);
+            if (&*state, &*left) != ("55P03", of_shard) {
+                wrong.push(format!(
+                    "{of_caller} {of_shard}: {call}: {state}, {left} stays"
+                ));
+            }
+        }
+    }
+    assert_eq!(calls.len(), 16);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    router.books().await
+}
+
+#[tokio::test]
+async fn extension_asks_for_its_encoding_role_and_server() -> Result<()> {
+    let own = ClusterOptions::default().start()?;
+    let client = connect(&own.url("postgres", "postgres")).await?;
+    let create = "create extension honcho_router cascade";
+    let error = client.batch_execute(create).await.expect_err("no role");
+    let error = error.as_db_error().expect("of the database");
+    assert_eq!(error.code(), &SqlState::UNDEFINED_OBJECT);
+    let hint = error.hint().unwrap_or_default();
+    assert!(hint.contains("create role honcho_router"), "{error:?}");
+
+    client.batch_execute(super::ROLE).await?;
+    client
+        .batch_execute("create database ascii template template0 encoding 'SQL_ASCII' locale 'C'")
+        .await?;
+    let other = connect(&own.url("postgres", "ascii")).await?;
+    assert_eq!(sqlstate(&other, create).await, "0A000");
+
+    client.batch_execute(create).await?;
+    let shard = "select honcho_router.shard('PROMO')";
+    assert_eq!(sqlstate(&client, shard).await, "42704");
+    // PL/Proxy knows both names of its options.
+    for option in ["p", "partition_"] {
+        client
+            .batch_execute(&format!(
+                "create server honcho foreign data wrapper plproxy
+                     options (query_timeout '5', {option}0 'dbname=a', {option}1 'dbname=b')"
+            ))
+            .await?;
+        let numbers = "select array(select distinct honcho_router.shard('coupon ' || n)
+                                      from generate_series(1, 20) n order by 1)";
+        let numbers: Vec<i32> = client.query_one(numbers, &[]).await?.get(0);
+        assert_eq!(numbers, [0, 1], "{option}");
+        client.batch_execute("drop server honcho").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn only_grants_give_rights_on_the_router() -> Result<()> {
     let router = Router::new(1).await?;
@@ -481,6 +600,14 @@ async fn only_grants_give_rights_on_the_router() -> Result<()> {
     let client = router.database.connect().await?;
     let count: i64 = client.query_one(as_superuser, &[]).await?.get(0);
     assert_eq!(count, 0, "functions run as a superuser");
+    // What a caller puts in its search_path is not called as honcho_router.
+    let as_called = "select array(select p.oid::regprocedure::text
+                                    from pg_proc p join pg_language l on l.oid = p.prolang
+                                   where p.pronamespace in ('public'::regnamespace, 'honcho_router'::regnamespace)
+                                     and l.lanname in ('sql', 'plpgsql')
+                                     and 'search_path=pg_catalog, pg_temp' <> all (coalesce(p.proconfig, '{}')))";
+    let as_called: Vec<String> = client.query_one(as_called, &[]).await?.get(0);
+    assert!(as_called.is_empty(), "{as_called:?}");
     Ok(())
 }
 
@@ -498,6 +625,7 @@ async fn extension_may_be_in_any_schema() -> Result<()> {
             super::ROLE
         ))
         .await?;
+    number_with(cluster, &shard, 3, &["-v", "schema=the shop"])?;
     let client = database.connect().await?;
     client
         .batch_execute(&format!(
@@ -527,5 +655,10 @@ async fn extension_may_be_in_any_schema() -> Result<()> {
         )
         .await?;
     assert_eq!(rows.len(), 2);
+    let id: i64 = client
+        .query_one("select id from honcho_get_coupon('PROMO')", &[])
+        .await?
+        .get(0);
+    assert_eq!(id, 4);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs::File, sync::Arc};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use honcho_tests::Database;
 use tokio::sync::Semaphore;
 
@@ -74,6 +74,7 @@ async fn pages_of_all_shards_hold_each_coupon_once() -> Result<()> {
         let (mut after, mut listed) = (0, Vec::new());
         loop {
             let rows = client.query(page, &[&after]).await?;
+            assert!(rows.len() <= 3, "{page}: {} rows", rows.len());
             for row in &rows {
                 let id: i64 = row.get(0);
                 assert!(id > after, "{page}: {id} after {after}");
@@ -213,13 +214,43 @@ async fn list_shows_a_claim_of_its_own_statement_and_transaction() -> Result<()>
     let router = Router::new(1).await?;
     let coupon = router.create_coupon(0, 10).await?;
     let session = router.database.connect().await?;
-    // Both read the coupon first, and must not end the later list there.
+    session
+        .batch_execute(&format!(
+            "select honcho_reserve('holder', '{coupon}', '1 hour')"
+        ))
+        .await?;
+    // All read the coupon first, and must not end the later list there.
+    let calls = [
+        format!("honcho_claim('ann', '{coupon}')"),
+        format!("honcho_claim('keyed', '{coupon}', 'key')"),
+        format!("honcho_claim_batch('{coupon}', '{{one}}')"),
+        format!("honcho_claim_batch('{coupon}', '{{two}}', '{{key}}')"),
+        format!("honcho_claim_many('{{three}}', '{{{coupon}}}')"),
+        format!("honcho_claim_or_raise('four', '{coupon}')"),
+        format!("honcho_confirm('holder', '{coupon}')"),
+        format!("honcho_apply('{coupon}', '{{claim}}', '{{five}}')"),
+    ];
+    for (claims, call) in (1..).zip(&calls) {
+        session
+            .batch_execute(&format!(
+                "do $$ begin
+                     perform honcho_get_coupon('{coupon}');
+                     perform {call};
+                     assert (select count(*) from honcho_list_claims('{coupon}')) = {claims};
+                 end $$"
+            ))
+            .await
+            .with_context(|| call.clone())?;
+    }
+    // Another coupon's newest claim is not this one's.
+    session
+        .batch_execute("select honcho_create_coupon('OTHER', 1)")
+        .await?;
     session
         .batch_execute(&format!(
             "do $$ begin
-                 perform honcho_get_coupon('{coupon}');
-                 perform honcho_claim('ann', '{coupon}');
-                 assert (select count(*) from honcho_list_claims('{coupon}')) = 1;
+                 perform honcho_get_coupon('OTHER');
+                 assert (select count(*) from honcho_list_claims('{coupon}')) = 8;
              end $$"
         ))
         .await?;
@@ -231,7 +262,7 @@ async fn list_shows_a_claim_of_its_own_statement_and_transaction() -> Result<()>
     let listed = session
         .query("select honcho_list_claims($1)", &[&coupon])
         .await?;
-    assert_eq!(listed.len(), 2);
+    assert_eq!(listed.len(), calls.len() + 1);
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 use super::{Router, claim, sqlstate};
 use crate::fixtures::{
     held_coupon::hold,
-    sql::{claimed, until_waiting_for_lock},
+    sql::{CALLS, claimed, until_waiting_for_lock},
 };
 
 /// A cluster that may stop.
@@ -151,6 +151,67 @@ async fn cancelled_claim_may_be_there() -> Result<()> {
         "57014"
     );
     admin.batch_execute("rollback").await?;
+    router.books().await
+}
+
+/// Every function has a handler of its own, so each is called in each fault.
+#[tokio::test]
+async fn every_function_tells_a_failed_call_from_a_lost_answer() -> Result<()> {
+    let mut own = cluster()?;
+    let router = Router::over(crate::cluster(), &[&own]).await?;
+    let shard = &router.shards[0];
+    shard.create_coupon("PROMO", 100).await?;
+    let calls = CALLS.map(|call| match call {
+        "select honcho_list_events()" => "select honcho_list_events(coupon_name => 'PROMO')",
+        other => other,
+    });
+    let reads = |call: &str| {
+        let functions = ["honcho_get_", "honcho_list_", "honcho_verify"];
+        functions.iter().any(|function| call.contains(function))
+    };
+    let mut wrong = Vec::new();
+    let mut check = |fault: &str, call: &str, state: String, expected: &str| {
+        if state != expected {
+            wrong.push(format!("{fault}: {call}: {state} instead of {expected}"));
+        }
+    };
+
+    let session = router.database.connect_as_caller().await?;
+    let admin = shard.connect().await?;
+    for call in calls {
+        session
+            .batch_execute("select honcho_get_coupon('PROMO')")
+            .await?;
+        let ended = "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity
+                      where datname = current_database() and usename = 'honcho_router'";
+        assert_eq!(admin.query_one(ended, &[]).await?.get::<_, i64>(0), 1);
+        let expected = if reads(call) { "08006" } else { "08007" };
+        check("ended", call, sqlstate(&session, call).await, expected);
+    }
+
+    admin
+        .batch_execute("begin; lock table coupons, claims, holds, coupon_events")
+        .await?;
+    session
+        .batch_execute("set statement_timeout = '200ms'")
+        .await?;
+    for call in calls {
+        let expected = if reads(call) { "57014" } else { "08007" };
+        check("cancelled", call, sqlstate(&session, call).await, expected);
+    }
+    admin.batch_execute("rollback").await?;
+
+    own.stop(Stop::Fast)?;
+    let session = router.database.connect_as_caller().await?;
+    for call in calls {
+        // Other shards may have been tidied.
+        let tidies = ["honcho_expire", "honcho_purge_events"];
+        let tidies = tidies.iter().any(|function| call.contains(function));
+        let expected = if tidies { "08007" } else { "57P03" };
+        check("stopped", call, sqlstate(&session, call).await, expected);
+    }
+    own.start()?;
+    assert!(wrong.is_empty(), "{wrong:#?}");
     router.books().await
 }
 
@@ -380,5 +441,16 @@ async fn session_that_a_shard_has_ended_is_a_lost_answer() -> Result<()> {
     let call = format!("select honcho_claim('bob', '{coupon}')");
     assert_eq!(sqlstate(&client, &call).await, "08007");
     assert_eq!(claim(&client, "bob", &coupon).await?, "claimed");
+
+    // PostgreSQL tells a crash by a warning, and what is between may do so by an error.
+    shard
+        .batch_execute(
+            "create function fail() returns trigger language plpgsql
+                 as $$begin raise exception sqlstate '57P02'; end$$;
+             create trigger fail before insert on claims for each row execute function fail()",
+        )
+        .await?;
+    let call = format!("select honcho_claim('carl', '{coupon}')");
+    assert_eq!(sqlstate(&client, &call).await, "08007");
     router.books().await
 }

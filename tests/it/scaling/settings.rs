@@ -136,5 +136,12 @@ async fn shards_in_another_order_are_not_used() -> Result<()> {
         "{}",
         scrape.0
     );
+    // They begin as those of the first shard do, and each would be another shard's too.
+    shards.databases[0] = Database::create(crate::cluster()).await?;
+    shards.api = Shards::start_service(&shards.databases, &[]).await?;
+    let claimed = shards.api.claim("user", &coupons[0]).await?;
+    assert_eq!(claimed.shown(), "503 unavailable");
+    let said = "the database is not shard 0: its coupons' ids begin at 1 in steps of 1";
+    shards.api.service.logged(said).await?;
     shards.books().await
 }
