@@ -101,8 +101,21 @@ async fn numbered_shard_gives_ids_of_its_own() -> Result<()> {
         let database = crate::database().await?;
         let client = database.connect().await?;
         let mut given = BTreeSet::new();
+        let first = shard as i64 + 1;
+        let sequences = ["coupons", "claims", "coupon_events"];
         // Numbered, and numbered again after ids.
         for coupon in 0..6 {
+            if coupon == 2 {
+                // Its id is only known to the sequence.
+                let delete = "select honcho_delete_coupon('coupon 1', true)";
+                client.batch_execute(delete).await?;
+            }
+            if coupon == 4 {
+                for table in sequences {
+                    let behind = format!("alter sequence {table}_id_seq restart with {first}");
+                    client.batch_execute(&behind).await?;
+                }
+            }
             if coupon % 2 == 0 {
                 number(crate::cluster(), &database, shard)?;
                 number(crate::cluster(), &database, shard)?;
@@ -114,15 +127,21 @@ async fn numbered_shard_gives_ids_of_its_own() -> Result<()> {
                          from coupons c join claims l on l.coupon_name = c.name where c.name = $1";
             let row = client.query_one(ids, &[&name]).await?;
             let ids: [i64; 3] = [row.get(0), row.get(1), row.get(2)];
-            let expected = shard as i64 + 1;
             assert_eq!(
-                ids.map(|id| (id - expected).rem_euclid(256)),
+                ids.map(|id| (id - first).rem_euclid(256)),
                 [0; 3],
                 "{ids:?}"
             );
             for (kind, id) in ids.into_iter().enumerate() {
                 assert!(given.insert((kind, id)), "the id {id} was given twice");
             }
+        }
+        // The service reads these.
+        let shape = "select seqstart, seqincrement from pg_sequence
+                      where seqrelid = any ($1::text[]::regclass[])";
+        let names = sequences.map(|table| format!("{table}_id_seq"));
+        for row in client.query(shape, &[&names.to_vec()]).await? {
+            assert_eq!((row.get(0), row.get(1)), (first, 256_i64));
         }
         database.books().await?;
     }
