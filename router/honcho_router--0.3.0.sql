@@ -544,14 +544,15 @@ declare
     outcomes text[];
 begin
     perform honcho_router.guard('honcho_claim_many()'), set_config('honcho_router.seen', '', true);
-    if are_several and wait is distinct from false then
+    if are_several and wait then
         raise feature_not_supported using
             message = 'the coupons of honcho_claim_many() are on several shards',
             detail = 'One commit makes all of its claims, and a shard commits for itself.',
             hint = 'Make a call for each honcho_router.shard(coupon_name), or one with wait => false.';
     end if;
     -- The shard of the first coupon refuses others as they are.
-    are_several := are_several and cardinality(user_ids) = cardinality(coupon_names) and cardinality(user_ids) <= 10000
+    are_several := are_several and not wait
+        and cardinality(user_ids) = cardinality(coupon_names) and cardinality(user_ids) <= 10000
         and not exists (
             select from unnest(user_ids, coupon_names) t (u, n)
             where (char_length(u) between 1 and 255 and char_length(n) between 1 and 255) is not true
@@ -578,7 +579,7 @@ begin
                     (select n from unnest(part.names) n where n is not null limit 1),
                     nullif(current_setting('lock_timeout'), '0')
                 ) m;
-            exception when query_canceled or others then
+            exception when query_canceled or assert_failure or others then
                 begin
                     perform honcho_router.fail(sqlstate, sqlerrm, '08007');
                 exception when cannot_connect_now then
@@ -591,11 +592,12 @@ begin
                 outcomes := outcomes || array_fill(null::text, array[cardinality(part.places)]);
             end;
         end loop;
+        -- Here, because a cancel comes too late to undo the claims.
+        return query select p, o::@extschema@.honcho_outcome from unnest(places, outcomes) t (p, o) order by p;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
-    return query select p, o::@extschema@.honcho_outcome from unnest(places, outcomes) t (p, o) order by p;
 end $$;
 
 create function @extschema@.honcho_claim_or_raise(user_id text, coupon_name text) returns bigint

@@ -16,6 +16,7 @@ enum Fault {
 }
 
 const RAISE: Fault = Fault::Act("raise division_by_zero");
+const ASSERT: Fault = Fault::Act("assert false");
 const DIE: Fault = Fault::Act("perform pg_terminate_backend(pg_backend_pid())");
 const SLEEP: Fault = Fault::Act("perform pg_sleep(60)");
 
@@ -91,6 +92,8 @@ async fn claims_on_several_shards_are_made_in_order() -> Result<()> {
         let message = error.as_db_error().map_or("", |error| error.message());
         assert!(message.contains(said), "{message}");
     }
+    let no_wait = format!("select honcho_claim_many('{{a,b}}', '{{{one},{two}}}', null)");
+    assert_eq!(sqlstate(&session, &no_wait).await, "22004");
     let too_many = format!(
         "select honcho_claim_many(array_fill('u'::text, '{{10001}}'), array_fill('{one}'::text, '{{10000}}') || array['{two}'], false)"
     );
@@ -111,6 +114,7 @@ async fn fault_of_a_shard_is_an_error_or_leaves_its_claims_out() -> Result<()> {
     for (n, (faults, settings, expected)) in [
         ([Fault::None, Fault::None], "", "claimed,claimed"),
         ([Fault::None, RAISE], "", "claimed,null"),
+        ([Fault::None, ASSERT], "", "claimed,null"),
         ([RAISE, Fault::None], "", "22012"),
         ([Fault::None, Fault::Closed], "", "claimed,null"),
         ([Fault::Closed, Fault::None], "", "57P03"),
