@@ -11,9 +11,13 @@
     \set schema public
 \endif
 
+\if :{?shard}
+\else
+    do 'begin raise exception $$set the number of the shard: psql -v shard=3 -f shard.sql$$; end';
+\endif
+
 begin;
 set local search_path = pg_catalog, pg_temp;
--- Without a number this is a syntax error.
 select set_config('honcho_router.shard', :'shard', true),
        set_config('honcho_router.schema', :'schema', true) \gset ignored_
 do $$
@@ -26,6 +30,11 @@ declare
 begin
     if shard not between 0 and 255 then
         raise invalid_parameter_value using message = 'the number of a shard is between 0 and 255';
+    end if;
+    if to_regclass(format('%I.coupons_id_seq', current_setting('honcho_router.schema'))) is null then
+        raise undefined_table using
+            message = format('the extension honcho is not in the schema %s', current_setting('honcho_router.schema')),
+            hint = 'First create extension honcho; -v schema names another schema.';
     end if;
     for sequence in
         select format('%I.%I', current_setting('honcho_router.schema'), wanted || '_id_seq') as name,

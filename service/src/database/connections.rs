@@ -178,7 +178,10 @@ impl Connections {
         let timed_out = matches!(taken, Err(_) | Ok(Err(PoolError::Timeout(_))));
         metrics().pool_wait(begun.elapsed(), timed_out);
         match taken {
-            Ok(client) => Ok(client?),
+            Ok(client) => client.map_err(|error| match error.into() {
+                Error::Rejected(cause) if self.servers.is_missing() => Error::Unavailable(cause),
+                other => other,
+            }),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
     }

@@ -61,6 +61,8 @@ struct ServersInner {
     preferred: Arc<AtomicUsize>,
     /// True if the last attempt to connect failed.
     failing: AtomicBool,
+    /// True if a server could not be reached, or did not answer, in the last attempt that failed.
+    missing: AtomicBool,
 }
 
 /// Certificates and passwords. They can be reloaded while the service runs.
@@ -119,6 +121,7 @@ impl Servers {
             connect_timeout,
             preferred: Arc::default(),
             failing: AtomicBool::new(false),
+            missing: AtomicBool::new(false),
         })))
     }
 
@@ -131,6 +134,12 @@ impl Servers {
     /// Returns true if the last attempt to connect failed.
     pub(crate) fn is_failing(&self) -> bool {
         self.0.failing.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if a server could not be reached, or did not answer, in the last attempt that failed: the database may
+    /// be there, and a server that refuses a connection only be one to which it may move.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.0.missing.load(Ordering::Relaxed)
     }
 
     /// Returns the same servers for sessions with another `application_name`: ours and `suffix`.
@@ -149,6 +158,7 @@ impl Servers {
             connect_timeout: self.0.connect_timeout,
             preferred: Arc::clone(&self.0.preferred),
             failing: AtomicBool::new(false),
+            missing: AtomicBool::new(false),
         }))
     }
 
@@ -197,17 +207,19 @@ impl Servers {
         self.0.failing.store(true, Ordering::Relaxed);
         let opened = self.open_first().await?;
         self.0.failing.store(false, Ordering::Relaxed);
+        self.0.missing.store(false, Ordering::Relaxed);
         Ok(opened)
     }
 
-    /// Returns the error of the last server, or of one that takes no writes: that the others cannot be reached says less.
+    /// Returns the error that says most: of a server that takes no writes, of one that refuses the connection while all
+    /// can be reached, or of the last.
     async fn open_first(&self) -> Result<OpenConnection, tokio_postgres::Error> {
         let preferred = self.0.preferred.load(Ordering::Relaxed);
         let others = (0..self.0.configs.len()).filter(|&server| server != preferred);
         let mut order: Vec<usize> = iter::once(preferred).chain(others).collect();
         // The caller bounds the wait for the last one.
         let last = order.pop().unwrap_or(preferred);
-        let mut read_only = None;
+        let (mut read_only, mut unreachable, mut is_missing) = (None, None, false);
         for server in order {
             match timeout(self.0.connect_timeout, self.open_at(server)).await {
                 Ok(Ok(opened)) => return Ok(opened),
@@ -215,13 +227,30 @@ impl Servers {
                     debug!("database server {} does not fit: {error}", server + 1);
                     if takes_no_writes(&error) {
                         read_only = Some(error);
+                    } else if error.code().is_none() {
+                        is_missing = true;
+                        unreachable = Some(error);
                     }
                 }
-                Err(_) => debug!("database server {} does not answer", server + 1),
+                Err(_) => {
+                    debug!("database server {} does not answer", server + 1);
+                    is_missing = true;
+                }
             }
         }
         let opened = self.open_at(last).await;
-        opened.map_err(|error| read_only.unwrap_or(error))
+        opened.map_err(|error| {
+            let is_refused = error.code().is_some();
+            self.0.missing.store(
+                is_missing || !is_refused && !takes_no_writes(&error),
+                Ordering::Relaxed,
+            );
+            if is_refused {
+                read_only.or(unreachable).unwrap_or(error)
+            } else {
+                read_only.unwrap_or(error)
+            }
+        })
     }
 
     async fn open_at(&self, server: usize) -> Result<OpenConnection, tokio_postgres::Error> {

@@ -114,8 +114,8 @@ pub(super) async fn open(servers: &Servers) -> Result<Session, Trouble> {
         }
         Ok(Err(error)) => {
             let cause = match error.code() {
-                Some(_) => Cause::Refused,
-                None => Cause::Unreachable,
+                Some(_) if !servers.is_missing() => Cause::Refused,
+                _ => Cause::Unreachable,
             };
             Err(Trouble::new(cause, describe(error)))
         }

@@ -132,6 +132,51 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     pair.check_standby_books().await
 }
 
+/// A server to which a shard may move refuses connections, for it does not have the database yet. That is no answer
+/// while the server that has it is away.
+#[tokio::test]
+async fn server_without_the_database_does_not_hide_an_outage() -> Result<()> {
+    let mut home = ClusterOptions::default().setting("fsync", "off").start()?;
+    let database = Database::create(&home).await?;
+    database.create_coupon("PROMO", 1000).await?;
+    let other = crate::cluster();
+    for url in [
+        url_of_both(&database, &home, other),
+        url_of_both(&database, other, &home),
+    ] {
+        let api = Api::start(&url).await?;
+        until_well(&api, "before").await?;
+        let check = async |detail: &str| {
+            api.until_not_ready(detail).await?;
+            for _ in 0..3 {
+                let claimed = api.claim("user", "PROMO").await?;
+                assert_eq!(claimed.shown(), "503 unavailable", "{url}");
+                let read = api.send(Method::GET, "PROMO").await?;
+                assert_eq!(read.shown(), "503 unavailable", "{url}");
+            }
+            anyhow::Ok(())
+        };
+        home.stop(Stop::Kill)?;
+        check("the database cannot be reached").await?;
+        home.start()?;
+        soon("restart", until_well(&api, "after")).await?;
+        let frozen = home.freeze()?;
+        check("the database does not answer").await?;
+        drop(frozen);
+        soon("thaw", until_well(&api, "at the end")).await?;
+    }
+    // Without an outage it is a fault of the configuration.
+    let url = format!(
+        "host={} user=nobody dbname=nothing",
+        other.directory().display()
+    );
+    let api = Api::start(&url).await?;
+    api.until_not_ready("the database refuses the service's connections")
+        .await?;
+    assert_eq!(api.claim("user", "PROMO").await?.shown(), "500 internal");
+    Ok(())
+}
+
 /// The standby did not have the last events: who has seen them must know, for their ids will be given to others.
 #[tokio::test]
 async fn event_streams_go_on_after_a_failover_that_lost_events() -> Result<()> {

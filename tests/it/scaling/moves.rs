@@ -255,6 +255,9 @@ async fn faults_are_named_before_the_move() -> Result<()> {
     refused.refused("the database lacks: public.claims request_key character varying(255)")?;
     refused.refused("only the database there has: public.more id integer")?;
 
+    let nowhere = homes.run(&database, &["--to", "host=/nowhere"]).await?;
+    nowhere.refused("the target server cannot be looked at")?;
+
     let stranger = Database::create(&homes.old).await?;
     let refused = homes.run(&stranger, &[]).await?;
     refused.refused(&format!("the role {}_caller is not there", stranger.name()))?;
@@ -337,6 +340,7 @@ async fn move_is_given_up_unless_both_homes_are_as_they_must_be() -> Result<()> 
     database.create_coupon("PROMO", 10).await?;
     let failed = homes.run(&database, &["--switch", "exit 7"]).await?;
     failed.refused("the command of --switch ended with status 7")?;
+    failed.refused("the command of --switch had begun: lead its callers back to the old home")?;
     homes.check_undone(&database, false).await?;
     // While the command runs, no home takes writes.
     let command = format!(
