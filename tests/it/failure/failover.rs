@@ -132,7 +132,7 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
     pair.check_standby_books().await
 }
 
-/// A server to which a shard may move refuses connections, for it does not have the database yet. That is no answer
+/// A server to which a shard may move refuses connections, because it does not have the database yet. That is no answer
 /// while the server that has it is away.
 #[tokio::test]
 async fn server_without_the_database_does_not_hide_an_outage() -> Result<()> {
@@ -140,12 +140,15 @@ async fn server_without_the_database_does_not_hide_an_outage() -> Result<()> {
     let database = Database::create(&home).await?;
     database.create_coupon("PROMO", 1000).await?;
     let other = crate::cluster();
-    for url in [
+    for (n, url) in [
         url_of_both(&database, &home, other),
         url_of_both(&database, other, &home),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let api = Api::start(&url).await?;
-        until_well(&api, "before").await?;
+        until_well(&api, &format!("before {n}")).await?;
         let check = async |detail: &str| {
             api.until_not_ready(detail).await?;
             for _ in 0..3 {
@@ -159,15 +162,15 @@ async fn server_without_the_database_does_not_hide_an_outage() -> Result<()> {
         home.stop(Stop::Kill)?;
         check("the database cannot be reached").await?;
         home.start()?;
-        soon("restart", until_well(&api, "after")).await?;
+        soon("restart", until_well(&api, &format!("after {n}"))).await?;
         let frozen = home.freeze()?;
         check("the database does not answer").await?;
         drop(frozen);
-        soon("thaw", until_well(&api, "at the end")).await?;
+        soon("thaw", until_well(&api, &format!("at the end {n}"))).await?;
     }
     // Without an outage it is a fault of the configuration.
     let url = format!(
-        "host={} user=nobody dbname=nothing",
+        "host={} user=stranger dbname=nothing",
         other.directory().display()
     );
     let api = Api::start(&url).await?;

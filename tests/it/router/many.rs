@@ -5,7 +5,7 @@ use honcho_tests::connect;
 
 use super::{Router, sqlstate};
 
-/// How claims on a shard fail.
+/// Manner in which claims on a shard fail.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
