@@ -306,12 +306,23 @@ impl SharedCalls {
         metrics().batch_done(begun.elapsed());
         let outcomes = outcomes.inspect_err(|error| span.fail(error))?;
         check_count(users.len(), outcomes.len())?;
-        let mut outcomes = outcomes.into_iter();
-        Ok(group
-            .iter()
-            .map(|batch| outcomes.by_ref().take(batch.batch.len()).collect())
-            .collect())
+        let lengths = group.iter().map(|batch| batch.batch.len());
+        Ok(outcomes_of_each(lengths, &outcomes))
     }
+}
+
+/// Splits the outcomes of a shared call among its batches; none for a batch that was left out, even in part.
+fn outcomes_of_each(
+    lengths: impl Iterator<Item = usize>,
+    mut outcomes: &[Option<Outcome>],
+) -> Vec<Option<Vec<Outcome>>> {
+    lengths
+        .map(|length| {
+            let (of_batch, rest) = outcomes.split_at(length);
+            outcomes = rest;
+            of_batch.iter().copied().collect()
+        })
+        .collect()
 }
 
 impl SharedBatch {
@@ -331,6 +342,16 @@ mod tests {
     use std::future::pending;
 
     use super::*;
+
+    #[test]
+    fn batch_that_was_left_out_takes_no_outcome_of_another() {
+        let [claimed, sold_out] = [Outcome::Claimed, Outcome::SoldOut].map(Some);
+        let outcomes = [None, None, None, claimed, sold_out, None, claimed];
+        let lengths = [3, 1, 1, 1, 1];
+        let split = outcomes_of_each(lengths.into_iter(), &outcomes);
+        let expected = [None, claimed, sold_out, None, claimed];
+        assert_eq!(split, expected.map(|outcome| Some(vec![outcome?])));
+    }
 
     #[tokio::test]
     async fn calls_without_an_answer_leave_room_for_others() {

@@ -10,6 +10,7 @@ use crate::fixtures::{
     api::Api,
     held_coupon::{Claim, LONG_TIMEOUTS, claim, hold, until_queued},
     scrape::until_in_flight,
+    shards::{Callers, check_answers},
 };
 
 /// A service that carries out as many calls as it does at once, so that further claims wait for the next shared call.
@@ -194,5 +195,30 @@ async fn claim_that_fails_spoils_no_other_in_a_shared_call() -> Result<()> {
     let shared = transactions(&busy.client).await?;
     assert!(shared <= 12, "{shared} transactions");
     busy.release().await?;
+    database.books().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batch_that_leaves_a_shared_call_changes_no_answer_of_others() -> Result<()> {
+    let database = crate::database().await?;
+    let coupons: Vec<String> = (0..COUPONS).map(coupon).collect();
+    for coupon in &coupons {
+        database.create_coupon(coupon, 1_000_000).await?;
+    }
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    api.until_ready().await?;
+    // With several callers on each coupon, several claims leave a call together.
+    let callers = Callers::start(&api, &coupons, 4, "caller");
+    callers.until(&coupons, "200", 10).await?;
+    for _ in 0..300 {
+        let holder = hold(&database, &coupon(0)).await?;
+        holder.batch_execute("rollback").await?;
+    }
+    callers.until(&coupons, "200", 10).await?;
+    let answers = callers.end().await?;
+    let other = answers.iter().find(|it| it.shown != "200");
+    assert!(other.is_none(), "{other:?}");
+    let client = database.connect().await?;
+    check_answers(&client, answers.iter()).await?;
     database.books().await
 }
