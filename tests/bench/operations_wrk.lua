@@ -41,12 +41,14 @@ function init(args)
     -- Fifty requests have five of the others: reservations of two users, and for two who reserved AGO fifties
     -- before a confirmation and a cancellation, and the release of a claim that was confirmed as long ago. By
     -- then, the earlier request has been answered on its own connection. Before there are such users, claims
-    -- take the places.
+    -- take the places. They all sort before the users who claim, so that these claims grow the end of an index as
+    -- they do in the case of claims alone.
     local AGO = 20
+    serial = 500000000
     local fifty, place = 0, 0
     claims, holds = 0, 0
     local function holder(which_fifty, which_user)
-        return 500000000 + 2 * which_fifty + which_user
+        return 100000000 + 2 * which_fifty + which_user
     end
     function request()
         place = place + 1
