@@ -64,6 +64,8 @@ impl Stage {
 
     /// Runs one case and checks the books after it.
     pub async fn measure(&mut self, case: Case) -> Result<Figures> {
+        // What other cases have written must not go to the disk during this one.
+        rustix::fs::sync();
         match (case.scene, case.subject) {
             (_, Subject::RedisAlways | Subject::RedisEverysec) => self.redis(case).await,
             (_, Subject::Units) => {
