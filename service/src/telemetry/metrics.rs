@@ -4,8 +4,10 @@
 //! table that is read without a lock. Figures that exist anyway (pools, lanes, the process) are read at each
 //! scrape. No label contains a text from a client.
 
+mod operations;
 mod process;
 mod requests;
+mod streams;
 
 use std::{fmt, sync::LazyLock, time::Duration};
 
@@ -17,13 +19,17 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use self::{process::ProcessCollector, requests::Requests};
+use self::{
+    operations::OperationCounters, process::ProcessCollector, requests::Requests,
+    streams::StreamMetrics,
+};
 use crate::{
     outcome::{Operation, Outcome},
     shards::ShardNumber,
 };
 
 pub(crate) use requests::{RequestTimer, UNMATCHED};
+pub(crate) use streams::Delivery;
 
 /// Media type of `Metrics::scrape`.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -172,7 +178,7 @@ impl Metrics {
                 "connections_cut_off",
                 "Connections closed because the client did not read its answer",
             ),
-            operations: operations(honcho),
+            operations: operations::counters(honcho),
             batch_size: histogram(
                 honcho,
                 "lane_batch_claims",
@@ -522,128 +528,4 @@ impl Gauges {
             }
         }
     }
-}
-
-/// Kind of an event on a stream.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Delivery {
-    /// An event in the life of a coupon.
-    Event,
-    /// Its stock.
-    Stock,
-    /// The client may have missed events.
-    Reset,
-}
-
-impl Delivery {
-    const ALL: [(Self, &'static str); 3] = [
-        (Self::Event, "event"),
-        (Self::Stock, "stock"),
-        (Self::Reset, "reset"),
-    ];
-}
-
-/// Metrics of event streams.
-#[derive(Debug)]
-struct StreamMetrics {
-    open: Gauge,
-    /// One for each kind, by its number.
-    deliveries: [Counter; Delivery::ALL.len()],
-    polls: Counter,
-}
-
-impl StreamMetrics {
-    fn new(registry: &mut Registry) -> Self {
-        #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-        struct DeliveryLabels {
-            kind: &'static str,
-        }
-        let family = Family::<DeliveryLabels, Counter>::default();
-        registry.register(
-            "stream_events",
-            "Events sent on event streams, by kind",
-            family.clone(),
-        );
-        Self {
-            open: gauge(registry, "streams", "Open event streams"),
-            deliveries: Delivery::ALL
-                .map(|(_, kind)| family.get_or_create_owned(&DeliveryLabels { kind })),
-            polls: counter(
-                registry,
-                "event_polls",
-                "Polls of the database for new events and stock",
-            ),
-        }
-    }
-}
-
-/// Claims by outcome. The handles are made at the start.
-/// Counters of one operation. The handles are made at the start.
-#[derive(Debug)]
-struct OperationCounters {
-    /// One for each outcome, by its number. Outcomes that the operation does not have count as errors.
-    outcomes: [Counter; Outcome::ALL.len()],
-    replayed: Counter,
-    overloaded: Counter,
-    error: Counter,
-}
-
-impl OperationCounters {
-    /// Makes the counters of an operation.
-    ///
-    /// # Arguments
-    /// `counter`: makes the counter with this label.
-    fn new(operation: Operation, counter: impl Fn(&'static str) -> Counter) -> Self {
-        let error = counter("error");
-        let is_in_lane = !matches!(
-            operation,
-            Operation::Update | Operation::Restock | Operation::Delete
-        );
-        let counter_if = |is_possible: bool, label| {
-            if is_possible {
-                counter(label)
-            } else {
-                error.clone()
-            }
-        };
-        Self {
-            outcomes: Outcome::ALL.map(|outcome| {
-                counter_if(operation.outcomes().contains(&outcome), outcome.label())
-            }),
-            replayed: counter_if(operation == Operation::Claim, "replayed"),
-            overloaded: counter_if(is_in_lane, "overloaded"),
-            error,
-        }
-    }
-}
-
-/// Makes the counters of all operations. Claims have a family of their own.
-fn operations(registry: &mut Registry) -> [OperationCounters; Operation::ALL.len()] {
-    #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-    struct ClaimLabels {
-        outcome: &'static str,
-    }
-    #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-    struct OperationLabels {
-        operation: &'static str,
-        outcome: &'static str,
-    }
-    let claims = Family::<ClaimLabels, Counter>::default();
-    registry.register("claims", "Claims by outcome", claims.clone());
-    let others = Family::<OperationLabels, Counter>::default();
-    registry.register(
-        "operations",
-        "Operations other than claims, by outcome",
-        others.clone(),
-    );
-    Operation::ALL.map(|operation| {
-        OperationCounters::new(operation, |outcome| {
-            if operation == Operation::Claim {
-                claims.get_or_create_owned(&ClaimLabels { outcome })
-            } else {
-                let operation = operation.name();
-                others.get_or_create_owned(&OperationLabels { operation, outcome })
-            }
-        })
-    })
 }
