@@ -35,6 +35,11 @@ impl Router {
 
     /// Makes them in these clusters.
     async fn over(cluster: &Cluster, clusters: &[&Cluster]) -> Result<Self> {
+        Self::in_database(Database::create_empty(cluster).await?, clusters).await
+    }
+
+    /// Makes the shards in these clusters, and the router in an empty database.
+    async fn in_database(database: Database, clusters: &[&Cluster]) -> Result<Self> {
         let mut options = Vec::new();
         let mut shards = Vec::new();
         for (n, cluster) in clusters.iter().enumerate() {
@@ -54,7 +59,6 @@ impl Router {
             ));
             shards.push(shard);
         }
-        let database = Database::create_empty(cluster).await?;
         let set_up = format!(
             "{ROLE};
              create extension honcho_router cascade;

@@ -35,17 +35,28 @@ impl Database {
         Self::create_with(cluster, "").await
     }
 
+    /// An empty one that is sorted as in English by default, where `a` is before `B`.
+    pub async fn create_sorted_as_english(cluster: &Cluster) -> Result<Self> {
+        Self::create_at_with(
+            |user, database| cluster.url(user, database),
+            "locale_provider icu icu_locale 'en'",
+            "",
+        )
+        .await
+    }
+
     /// Creates the database, the extension and the roles on a server.
     ///
     /// # Arguments
     /// `url`: makes the server's URL for a user and a database.
     pub async fn create_at(url: impl Fn(&str, &str) -> String) -> Result<Self> {
-        Self::create_at_with(url, "create extension honcho").await
+        Self::create_at_with(url, "", "create extension honcho").await
     }
 
     async fn create_with(cluster: &Cluster, create_extension: &str) -> Result<Self> {
         Self::create_at_with(
             |user, database| cluster.url(user, database),
+            "",
             create_extension,
         )
         .await
@@ -53,6 +64,7 @@ impl Database {
 
     async fn create_at_with(
         url: impl Fn(&str, &str) -> String,
+        options: &str,
         create_extension: &str,
     ) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -61,7 +73,9 @@ impl Database {
         let stranger = format!("{name}_stranger");
         let admin = connect(&url("postgres", "postgres")).await?;
         admin
-            .batch_execute(&format!("create database {name} template template0"))
+            .batch_execute(&format!(
+                "create database {name} template template0 {options}"
+            ))
             .await?;
         let database = Self {
             superuser_url: url("postgres", &name),

@@ -95,6 +95,55 @@ async fn pages_of_all_shards_hold_each_coupon_once() -> Result<()> {
     router.books().await
 }
 
+/// Honcho sorts names by their bytes. The router must not sort them by the collation of its own database.
+#[tokio::test]
+async fn rows_are_in_the_order_of_honcho_whatever_the_collation() -> Result<()> {
+    let cluster = crate::cluster();
+    let database = Database::create_sorted_as_english(cluster).await?;
+    let router = Router::in_database(database, &[cluster; 2]).await?;
+    let direct = crate::database().await?;
+    let mut names = vec!["a", "B", "Z", "\u{e9}", "_", "9", "10"];
+    let owner = router.database.connect().await?;
+    let sorted = "select array(select name from unnest($1::text[]) name order by name)";
+    let sorted = owner.query_one(sorted, &[&names]).await?;
+    let shards = "select count(distinct honcho_router.shard(name)) from unnest($1::text[]) name";
+    let shards: i64 = owner.query_one(shards, &[&names]).await?.get(0);
+    assert_eq!(shards, 2);
+    for database in [&router.database, &direct] {
+        let session = database.connect_as_caller().await?;
+        for name in &names {
+            let create = "select honcho_create_coupon($1, 9)";
+            session.query_one(create, &[name]).await?;
+        }
+        for user in &names {
+            let reserve = "select honcho_reserve($1, 'a', '1 hour')::text";
+            session.query_one(reserve, &[user]).await?;
+        }
+    }
+    for database in router.shards.iter().chain([&direct]) {
+        let spoil = "update coupons set amount = amount + 1";
+        database.connect().await?.batch_execute(spoil).await?;
+    }
+    let lists = async |database: &Database| {
+        let mut lists = Vec::new();
+        for list in [
+            "select coupon_name from honcho_verify() where invariant = 'stock' and not holds",
+            "select v::text from honcho_verify() v",
+            "select user_id from honcho_list_holds('a', '10', 5)",
+        ] {
+            let rows = database.connect_as_caller().await?.query(list, &[]).await?;
+            lists.push(rows.iter().map(|row| row.get(0)).collect());
+        }
+        anyhow::Ok::<Vec<Vec<String>>>(lists)
+    };
+    let routed = lists(&router.database).await?;
+    assert_eq!(routed, lists(&direct).await?);
+    names.sort_unstable();
+    assert_eq!(routed[0], names);
+    assert_ne!(sorted.get::<_, Vec<&str>>(0), names);
+    Ok(())
+}
+
 #[tokio::test]
 async fn numbered_shard_gives_ids_of_its_own() -> Result<()> {
     for shard in [0, 3, 255] {

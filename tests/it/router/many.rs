@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use honcho_tests::connect;
+use tokio_postgres::NoTls;
 
 use super::{Router, sqlstate};
+use crate::fixtures::sql::until_waiting_for_lock;
 
 /// Manner in which claims on a shard fail.
 #[derive(Clone, Copy, PartialEq)]
@@ -19,6 +21,17 @@ const RAISE: Fault = Fault::Act("raise division_by_zero");
 const ASSERT: Fault = Fault::Act("assert false");
 const DIE: Fault = Fault::Act("perform pg_terminate_backend(pg_backend_pid())");
 const SLEEP: Fault = Fault::Act("perform pg_sleep(60)");
+
+/// The number of claims on each shard.
+async fn claims(router: &Router) -> Result<Vec<i64>> {
+    let mut claims = Vec::new();
+    for shard in &router.shards {
+        let count = "select count(*) from claims";
+        let count = shard.connect().await?.query_one(count, &[]).await?;
+        claims.push(count.get(0));
+    }
+    Ok(claims)
+}
 
 /// Brings these faults about, one for each shard.
 async fn set_faults(router: &Router, faults: [Fault; 2]) -> Result<()> {
@@ -145,11 +158,42 @@ async fn fault_of_a_shard_is_an_error_or_leaves_its_claims_out() -> Result<()> {
         set_faults(&router, [Fault::None; 2]).await?;
         first += i64::from(faults[0] == Fault::None);
         second += i64::from(expected == "claimed,claimed");
-        for (shard, claims) in router.shards.iter().zip([first, second]) {
-            let count = "select count(*) from claims";
-            let count: i64 = shard.connect().await?.query_one(count, &[]).await?.get(0);
-            assert_eq!(count, claims, "{n}");
-        }
+        assert_eq!(claims(&router).await?, [first, second], "{n}");
+    }
+    router.books().await
+}
+
+/// The last step of a call reads the labels of outcomes. A session that knows none yet waits there for a lock on their
+/// table, and the shards have claimed.
+#[tokio::test]
+async fn cancel_after_the_claims_is_no_undone_call() -> Result<()> {
+    let router = Router::new(2).await?;
+    let [one, two] = [
+        router.create_coupon(0, 9).await?,
+        router.create_coupon(1, 9).await?,
+    ];
+    let locker = router.database.connect().await?;
+    locker
+        .batch_execute("begin; lock table pg_catalog.pg_enum in access exclusive mode")
+        .await?;
+    let watcher = router.database.connect().await?;
+    for (call, claimed) in [
+        (
+            format!("select honcho_claim_many('{{ann,ann}}', '{{{one},{two}}}', false)"),
+            [1, 1],
+        ),
+        (
+            format!("select honcho_claim_many('{{bob}}', '{{{two}}}')"),
+            [1, 2],
+        ),
+    ] {
+        let session = router.database.connect_as_caller().await?;
+        let cancel = session.cancel_token();
+        let state = tokio::spawn(async move { sqlstate(&session, &call).await });
+        until_waiting_for_lock(&watcher).await?;
+        assert_eq!(claims(&router).await?, claimed);
+        cancel.cancel_query(NoTls).await?;
+        assert_eq!(state.await?, "08007");
     }
     router.books().await
 }
