@@ -449,6 +449,8 @@ $$;
 
 -- Functions that change something -------------------------------------------------------------------------------------
 
+-- Results are cast inside the guarded blocks: that reads the catalog, and a cancel there comes too late to undo the call.
+
 create function @extschema@.honcho_create_coupon(
     name text, amount integer, starts_at timestamptz default null, ends_at timestamptz default null
 ) returns boolean
@@ -472,7 +474,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.claim(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.claim(
+            user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
@@ -486,7 +490,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_claim()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.claim(user_id, coupon_name, request_key, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.claim(
+            user_id, coupon_name, request_key, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
@@ -639,7 +645,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_release()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.release(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.release(
+            user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
@@ -670,7 +678,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_confirm()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.confirm(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.confirm(
+            user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
@@ -683,7 +693,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_cancel()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.cancel(user_id, coupon_name, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.cancel(
+            user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
@@ -766,7 +778,9 @@ set datestyle = 'ISO, MDY' as $$
 begin
     perform honcho_router.guard('honcho_delete_coupon()'), set_config('honcho_router.seen', '', true);
     begin
-        return honcho_router.delete_coupon(name, with_claims, nullif(current_setting('lock_timeout'), '0'));
+        return honcho_router.delete_coupon(
+            name, with_claims, nullif(current_setting('lock_timeout'), '0')
+        )::@extschema@.honcho_outcome;
     exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;

@@ -154,6 +154,60 @@ async fn cancelled_claim_may_be_there() -> Result<()> {
     router.books().await
 }
 
+/// The last step of a call reads the label of its outcome. A session that does not know it yet waits there for a lock on
+/// the labels' table, and the shard has committed.
+#[tokio::test]
+async fn cancel_after_the_commit_of_a_shard_is_no_undone_call() -> Result<()> {
+    let router = Router::new(1).await?;
+    let shard = router.shards[0].connect().await?;
+    shard
+        .batch_execute(
+            "select honcho_create_coupon('PROMO', 99), honcho_create_coupon('SPARE', 1);
+             select honcho_claim('releaser', 'PROMO'), honcho_reserve('confirmer', 'PROMO', '1 hour'),
+                    honcho_reserve('canceller', 'PROMO', '1 hour')",
+        )
+        .await?;
+    let locker = router.database.connect().await?;
+    locker
+        .batch_execute("begin; lock table pg_catalog.pg_enum in access exclusive mode")
+        .await?;
+    let watcher = router.database.connect().await?;
+    let mut wrong = Vec::new();
+    for call in [
+        "honcho_claim('one', 'PROMO')",
+        "honcho_claim('two', 'PROMO', 'key')",
+        "honcho_claim_batch('PROMO', '{three}')",
+        "honcho_claim_batch('PROMO', '{four}', '{key}')",
+        "honcho_release('releaser', 'PROMO')",
+        "honcho_reserve('holder', 'PROMO', '1 hour')",
+        "honcho_confirm('confirmer', 'PROMO')",
+        "honcho_cancel('canceller', 'PROMO')",
+        "honcho_apply('PROMO', '{claim}', '{five}')",
+        "honcho_update_coupon('PROMO', 100)",
+        "honcho_restock('PROMO', 1)",
+        "honcho_delete_coupon('SPARE')",
+    ] {
+        let state = begin(&router.database, format!("select {call}")).await?;
+        until_waiting_for_lock(&watcher).await?;
+        let cancel = "select pg_cancel_backend(pid) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        watcher.execute(cancel, &[]).await?;
+        let state = state.await?;
+        if state != "08007" {
+            wrong.push(format!("{call}: {state}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let users = ["confirmer", "five", "four", "one", "three", "two"];
+    let mut claimed = claimed(&shard).await?;
+    claimed.sort();
+    assert_eq!(claimed, users);
+    let rest = "select (select string_agg(user_id, ',') from holds), string_agg(name || amount, ',') from coupons";
+    let rest = shard.query_one(rest, &[]).await?;
+    assert_eq!((rest.get(0), rest.get(1)), ("holder", "PROMO101"));
+    router.books().await
+}
+
 /// Every function has a handler of its own, so each is called in each fault.
 #[tokio::test]
 async fn every_function_tells_a_failed_call_from_a_lost_answer() -> Result<()> {
