@@ -151,9 +151,10 @@ begin
             errcode = unsent,
             message = 'a shard cannot be reached',
             detail = message;
-    -- 57P01 and 57P02 are of a session on a shard that is shut down: this session could not catch its own.
+    -- 57P01 and 57P02 are of a session on a shard that is shut down: this session could not catch its own. What ends a
+    -- session may come after its commit, and has any SQLSTATE: a flush of the WAL that fails is a PANIC.
     elsif state not in ('57P01', '57P02')
-        and message !~ '^PL/Proxy function |^[^ ]+\(\d+\): \[.*\] REMOTE \(null\): '
+        and message !~ '^PL/Proxy function |^[^ ]+\(\d+\): \[.*\] REMOTE (\(null\)|FATAL|PANIC): '
     then
         return;
     end if;
@@ -462,7 +463,7 @@ begin
         return honcho_router.create_coupon(
             name, amount, starts_at, ends_at, nullif(current_setting('lock_timeout'), '0')
         );
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -477,7 +478,7 @@ begin
         return honcho_router.claim(
             user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -493,7 +494,7 @@ begin
         return honcho_router.claim(
             user_id, coupon_name, request_key, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -508,7 +509,7 @@ begin
     begin
         return query select b.ordinal, b.outcome::@extschema@.honcho_outcome
         from honcho_router.claim_batch(coupon_name, user_ids, nullif(current_setting('lock_timeout'), '0')) b;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -525,7 +526,7 @@ begin
         from honcho_router.claim_batch(
             coupon_name, user_ids, request_keys, nullif(current_setting('lock_timeout'), '0')
         ) b;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -600,7 +601,7 @@ begin
         end loop;
         -- Here, because a cancel comes too late to undo the claims.
         return query select p, o::@extschema@.honcho_outcome from unnest(places, outcomes) t (p, o) order by p;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -648,7 +649,7 @@ begin
         return honcho_router.release(
             user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -666,7 +667,7 @@ begin
         from honcho_router.reserve(
             user_id, coupon_name, ttl, request_key, nullif(current_setting('lock_timeout'), '0')
         ) r;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -681,7 +682,7 @@ begin
         return honcho_router.confirm(
             user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -696,7 +697,7 @@ begin
         return honcho_router.cancel(
             user_id, coupon_name, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -717,7 +718,7 @@ begin
         from honcho_router.apply(
             coupon_name, operations, user_ids, ttls, request_keys, actors, nullif(current_setting('lock_timeout'), '0')
         ) a;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -730,7 +731,7 @@ begin
     perform honcho_router.guard('honcho_expire()'), set_config('honcho_router.seen', '', true);
     begin
         return (select least(sum(n), 2147483647) from honcho_router.expire(max) n);
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007', unsent => '08007');
         raise;
     end;
@@ -750,7 +751,7 @@ begin
         from honcho_router.update_coupon(
             name, amount, starts_at, ends_at, paused, nullif(current_setting('lock_timeout'), '0')
         ) u;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -765,7 +766,7 @@ begin
         return query select u.outcome::@extschema@.honcho_outcome, u.name, u.amount, u.remaining_amount, u.held_amount,
             u.starts_at, u.ends_at, u.paused, u.state
         from honcho_router.restock(name, delta, nullif(current_setting('lock_timeout'), '0')) u;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -781,7 +782,7 @@ begin
         return honcho_router.delete_coupon(
             name, with_claims, nullif(current_setting('lock_timeout'), '0')
         )::@extschema@.honcho_outcome;
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007');
         raise;
     end;
@@ -794,7 +795,7 @@ begin
     perform honcho_router.guard('honcho_purge_events()'), set_config('honcho_router.seen', '', true);
     begin
         return (select least(sum(n), 2147483647) from honcho_router.purge_events(before, max) n);
-    exception when internal_error or query_canceled or admin_shutdown or crash_shutdown then
+    exception when query_canceled or others then
         perform honcho_router.fail(sqlstate, sqlerrm, '08007', unsent => '08007');
         raise;
     end;

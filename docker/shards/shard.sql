@@ -10,6 +10,7 @@
 create role honcho_router login password :'router_password';
 alter role honcho_router set statement_timeout = '4s';
 alter role honcho_router set datestyle = 'ISO, MDY';
+alter role honcho_router set lc_messages = 'C';
 grant connect on database honcho to honcho_router;
 select format('grant execute on function %s to honcho_router', p.oid::regprocedure)
 from pg_extension e

@@ -10,3 +10,4 @@ mod kills;
 mod outages;
 mod power_loss;
 mod standby;
+mod wal_flush;

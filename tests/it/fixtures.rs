@@ -17,6 +17,7 @@ pub mod scrape;
 pub mod shards;
 pub mod signer;
 pub mod sql;
+pub mod wal_flush;
 
 /// One mebibyte, in bytes.
 pub const MIB: u64 = 1024 * 1024;

@@ -19,6 +19,7 @@ use super::{
     permits::{CallPermits, to_its_end},
     server::Servers,
     settings::{Unfit, dropped_settings},
+    sqlstate::after_sending,
     symptoms::Symptoms,
 };
 use crate::{error::Error, telemetry::metrics::metrics};
@@ -443,7 +444,7 @@ impl Connections {
         answer.map_err(|error| {
             self.symptoms.note(&error);
             let is_unusable = makes_unusable(&error);
-            let error = Error::from(error).after_sending();
+            let error = after_sending(error);
             if is_unusable || matches!(error, Error::OutcomeUnknown(_)) {
                 discard(client);
             }

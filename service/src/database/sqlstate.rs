@@ -4,7 +4,7 @@ use std::{fmt::Write as _, io};
 
 use anyhow::anyhow;
 use deadpool_postgres::{HookError, PoolError};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{error::Error, telemetry::metrics::metrics};
 
@@ -46,6 +46,21 @@ pub(crate) fn describe(error: tokio_postgres::Error) -> anyhow::Error {
         }
     }
     anyhow!(text)
+}
+
+/// Classifies and counts an error of a call that may have been carried out before it failed.
+///
+/// An error that ends the session may come after the commit: if its flush fails, the server ends with a PANIC that has
+/// the SQLSTATE of the file's error, and its recovery finds the commit.
+pub(super) fn after_sending(error: tokio_postgres::Error) -> Error {
+    let severity = error.as_db_error().and_then(DbError::parsed_severity);
+    if let Some(state) = error.code()
+        && matches!(severity, Some(Severity::Fatal | Severity::Panic))
+    {
+        metrics().database_error(state.code());
+        return Error::OutcomeUnknown(describe(error));
+    }
+    Error::from(error).after_sending()
 }
 
 impl From<tokio_postgres::Error> for Error {

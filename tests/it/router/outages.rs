@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Stop, connect, eventually};
+use rustix::io::Errno;
 use tokio::{
     task::{JoinHandle, JoinSet},
     time::timeout,
@@ -23,6 +24,7 @@ use super::{Router, claim, sqlstate};
 use crate::fixtures::{
     held_coupon::hold,
     sql::{CALLS, claimed, until_waiting_for_lock},
+    wal_flush::Fallible,
 };
 
 /// A cluster that may stop.
@@ -506,5 +508,28 @@ async fn session_that_a_shard_has_ended_is_a_lost_answer() -> Result<()> {
         .await?;
     let call = format!("select honcho_claim('carl', '{coupon}')");
     assert_eq!(sqlstate(&client, &call).await, "08007");
+    router.books().await
+}
+
+#[tokio::test]
+async fn commit_whose_flush_fails_on_a_shard_is_a_lost_answer() -> Result<()> {
+    let server = Fallible::start()?;
+    let router = Router::over(crate::cluster(), &[&server.cluster]).await?;
+    let coupon = router.create_coupon(0, 10).await?;
+    let client = router.database.connect_as_caller().await?;
+    for (user, errno) in [("ann", Errno::NOSPC), ("bob", Errno::IO)] {
+        server.fail_once(errno)?;
+        let call = format!("select honcho_claim('{user}', '{coupon}')");
+        assert_eq!(sqlstate(&client, &call).await, "08007", "{errno}");
+        assert!(server.has_failed());
+        // Recovery has found the commit.
+        eventually("the shard to recover", async || {
+            let outcome = claim(&client, user, &coupon).await;
+            Ok(outcome
+                .is_ok_and(|it| it == "already_claimed")
+                .then_some(()))
+        })
+        .await?;
+    }
     router.books().await
 }
