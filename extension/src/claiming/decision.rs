@@ -97,6 +97,8 @@ pub fn operate(
                 if operations.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
                     durability::release_locks_early();
                 }
+                view.release();
+                settle(decided.rests_on);
                 return decided.answers;
             }
             Taken::None => {
@@ -137,6 +139,10 @@ pub fn operate_on_many(
         })
         .collect();
     view.release();
+    if session::may_roll_back_alone() {
+        // Without turns, as far as that is possible.
+        durability::wait_until_durable(last_basis(&parts));
+    }
     let mut open: Vec<usize> = (0..parts.len())
         .filter(|&i| parts[i].decided.answers.len() < coupons[i].1.len())
         .collect();
@@ -157,14 +163,11 @@ pub fn operate_on_many(
             }
         }
     }
-    let rests_on = parts.iter().map(|part| part.decided.rests_on);
-    let rests_on = rests_on.max().unwrap_or(durability::NOTHING);
+    let rests_on = last_basis(&parts);
     if turns.is_empty() {
         durability::wait_until_durable(rests_on);
     } else {
-        // If refusals still wait for a standby, so will the commit of this transaction, which comes after what
-        // they rest on.
-        durability::flush(rests_on);
+        settle(rests_on);
         if durability::waits_for_standbys() || turns.iter().any(Turn::is_awaited) {
             durability::release_locks_early();
         }
@@ -173,6 +176,28 @@ pub fn operate_on_many(
     answers
         .map(|(part, left_out)| (!left_out).then_some(part.decided.answers))
         .collect()
+}
+
+/// Makes answers durable that rest on others' work up to `rests_on`, after this transaction has changed something.
+///
+/// Their flush is short. If they still wait for a standby, so will the commit of this transaction, which comes after what
+/// they rest on, and before they are reported. In a transaction block they are reported first, and a rollback does not
+/// wait: there they wait here, although the turns that this transaction has wait with them.
+fn settle(rests_on: pg_sys::XLogRecPtr) {
+    if durability::is_durable(rests_on) {
+        return;
+    }
+    if session::may_roll_back_alone() {
+        durability::wait_until_durable(rests_on);
+    } else {
+        durability::flush(rests_on);
+    }
+}
+
+/// The position in the WAL that the answers of all `parts` rest on.
+fn last_basis(parts: &[Part<'_>]) -> pg_sys::XLogRecPtr {
+    let rests_on = parts.iter().map(|part| part.decided.rests_on);
+    rests_on.max().unwrap_or(durability::NOTHING)
 }
 
 /// A coupon, the operations on it, and the answers so far.
@@ -426,13 +451,9 @@ impl<'a> Request<'a> {
             decided.answers.append(&mut answers);
             return Taken::None;
         }
-        if !decided.is_durable() {
-            if decided.waits < MOST_WAITS {
-                return Taken::NotYet;
-            }
-            // On a hot coupon there is always a newer commit. Their flush is short; if they still wait for a
-            // standby, so will the commit of this transaction, which comes after them.
-            durability::flush(decided.rests_on);
+        // On a hot coupon there is always a newer commit: the last time, they are made durable after the change.
+        if !decided.is_durable() && decided.waits < MOST_WAITS {
+            return Taken::NotYet;
         }
         if draft.is_current(session::now())
             && write_unlocked(ledger, view, self.coupon_name, &mut draft)

@@ -141,6 +141,13 @@ pub fn require_no_transaction_block(command: &str) {
     unsafe { pg_sys::PreventInTransactionBlock(true, c"".as_ptr()) };
 }
 
+/// Returns true if a rollback may undo what this statement does after it has been reported: in a transaction block, a
+/// savepoint or an exception block.
+pub fn may_roll_back_alone() -> bool {
+    // SAFETY: reads backend-local variables.
+    unsafe { pg_sys::IsInTransactionBlock(true) }
+}
+
 /// Returns true on a standby.
 pub fn is_standby() -> bool {
     // SAFETY: reads shared memory.

@@ -14,8 +14,9 @@ use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
 use crate::fixtures::{
     api::Api,
+    held_coupon::{hold, until_queued},
     lives::{Lives, Way},
-    sql::{claim, claimed, show},
+    sql::{claim, claim_coupon, claimed, show},
 };
 
 /// A primary with a synchronous standby.
@@ -345,6 +346,49 @@ async fn refusal_waiting_for_the_standby_holds_no_turn_row_or_pin() -> Result<()
         ["already_claimed", "claimed", "already_claimed", "claimed"]
     );
     assert_eq!(reversed.await??, ["claimed", "already_claimed"]);
+    pair.database.books().await
+}
+
+/// In a transaction block an answer is reported before the commit that would wait, and a rollback does not.
+#[tokio::test]
+async fn refusal_beside_a_claim_waits_for_the_standby_in_a_transaction_block() -> Result<()> {
+    let pair = Pair::start(10).await?;
+    for (coupon, is_seen_in_its_turn) in [("FIRST", false), ("SECOND", true)] {
+        pair.database.create_coupon(coupon, 1).await?;
+        let deaf = pair.deafen().await?;
+        let ann = pair.database.connect().await?;
+        let claim_last = async move { claim_coupon(&ann, "ann", coupon).await };
+        let client = pair.database.connect().await?;
+        let call = async move {
+            let sql = format!(
+                "select string_agg(outcome::text, ' ' order by ordinal)
+                   from honcho_claim_many('{{bob, carl}}', '{{PROMO, {coupon}}}')"
+            );
+            client.batch_execute("begin").await?;
+            let outcomes: String = client.query_one(&sql, &[]).await?.get(0);
+            client.batch_execute("rollback").await?;
+            anyhow::Ok(outcomes)
+        };
+        let (last, call) = if is_seen_in_its_turn {
+            // The call looks while the coupon has stock, and waits for the turn of the other one.
+            let holder = hold(&pair.database, "PROMO").await?;
+            let call = tokio::spawn(call);
+            until_queued(&pair.client, 1).await?;
+            let last = tokio::spawn(claim_last);
+            pair.until_waiting(1).await?;
+            holder.batch_execute("rollback").await?;
+            (last, call)
+        } else {
+            let last = tokio::spawn(claim_last);
+            pair.until_waiting(1).await?;
+            (last, tokio::spawn(call))
+        };
+        pair.until_waiting(2).await?;
+        assert!(!call.is_finished() && !last.is_finished());
+        drop(deaf);
+        assert_eq!(call.await??, "claimed sold_out", "{coupon}");
+        assert_eq!(last.await??, "claimed");
+    }
     pair.database.books().await
 }
 
