@@ -97,8 +97,10 @@ pub fn operate(
                 if operations.len() == 1 || durability::waits_for_standbys() || turn.is_awaited() {
                     durability::release_locks_early();
                 }
-                view.release();
-                settle(decided.rests_on);
+                if !decided.is_durable() {
+                    view.release();
+                    settle(decided.rests_on);
+                }
                 return decided.answers;
             }
             Taken::None => {
@@ -184,9 +186,6 @@ pub fn operate_on_many(
 /// they rest on, and before they are reported. In a transaction block they are reported first, and a rollback does not
 /// wait: there they wait here, although the turns that this transaction has wait with them.
 fn settle(rests_on: pg_sys::XLogRecPtr) {
-    if durability::is_durable(rests_on) {
-        return;
-    }
     if session::may_roll_back_alone() {
         durability::wait_until_durable(rests_on);
     } else {
