@@ -118,7 +118,7 @@ async fn polls_stop_with_the_last_watcher() -> Result<()> {
         stream.until("restocked").await?;
         drop(stream);
         until_open(&api, 0.0).await?;
-        // Events that nobody watches are not for the next watcher.
+        // Events that no client watches are not for the next watcher.
         restock(&client, "PROMO", 1).await?;
         let quiet = "select max(query_start) < clock_timestamp() - interval '1 second'
                        from pg_stat_activity

@@ -1,4 +1,4 @@
-//! What streams of events deliver, and in which order.
+//! Events and stock on streams: contents and order.
 
 use std::{
     sync::{
