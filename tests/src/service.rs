@@ -92,6 +92,7 @@ impl Service {
                 return Ok(Some(address));
             }
             if let Some(status) = service.child.try_wait()? {
+                service.read_to_the_end()?;
                 bail!("the service ended with {status}:\n{}", service.log());
             }
             Ok(None)
@@ -196,11 +197,17 @@ impl Service {
     pub async fn exit(&mut self) -> Result<ExitStatus> {
         let child = &mut self.child;
         let status = eventually("the service to end", async || Ok(child.try_wait()?)).await?;
+        self.read_to_the_end()?;
+        Ok(status)
+    }
+
+    /// Once the process has ended, the thread may still have its last lines to read.
+    fn read_to_the_end(&mut self) -> Result<()> {
         if let Some(reader) = self.reader.take() {
             let read = reader.join();
             ensure!(read.is_ok(), "the log could not be read");
         }
-        Ok(status)
+        Ok(())
     }
 }
 
