@@ -109,14 +109,6 @@ impl Error {
     /// The user has no claim on this coupon.
     pub const CLAIM_NOT_FOUND: Self = Self::Refused(Outcome::NotClaimed);
 
-    /// Turns the error of a call into that of a call that may have been carried out before it failed.
-    pub(crate) fn after_sending(self) -> Self {
-        match self {
-            Self::Disconnected(source) => Self::OutcomeUnknown(source),
-            other => other,
-        }
-    }
-
     /// Returns true if nothing was changed and a second attempt may succeed at once.
     pub(crate) fn may_be_repeated(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Disconnected(_))

@@ -28,6 +28,24 @@ fn classify(state: &SqlState, cause: anyhow::Error) -> Error {
     }
 }
 
+/// The same for a call that may have been carried out before it failed.
+///
+/// An error that ends the session may come after the commit: if its flush fails, the server ends with a PANIC that has
+/// the SQLSTATE of the file's error, and its recovery finds the commit.
+fn classify_sent(severity: Option<Severity>, state: &SqlState, cause: anyhow::Error) -> Error {
+    match severity {
+        Some(Severity::Fatal | Severity::Panic) => Error::OutcomeUnknown(cause),
+        _ => unknown_if_disconnected(classify(state, cause)),
+    }
+}
+
+fn unknown_if_disconnected(error: Error) -> Error {
+    match error {
+        Error::Disconnected(cause) => Error::OutcomeUnknown(cause),
+        other => other,
+    }
+}
+
 /// Describes an error of the database in one line: the server's message and its SQLSTATE, or the client's error.
 pub(crate) fn describe(error: tokio_postgres::Error) -> anyhow::Error {
     let Some(report) = error.as_db_error() else {
@@ -49,18 +67,13 @@ pub(crate) fn describe(error: tokio_postgres::Error) -> anyhow::Error {
 }
 
 /// Classifies and counts an error of a call that may have been carried out before it failed.
-///
-/// An error that ends the session may come after the commit: if its flush fails, the server ends with a PANIC that has
-/// the SQLSTATE of the file's error, and its recovery finds the commit.
 pub(super) fn after_sending(error: tokio_postgres::Error) -> Error {
+    let Some(state) = error.code().cloned() else {
+        return unknown_if_disconnected(error.into());
+    };
+    metrics().database_error(state.code());
     let severity = error.as_db_error().and_then(DbError::parsed_severity);
-    if let Some(state) = error.code()
-        && matches!(severity, Some(Severity::Fatal | Severity::Panic))
-    {
-        metrics().database_error(state.code());
-        return Error::OutcomeUnknown(describe(error));
-    }
-    Error::from(error).after_sending()
+    classify_sent(severity, &state, describe(error))
 }
 
 impl From<tokio_postgres::Error> for Error {
@@ -99,7 +112,7 @@ mod tests {
 
     #[test]
     fn sqlstates_are_classified() {
-        // SQLSTATE; error of a read, or before anything was sent; error after sending; may be repeated
+        // SQLSTATE; error of a read, or before anything was sent; error after sending; may be repeated if not sent
         let rows = [
             ("22001", "Argument", "Argument", false),
             ("22003", "Argument", "Argument", false),
@@ -135,14 +148,19 @@ mod tests {
             ("XX001", "Rejected", "Rejected", false),
         ];
         for (code, before, after, repeated) in rows {
-            let error = || classify(&SqlState::from_code(code), anyhow!("cause"));
-            assert_eq!(variant(&error()), before, "{code}");
-            assert_eq!(
-                variant(&error().after_sending()),
-                after,
-                "{code} after sending"
-            );
-            assert_eq!(error().may_be_repeated(), repeated, "{code} repeated");
+            let state = SqlState::from_code(code);
+            let error = classify(&state, anyhow!("cause"));
+            assert_eq!(variant(&error), before, "{code}");
+            assert_eq!(error.may_be_repeated(), repeated, "{code} repeated");
+            let sent = |severity| variant(&classify_sent(severity, &state, anyhow!("cause")));
+            assert_eq!(sent(Some(Severity::Error)), after, "{code} after sending");
+            for severity in [Severity::Fatal, Severity::Panic] {
+                assert_eq!(
+                    sent(Some(severity)),
+                    "OutcomeUnknown",
+                    "{code} {severity:?}"
+                );
+            }
         }
     }
 
