@@ -17,6 +17,7 @@ mod plot;
 mod redis;
 mod redis_claims;
 mod report;
+mod results;
 mod stage;
 mod units;
 mod watchers;
@@ -35,7 +36,8 @@ use crate::{
     before::Build,
     case::{Case, NOON_CLIENTS},
     peer_service::Store,
-    report::{Results, Run},
+    report::Run,
+    results::Results,
     stage::Stage,
 };
 

@@ -13,7 +13,8 @@ use plotters::{
 
 use crate::{
     case::{Case, Flush, HTTP_CLIENTS, NOON_CLIENTS, NOON_STOCK, SQL_CLIENTS, Scene, Subject},
-    report::{Results, Run, last_answers, per_second, thousands, times},
+    report::{Run, thousands},
+    results::{Results, last_answers, per_second, times},
 };
 
 const SIZE: (u32, u32) = (900, 836);

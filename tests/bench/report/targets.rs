@@ -1,14 +1,17 @@
 //! Targets: ratios and bounds, met or missed.
 
-use super::{
-    Results, case, claims_under_snapshot, get_million, gets_under_snapshot, last_answers,
-    late_connections, median, median_of, memory, middle, milliseconds, most_of, noon,
-    snapshot_case, sound, suffix, thousands, times,
-};
-use crate::case::{
-    BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HELD_CLIENTS, HOLD_CLIENTS,
-    HTTP_CLIENTS, HTTP_CLIENTS_BEFORE, NOON_CLIENTS, OPERATION_CLIENTS, REFUSAL_CLIENTS,
-    SNAPSHOT_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
+use super::{suffix, thousands};
+use crate::{
+    case::{
+        BATCHES, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD, HELD_CLIENTS, HOLD_CLIENTS,
+        HTTP_CLIENTS, HTTP_CLIENTS_BEFORE, NOON_CLIENTS, OPERATION_CLIENTS, REFUSAL_CLIENTS,
+        SNAPSHOT_CLIENTS, SQL_CLIENTS_BEFORE, Scene, Subject, WATCHERS, mebibytes,
+    },
+    results::{
+        Results, case, claims_under_snapshot, get_million, gets_under_snapshot, last_answers,
+        late_connections, median, median_of, memory, middle, milliseconds, most_of, noon,
+        snapshot_case, sound, times,
+    },
 };
 
 /// A target and its figure.
