@@ -9,5 +9,6 @@ mod failover;
 mod kills;
 mod outages;
 mod power_loss;
+mod promotion;
 mod standby;
 mod wal_flush;

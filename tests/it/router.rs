@@ -1,10 +1,13 @@
 //! The extension `honcho_router`: the functions of honcho over several shards, which PL/Proxy calls.
 
 mod calls;
+mod installation;
+mod limits;
 mod lists;
 mod many;
 mod moves;
 mod outages;
+mod sqlstates;
 mod transactions;
 
 use std::{fs::File, process::Stdio};

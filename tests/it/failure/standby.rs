@@ -1,35 +1,27 @@
 //! A synchronous standby: a claim is answered when the standby has it, and passes its turn on before that.
 
-use std::sync::{Arc, Mutex};
-
 use anyhow::{Context, Result};
 use honcho_tests::{Cluster, ClusterOptions, Database, PATIENCE, Stop, books, connect, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::{
-    sync::mpsc,
-    task::{JoinHandle, JoinSet},
-    time::timeout,
-};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_postgres::{AsyncMessage, Client, NoTls, error::SqlState};
 
 use crate::fixtures::{
-    api::Api,
     held_coupon::{hold, until_queued},
-    lives::{Lives, Way},
     sql::{claim, claim_coupon, claimed, show},
 };
 
 /// A primary with a synchronous standby.
-struct Pair {
-    primary: Cluster,
-    standby: Cluster,
-    database: Database,
+pub(super) struct Pair {
+    pub primary: Cluster,
+    pub standby: Cluster,
+    pub database: Database,
     /// A session of the primary, to observe it.
     client: Client,
 }
 
 impl Pair {
-    async fn start(stock: i32) -> Result<Self> {
+    pub async fn start(stock: i32) -> Result<Self> {
         let options = ClusterOptions::default().setting("fsync", "off");
         let primary = options
             .clone()
@@ -58,12 +50,12 @@ impl Pair {
     }
 
     /// Connects to the standby as this user.
-    async fn connect_to_standby(&self, user: &str) -> Result<Client> {
+    pub async fn connect_to_standby(&self, user: &str) -> Result<Client> {
         connect(&self.standby.url(user, self.database.name())).await
     }
 
     /// Stops the standby from receiving WAL until the returned value is dropped.
-    async fn deafen(&self) -> Result<Deaf> {
+    pub async fn deafen(&self) -> Result<Deaf> {
         let client = self.connect_to_standby("postgres").await?;
         let receiver = "select pid from pg_stat_wal_receiver";
         let receiver: i32 = client.query_one(receiver, &[]).await?.get(0);
@@ -73,7 +65,7 @@ impl Pair {
     }
 
     /// Counts the sessions that wait for the standby.
-    async fn waiting(&self) -> Result<i64> {
+    pub async fn waiting(&self) -> Result<i64> {
         let sql = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
         Ok(self.client.query_one(sql, &[]).await?.get(0))
     }
@@ -87,7 +79,7 @@ impl Pair {
 }
 
 /// A standby that receives no WAL.
-struct Deaf(Pid);
+pub(super) struct Deaf(Pid);
 
 impl Drop for Deaf {
     fn drop(&mut self) {
@@ -481,61 +473,6 @@ async fn no_refusal_is_answered_when_the_postmaster_dies() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failover_to_a_synchronous_standby_loses_no_told_claim() -> Result<()> {
-    const CLIENTS: i64 = 16;
-    let mut pair = Pair::start(1_000_000).await?;
-    let answered = Arc::new(Mutex::new(Vec::new()));
-    let mut clients = JoinSet::new();
-    for n in 0..CLIENTS {
-        let client = pair.database.connect().await?;
-        let answered = Arc::clone(&answered);
-        clients.spawn(async move {
-            // Until the connection breaks.
-            for i in 0.. {
-                let user_id = format!("user {n} {i}");
-                match claim(&client, &user_id).await {
-                    Ok(outcome) => {
-                        assert_eq!(outcome, "claimed");
-                        answered.lock().unwrap().push(user_id);
-                    }
-                    Err(_) => return,
-                }
-            }
-        });
-    }
-    let count = || answered.lock().unwrap().len();
-    eventually(
-        "enough answers",
-        async || Ok((count() >= 300).then_some(())),
-    )
-    .await?;
-    let deaf = pair.deafen().await?;
-    let before = count();
-    eventually("all claims to wait for the standby, or none", async || {
-        let all_wait = pair.waiting().await? == CLIENTS;
-        Ok((all_wait || count() > before + 300).then_some(()))
-    })
-    .await?;
-    pair.primary.stop(Stop::Kill)?;
-    drop(deaf);
-    clients.join_all().await;
-
-    pair.standby.promote()?;
-    let client = pair.connect_to_standby("postgres").await?;
-    let kept = claimed(&client).await?;
-    let lost: Vec<String> = answered
-        .lock()
-        .unwrap()
-        .iter()
-        .filter(|user| !kept.contains(user))
-        .cloned()
-        .collect();
-    assert!(lost.is_empty(), "{} lost, {:?} …", lost.len(), lost.first());
-    assert_eq!(claim(&client, "afterwards").await?, "claimed");
-    books(&client).await
-}
-
-#[tokio::test]
 async fn standby_answers_refusals_but_makes_no_claims() -> Result<()> {
     let pair = Pair::start(2).await?;
     let caller = pair.database.connect_as_caller().await?;
@@ -567,67 +504,4 @@ async fn standby_answers_refusals_but_makes_no_claims() -> Result<()> {
     let left = "select remaining_amount from honcho_get_coupon('PROMO')";
     assert_eq!(on_standby.query_one(left, &[]).await?.get::<_, i32>(0), 0);
     pair.database.books().await
-}
-
-/// Reads events until the session ends, and returns their ids.
-async fn read_events(client: Client) -> Vec<i64> {
-    let (mut last, mut ids) = (0_i64, Vec::new());
-    let sql = "select id from honcho_list_events($1, 20)";
-    while let Ok(rows) = client.query(sql, &[&last]).await {
-        for row in rows {
-            last = row.get(0);
-            ids.push(last);
-        }
-    }
-    ids
-}
-
-#[tokio::test]
-async fn failover_loses_no_hold_release_replay_or_event() -> Result<()> {
-    const USERS: usize = 6;
-    let mut pair = Pair::start(1_000_000).await?;
-    let lives = Arc::new(Lives::default());
-    let mut sessions = JoinSet::new();
-    let api = Arc::new(Api::start(pair.database.caller_url()).await?);
-    api.until_ready().await?;
-    for n in 0..24 {
-        let way = if n < 12 {
-            Way::Service(Arc::clone(&api))
-        } else {
-            Way::Session(pair.database.connect().await?)
-        };
-        let first = lives.add(USERS);
-        sessions.spawn(Arc::clone(&lives).live(way, first, USERS, fastrand::Rng::new()));
-    }
-    let reader = tokio::spawn(read_events(pair.database.connect().await?));
-    eventually("enough answers", async || {
-        Ok((lives.answers() >= 1000).then_some(()))
-    })
-    .await?;
-    pair.primary.stop(Stop::Kill)?;
-    lives.end();
-    while let Some(session) = sessions.join_next().await {
-        session??;
-    }
-    let read = reader.await?;
-    pair.standby.promote()?;
-
-    let client = pair.connect_to_standby("postgres").await?;
-    assert_eq!(lives.lost(&client).await?, 0);
-    books(&client).await?;
-    // What was read is there, and a reader that goes on misses nothing of what is.
-    let last = read.last().copied().unwrap_or_default();
-    let all = "select array(select id from coupon_events order by id),
-                      array(select id from honcho_list_events($1, 10000))";
-    let row = client.query_one(all, &[&last]).await?;
-    let (all, rest): (Vec<i64>, Vec<i64>) = (row.get(0), row.get(1));
-    assert!(read.len() > 10, "{} events were read", read.len());
-    assert_eq!([read, rest].concat(), all);
-    client
-        .batch_execute("select honcho_restock('PROMO', 1)")
-        .await?;
-    let new = "select count(*) from honcho_list_events($1)";
-    let new: i64 = client.query_one(new, &[all.last().unwrap()]).await?.get(0);
-    assert_eq!(new, 1);
-    books(&client).await
 }
