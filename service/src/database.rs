@@ -213,11 +213,6 @@ impl Database {
         self.connections().give_up_before(when);
     }
 
-    /// Time of the last failover, or of the start.
-    pub(crate) fn moved(&self) -> Instant {
-        self.connections().moved()
-    }
-
     /// Closes all connections, those in use at the end of their calls.
     pub fn close(&self) {
         self.connections().close();

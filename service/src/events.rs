@@ -220,15 +220,11 @@ impl Hub {
         number: u32,
     ) -> Result<Watcher, SharedError> {
         let (mut feed, poll) = self.subscribe(&topic);
-        let known = feed.wait_for(|feed| feed.is_over || feed.is_known(poll));
-        let state = match known.await {
-            Ok(known) => known.state.clone(),
-            Err(_) => return Err(Error::Internal(anyhow!("the poller has ended")).into()),
-        };
-        match state {
+        let answered = feed.wait_for(|feed| feed.answer(poll).is_some()).await;
+        let answer = answered.ok().and_then(|feed| feed.answer(poll));
+        match answer.ok_or_else(|| Error::Internal(anyhow!("the poller has ended")))?? {
             State::Live | State::Unknown => {}
             State::Missing(_) => return Err(Error::COUPON_NOT_FOUND.into()),
-            State::Failed(error) => return Err(error),
         }
         let hub = Arc::clone(self);
         Ok(Watcher::start(hub, topic, feed, after, number).await?)
@@ -251,11 +247,15 @@ impl Hub {
         let feed = topics
             .feeds
             .entry(topic.clone())
-            .or_insert_with(|| watch::Sender::new(Feed::new(topic)))
-            .subscribe();
+            .or_insert_with(|| watch::Sender::new(Feed::new(topic)));
         if !feed.borrow().is_known(next_poll) {
+            feed.send_if_modified(|feed| {
+                feed.await_poll(next_poll);
+                false
+            });
             self.has_new.notify_one();
         }
+        let feed = feed.subscribe();
         if !topics.is_polling {
             topics.is_polling = true;
             tokio::spawn(poller::run(Arc::clone(self)));

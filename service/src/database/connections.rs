@@ -147,11 +147,6 @@ impl Connections {
         self.moved.send_replace(when);
     }
 
-    /// Time of the last failover, or of the start.
-    pub fn moved(&self) -> std::time::Instant {
-        *self.moved.borrow()
-    }
-
     /// Symptoms that calls have met.
     pub fn symptoms(&self) -> &Symptoms {
         &self.symptoms

@@ -58,10 +58,10 @@ impl Database {
         rows.iter().map(event_of).collect()
     }
 
-    /// Id of the last event that [`list_events`](Self::list_events) can return; 0 if there is none.
-    pub async fn last_event_id(&self) -> Result<i64, Error> {
+    /// Id of the last event up to `limit` that [`list_events`](Self::list_events) can return; 0 if there is none.
+    pub async fn last_event_id(&self, limit: i64) -> Result<i64, Error> {
         // No function returns it. This halves the range of ids in which it is until one is left: there is an event with
-        // the id `low` (or it is 0), and none above `high`.
+        // the id `low` (or it is 0), and none above `high` up to the limit.
         let sql = "
             with recursive search(low, high) as (
                 select 0::bigint, $1::bigint
@@ -69,11 +69,11 @@ impl Database {
                 select coalesce(event.id, low), case when event.id is null then middle else high end
                   from search
                  cross join lateral (select low + (high - low) / 2) as half(middle)
-                  left join lateral honcho_list_events(middle, 1) as event on true
+                  left join lateral honcho_list_events(middle, 1) as event on event.id <= $1
                  where low < high
             )
             select low from search where low >= high";
-        let call = self.connections().read(sql, vec![Box::new(i64::MAX)]);
+        let call = self.connections().read(sql, vec![Box::new(limit)]);
         let rows = self.newer(call).await?;
         Ok(only(&rows)?.try_get(0)?)
     }

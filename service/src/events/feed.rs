@@ -14,6 +14,9 @@ use crate::error::SharedError;
 /// The most events of a feed. A watcher that is further behind reads them from the database.
 const EVENTS: usize = 256;
 
+/// Age up to which the stock of a coupon is sent to a new stream. With an older one it waits for a poll.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Time after which the streams of a missing coupon end, if no event has said that it is deleted.
 const MISSING: Duration = Duration::from_secs(5);
 
@@ -47,8 +50,13 @@ pub(super) struct Feed {
     /// True if it is the feed of a coupon.
     is_of_coupon: bool,
     pub state: State,
-    /// Number of the poll that last found the state.
+    /// Number of the poll that last found the state, and its time.
     checked: u64,
+    checked_at: Instant,
+    /// Number of the last poll that failed, and its error.
+    failed: Option<(u64, SharedError)>,
+    /// Number of the last poll for which a new stream waits.
+    awaited: u64,
     /// The events that are not in the feed have ids up to this one.
     pub floor: i64,
     /// All events up to this id have been read.
@@ -66,12 +74,10 @@ pub(super) struct Feed {
 }
 
 /// State of a feed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum State {
-    /// It has not been polled.
+    /// No poll has succeeded yet.
     Unknown,
-    /// The first poll failed.
-    Failed(SharedError),
     /// There has been no such coupon since then.
     Missing(Instant),
     /// It is kept up to date.
@@ -85,6 +91,9 @@ impl Feed {
             is_of_coupon: matches!(topic, Topic::Coupon(_)),
             state: State::Unknown,
             checked: 0,
+            checked_at: Instant::now(),
+            failed: None,
+            awaited: 0,
             floor: 0,
             position: 0,
             events: VecDeque::new(),
@@ -107,7 +116,23 @@ impl Feed {
 
     /// Returns true if the state is known: it is kept up to date, or was found by this poll or a later one.
     pub fn is_known(&self, poll: u64) -> bool {
-        matches!(self.state, State::Live) || self.checked >= poll
+        // Events are never too old for a new stream: it goes on with the next ones.
+        let is_fresh = !self.is_of_coupon || self.checked_at.elapsed() < FRESH;
+        matches!(self.state, State::Live) && is_fresh || self.checked >= poll
+    }
+
+    /// Makes this poll wake those who wait for what it finds.
+    pub fn await_poll(&mut self, poll: u64) {
+        self.awaited = poll;
+    }
+
+    /// The answer to a new stream that waits for this poll; none if it must go on waiting.
+    pub fn answer(&self, poll: u64) -> Option<Result<State, SharedError>> {
+        if self.is_over || self.is_known(poll) {
+            return Some(Ok(self.state));
+        }
+        let (failed, error) = self.failed.as_ref()?;
+        (*failed >= poll).then(|| Err(error.clone()))
     }
 
     /// Returns true if a stream can go on after this event without a look into the database.
@@ -161,15 +186,17 @@ impl Feed {
     pub fn set_live(&mut self, poll: u64) -> bool {
         let was_new = self.is_new();
         self.state = State::Live;
-        self.checked = poll;
+        self.set_checked(poll);
         was_new
     }
 
     /// Sets the stock; none if there is no such coupon.
     pub fn set_stock(&mut self, poll: u64, stock: Option<Bytes>) -> bool {
-        self.checked = poll;
-        match (&self.state, stock) {
-            (State::Live, Some(stock)) if self.stock.as_ref() == Some(&stock) => return false,
+        self.set_checked(poll);
+        match (self.state, stock) {
+            (State::Live, Some(stock)) if self.stock.as_ref() == Some(&stock) => {
+                return poll <= self.awaited;
+            }
             (_, Some(stock)) => {
                 self.state = State::Live;
                 self.stock = Some(stock);
@@ -183,15 +210,16 @@ impl Feed {
 
     /// Notes that a poll has failed. What is known stays.
     pub fn set_failed(&mut self, poll: u64, error: &SharedError) -> bool {
-        let is_new = self.is_new();
-        if is_new {
-            self.state = State::Failed(error.clone());
-            self.checked = poll;
-        }
-        is_new
+        self.failed = Some((poll, error.clone()));
+        poll <= self.awaited
+    }
+
+    fn set_checked(&mut self, poll: u64) {
+        self.checked = poll;
+        self.checked_at = Instant::now();
     }
 
     fn is_new(&self) -> bool {
-        matches!(self.state, State::Unknown | State::Failed(_))
+        matches!(self.state, State::Unknown)
     }
 }

@@ -12,6 +12,7 @@ use super::{
     frame::{self, EventFrame},
 };
 use crate::{
+    database::CouponEvent,
     error::{Error, SharedError},
     telemetry::{metrics::metrics, throttle::Throttle},
 };
@@ -19,8 +20,10 @@ use crate::{
 /// Shortest time between two polls that watchers wait for: a stock is sent at most four times a second.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// A poll is followed by so many times its own duration without one.
+/// A poll is followed by so many times its own duration without one, up to a limit: it may have waited for a database
+/// that did not answer.
 const REST: u32 = 9;
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// Shortest time between two polls for new streams, which do not wait for the others' poll.
 const NEW_STREAMS: Duration = Duration::from_millis(10);
@@ -41,7 +44,7 @@ pub(super) async fn run(hub: Arc<Hub>) {
     let mut poller = Poller {
         hub,
         position: None,
-        moved: None,
+        last: None,
         has_ended: false,
     };
     let hub = Arc::clone(&poller.hub);
@@ -63,12 +66,15 @@ async fn comment(hub: &Hub) {
     }
 }
 
+/// An event with the name of its coupon.
+type NamedFrame = (String, EventFrame);
+
 struct Poller {
     hub: Arc<Hub>,
     /// All events up to this id have been read; none before the first poll.
     position: Option<i64>,
-    /// Time of the failover before the last poll.
-    moved: Option<std::time::Instant>,
+    /// The event of this id, with its coupon's name; none if it has not been read.
+    last: Option<NamedFrame>,
     has_ended: bool,
 }
 
@@ -117,39 +123,36 @@ impl Poller {
 
     /// Reads what is new, and passes it on.
     async fn poll(&mut self, poll: u64, coupons: &[Arc<str>]) -> Result<(), Error> {
-        let database = &self.hub.database;
-        let moved = database.moved();
+        let database = self.hub.database.clone();
         let mut position = match self.position {
-            Some(position) if self.moved == Some(moved) => position,
-            known => {
-                let last = database.last_event_id().await?;
-                if known.is_some_and(|known| known > last) {
-                    // The new primary does not have the events that were read last.
-                    for feed in self.hub.topics().feeds.values() {
-                        feed.send_modify(|feed| feed.go_back(last));
-                    }
-                }
-                known.map_or(last, |known| known.min(last))
-            }
+            Some(position) => position,
+            None => database.last_event_id(i64::MAX).await?,
         };
-        self.moved = Some(moved);
         loop {
-            let events = database.list_events(position, EVENTS).await?;
-            position = events.last().map_or(position, |event| event.id);
-            self.position = Some(position);
+            // From the last one on, which shows that those after it are the next ones.
+            let events = database.list_events((position - 1).max(0), EVENTS).await?;
             let is_last_page = events.len() < EVENTS as usize;
             let mut named = Vec::with_capacity(events.len());
             for event in events {
-                let frame = EventFrame::new(&event).map_err(defect)?;
-                named.push((event.coupon_name, frame));
+                named.push(named_frame(event)?);
             }
+            if self.is_last_lost(named.first()).await? {
+                position = self.go_back(position).await?;
+                continue;
+            }
+            let known = position;
+            position = named.last().map_or(position, |(_, event)| event.id);
+            self.position = Some(position);
             for (topic, feed) in &self.hub.topics().feeds {
                 feed.send_if_modified(|feed| {
-                    let new = named.iter().filter(|(name, _)| topic.includes(name));
-                    let has_new = feed.add_events(new.map(|(_, frame)| frame.clone()), position);
+                    let new = named
+                        .iter()
+                        .filter(|(name, event)| event.id > known && topic.includes(name));
+                    let has_new = feed.add_events(new.map(|(_, event)| event.clone()), position);
                     has_new | (*topic == Topic::All && is_last_page && feed.set_live(poll))
                 });
             }
+            self.last = named.pop().or(self.last.take());
             if is_last_page {
                 break;
             }
@@ -171,10 +174,43 @@ impl Poller {
         Ok(())
     }
 
+    /// Returns true if the last event that was read is no longer there. Then a failover has lost it, perhaps with others,
+    /// or it was purged, perhaps with others after it.
+    ///
+    /// # Arguments
+    /// `first`: the first event from its id on, if one is listed.
+    async fn is_last_lost(&self, first: Option<&NamedFrame>) -> Result<bool, Error> {
+        let Some((name, last)) = &self.last else {
+            return Ok(false);
+        };
+        if let Some((_, first)) = first {
+            return Ok(first.text != last.text);
+        }
+        // A transaction that has begun since may end the list before it for a while, but not that of its coupon.
+        let database = &self.hub.database;
+        let of_coupon = database.list_missed_events(last.id - 1, 1, Some(name));
+        match of_coupon.await?.pop() {
+            Some(first) => Ok(named_frame(first)?.1.text != last.text),
+            None => Ok(true),
+        }
+    }
+
+    /// Goes back from `position`, whose event is lost, to the last one before it. Returns the id of that.
+    async fn go_back(&mut self, position: i64) -> Result<i64, Error> {
+        let kept = self.hub.database.last_event_id(position - 1).await?;
+        for feed in self.hub.topics().feeds.values() {
+            feed.send_modify(|feed| feed.go_back(kept));
+        }
+        self.position = Some(kept);
+        self.last = None;
+        Ok(kept)
+    }
+
     /// Time from the beginning of a poll, which took this long, to the next one.
     fn pause(&self, took: Duration) -> Duration {
         let of_streams = PER_STREAM * self.hub.streams.count();
-        INTERVAL.max(of_streams).max(took * (REST + 1))
+        let of_poll = took + (took * REST).min(LONGEST_REST);
+        INTERVAL.max(of_streams).max(of_poll)
     }
 
     /// Fails the streams that have not begun. The others wait for a poll that succeeds.
@@ -202,6 +238,11 @@ impl Drop for Poller {
             topics.is_polling = false;
         }
     }
+}
+
+fn named_frame(event: CouponEvent) -> Result<NamedFrame, Error> {
+    let frame = EventFrame::new(&event).map_err(defect)?;
+    Ok((event.coupon_name, frame))
 }
 
 fn defect(error: serde_json::Error) -> Error {

@@ -187,6 +187,10 @@ impl Watcher {
             let events = database
                 .list_missed_events(self.after, PAGE, coupon_name)
                 .await?;
+            // Looked for after they were read: if it was purged before that, so were perhaps others after it.
+            if self.after != 0 && !self.is_in_database(self.after).await? {
+                break;
+            }
             for event in &events {
                 let event =
                     EventFrame::new(event).map_err(|error| Error::Internal(error.into()))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use honcho_tests::{Cluster, ClusterOptions, Database, Proxy, Stop, connect, eventually};
 use reqwest::Method;
 
@@ -180,56 +180,104 @@ async fn server_without_the_database_does_not_hide_an_outage() -> Result<()> {
     Ok(())
 }
 
+const ALL: &str = "/api/events";
+const RESTOCK: &str = "select honcho_restock('PROMO', 1)";
+
+impl Pair {
+    /// Opens streams of all events and of the coupon, and writes events that only the primary and they have. Returns the
+    /// streams, with the id of the last event that the standby has. It is stopped.
+    async fn write_unreplicated_events(
+        &mut self,
+        api: &Api,
+    ) -> Result<(Vec<EventStream>, Option<i64>)> {
+        let mut streams = Vec::new();
+        for path in [ALL, "/api/coupons/PROMO/events"] {
+            streams.push(EventStream::open(api, path, None).await?);
+        }
+        let primary = self.database.connect().await?;
+        primary.execute(RESTOCK, &[]).await?;
+        for stream in &mut streams {
+            stream.until("restocked").await?;
+        }
+        let kept = streams[0].last_event_id;
+        let standby = connect(&self.standby.url("postgres", self.database.name())).await?;
+        eventually("the standby to have the event", async || {
+            let sql = "select max(id) from coupon_events";
+            Ok((standby.query_one(sql, &[]).await?.get::<_, Option<i64>>(0) == kept).then_some(()))
+        })
+        .await?;
+        drop(standby);
+        self.standby.stop(Stop::Fast)?;
+        for _ in 0..3 {
+            primary.execute(RESTOCK, &[]).await?;
+        }
+        for stream in &mut streams {
+            for _ in 0..3 {
+                stream.until("restocked").await?;
+            }
+        }
+        Ok((streams, kept))
+    }
+}
+
 /// The standby did not have the last events: who has seen them must know, for their ids will be given to others.
 #[tokio::test]
 async fn event_streams_go_on_after_a_failover_that_lost_events() -> Result<()> {
     let mut pair = Pair::start().await?;
-    let name = pair.database.name();
-    let (all, promo) = ("/api/events", "/api/coupons/PROMO/events");
-    let mut streams = Vec::new();
-    for path in [all, promo] {
-        streams.push(EventStream::open(&pair.api, path, None).await?);
-    }
-    let restock = "select honcho_restock('PROMO', 1)";
-    let primary = pair.database.connect().await?;
-    primary.execute(restock, &[]).await?;
-    for stream in &mut streams {
-        stream.until("restocked").await?;
-    }
-    let kept = streams[0].last_event_id;
-    let standby = connect(&pair.standby.url("postgres", name)).await?;
-    eventually("the standby to have the event", async || {
-        let sql = "select max(id) from coupon_events";
-        Ok((standby.query_one(sql, &[]).await?.get::<_, Option<i64>>(0) == kept).then_some(()))
-    })
-    .await?;
-    drop(standby);
-    pair.standby.stop(Stop::Fast)?;
-    for _ in 0..3 {
-        primary.execute(restock, &[]).await?;
-    }
-    for stream in &mut streams {
-        for _ in 0..3 {
-            stream.until("restocked").await?;
-        }
-    }
+    let name = pair.database.name().to_owned();
+    let api = Arc::clone(&pair.api);
+    let (mut streams, kept) = pair.write_unreplicated_events(&api).await?;
     pair.primary.stop(Stop::Kill)?;
     pair.standby.start()?;
     // It lists no events, which is no defect.
-    let alone = Api::start(&pair.standby.url(&format!("{name}_caller"), name)).await?;
-    let refusal = refused(alone.request(Method::GET, all)).await?;
+    let alone = Api::start(&pair.standby.url(&format!("{name}_caller"), &name)).await?;
+    let refusal = refused(alone.request(Method::GET, ALL)).await?;
     assert_eq!(refusal.shown(), "503 unavailable");
     pair.standby.promote()?;
     until_well(&pair.api, "after").await?;
     for stream in &mut streams {
         assert_eq!(stream.until("reset").await?.id, kept);
     }
-    let standby = connect(&pair.standby.url("postgres", name)).await?;
-    standby.execute(restock, &[]).await?;
+    let standby = connect(&pair.standby.url("postgres", &name)).await?;
+    standby.execute(RESTOCK, &[]).await?;
     for stream in &mut streams {
         let event = stream.until("restocked").await?;
         assert_eq!(event.data["details"]["amount"], 1002);
     }
+    pair.check_standby_books().await
+}
+
+/// The ids of a new primary may go on above those that are lost. Here it has their server's address, too, and has written
+/// an event before the service finds it.
+#[tokio::test]
+async fn event_streams_notice_lost_events_before_newer_ones() -> Result<()> {
+    let mut pair = Pair::start().await?;
+    let socket = |cluster: &Cluster| cluster.directory().join(".s.PGSQL.5432");
+    let proxy = Proxy::start(socket(&pair.primary)).await?;
+    let api = Api::start(&url_through(&proxy, &pair.database)).await?;
+    let (mut streams, kept) = pair.write_unreplicated_events(&api).await?;
+    let lost = streams[0].last_event_id;
+    api.service.freeze()?;
+    pair.primary.stop(Stop::Kill)?;
+    pair.standby.start()?;
+    pair.standby.promote()?;
+    proxy.lead_to(socket(&pair.standby));
+    let standby = connect(&pair.standby.url("postgres", pair.database.name())).await?;
+    standby.execute(RESTOCK, &[]).await?;
+    let newer = "select max(id) from coupon_events";
+    let newer: Option<i64> = standby.query_one(newer, &[]).await?.get(0);
+    assert!(newer > lost, "{newer:?} is not above {lost:?}");
+    api.service.thaw()?;
+    for stream in &mut streams {
+        assert_eq!(stream.until("reset").await?.id, kept);
+        let event = stream.until("restocked").await?;
+        assert_eq!(event.id, newer);
+        assert_eq!(event.data["details"]["amount"], 1002);
+    }
+    // So does who comes back.
+    let mut resumed = EventStream::open(&api, ALL, lost).await?;
+    let reset = resumed.next().await?.context("the stream ended")?;
+    assert_eq!((&*reset.name, reset.id), ("reset", newer));
     pair.check_standby_books().await
 }
 

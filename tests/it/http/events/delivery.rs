@@ -12,14 +12,43 @@ use anyhow::{Context, Result};
 use honcho_tests::PATIENCE;
 use reqwest::Method;
 use serde_json::json;
-use tokio::{sync::Barrier, task::JoinSet, time::timeout};
+use tokio::{
+    sync::Barrier,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
-use super::{ALL, PROMO, ids, names, until_open, written};
+use super::{ALL, PROMO, ids, names, restock, until_open, written};
 use crate::fixtures::{
     api::Api,
     event_stream::{EventStream, Received, refused},
     scrape::Scrape,
 };
+
+/// A poll is followed by a rest in proportion to its duration, but not if it only waited.
+#[tokio::test]
+async fn poll_that_waits_delays_no_later_news() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let mut client = database.connect().await?;
+    let api = Api::start(database.caller_url()).await?;
+    let mut stream = EventStream::open(&api, PROMO, None).await?;
+    stream.until("stock").await?;
+    let locked = client.transaction().await?;
+    locked.execute("lock table coupon_events", &[]).await?;
+    sleep(Duration::from_secs(3)).await;
+    locked.commit().await?;
+    let unlocked = Instant::now();
+    restock(&client, "PROMO", 1).await?;
+    sleep(Duration::from_millis(1500)).await;
+    let mut later = EventStream::open(&api, PROMO, None).await?;
+    let stock = later.until("stock").await?;
+    assert_eq!(stock.data["amount"], 2, "a stream began with an old stock");
+    stream.until("restocked").await?;
+    let silence = unlocked.elapsed();
+    assert!(silence < Duration::from_secs(10), "{silence:?}");
+    database.books().await
+}
 
 #[tokio::test]
 async fn events_of_a_coupon_come_in_order_with_its_stock() -> Result<()> {
