@@ -102,13 +102,15 @@ impl Policy {
             (Some(credentials), Some(new)) => {
                 let new = new.load_full();
                 let old = credentials.swap(Arc::clone(&new));
-                let keys = match (&old.jwt, &new.jwt) {
+                let jwt = match (&old.jwt, &new.jwt) {
                     (None, None) => "none",
-                    (Some(old), Some(new)) if old.has_same_keys(new) => "unchanged",
+                    (Some(old), Some(new)) if old.accepts_the_same(new) => "unchanged",
                     _ => "changed",
                 };
                 let tokens = new.tokens.changes_since(&old.tokens);
-                Ok(format!("tokens: {tokens}; keys of JSON Web Tokens: {keys}"))
+                Ok(format!(
+                    "tokens: {tokens}; keys, issuer and audience of JSON Web Tokens: {jwt}"
+                ))
             }
             _ => Err("only a restart changes whether callers need a token at all"),
         }

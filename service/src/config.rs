@@ -48,8 +48,8 @@ Every setting can be given as the flag --some-name, as the environment variable 
 some_name in the TOML file that --config names. Flags override the environment, which overrides the file. An \
 empty variable counts as not set.
 
-SIGHUP reloads tokens, keys of JSON Web Tokens, and the certificates and passwords for the database. Other \
-settings change only with a restart.";
+SIGHUP reloads tokens; keys, issuer and audience of JSON Web Tokens; and the certificates and passwords for the \
+database. Other settings change only with a restart.";
 
 /// The command line.
 #[derive(Debug, Parser)]

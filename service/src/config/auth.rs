@@ -100,7 +100,7 @@ impl AuthSettings {
         }
         if let Some(file) = &self.jwt_secret_file {
             let name = "jwt_secret_file";
-            jwt.add_secret(read(name, file)?.trim_ascii_end())
+            jwt.add_secret(without_line_end(&read(name, file)?))
                 .map_err(|why| {
                     InvalidSetting::setting(name, format!("the secret in {} {why}", file.display()))
                 })?;
@@ -115,8 +115,38 @@ impl AuthSettings {
     }
 }
 
+/// Leaves out the line end that editors write after the last line. All else belongs to the secret.
+fn without_line_end(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\r\n")
+        .or_else(|| text.strip_suffix(b"\n"))
+        .unwrap_or(text)
+}
+
 fn read(setting: &'static str, file: &PathBuf) -> Result<Vec<u8>, InvalidSetting> {
     fs::read(file).map_err(|error| {
         InvalidSetting::setting(setting, format!("cannot read {}: {error}", file.display()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_ends_before_one_line_end() {
+        for (file, secret) in [
+            ("secret", "secret"),
+            ("secret\n", "secret"),
+            ("secret\r\n", "secret"),
+            ("secret \t", "secret \t"),
+            ("secret \n", "secret "),
+            ("secret\n\n", "secret\n"),
+            ("secret\r", "secret\r"),
+            ("\n", ""),
+            ("", ""),
+        ] {
+            let read = without_line_end(file.as_bytes());
+            assert_eq!(read, secret.as_bytes(), "{file:?}");
+        }
+    }
 }

@@ -441,16 +441,105 @@ async fn jwt_with_a_wrong_signature_or_claim_is_refused() -> Result<()> {
 }
 
 #[test]
-fn jwks_with_short_rsa_keys_is_refused() -> Result<()> {
-    let modulus = BASE64.encode([0xff; 128]);
+fn jwks_with_a_key_that_verifies_no_token_is_refused() -> Result<()> {
+    let rsa = |bytes: &[u8]| json!({ "kty": "RSA", "kid": "bad", "n": BASE64.encode(bytes), "e": "AQAB" });
+    let mut padded = vec![0xff; 256];
+    padded[0] = 0;
+    let mut exponent = rsa(&[0xff; 256]);
+    exponent["e"] = "AQ".into();
+    let mut short_x = Signer::es256()?.jwk("bad");
+    short_x["x"] = BASE64.encode([1; 31]).into();
+    let mut off_the_curve = Signer::es256()?.jwk("bad");
+    off_the_curve["x"] = BASE64.encode([1; 32]).into();
+    let mut encryption = Signer::es256()?.jwk("bad");
+    encryption["key_ops"] = json!(["encrypt"]);
     let jwks = tempfile::NamedTempFile::new()?;
-    let keys = json!({ "keys": [{ "kty": "RSA", "kid": "short", "n": modulus, "e": "AQAB" }] });
+    let file = jwks.path().to_str().context("no path")?;
+    for (key, reason) in [
+        (rsa(&[0xff; 128]), "key bad has 1024 bits"),
+        (rsa(&padded), "key bad has 2040 bits"),
+        (rsa(&[0xff; 1125]), "key bad has 9000 bits"),
+        (rsa(&[0xfe; 256]), "key bad has an even modulus"),
+        (exponent, "key bad has a wrong exponent"),
+        (short_x, "key bad is no point on P-256"),
+        (off_the_curve, "key bad is no point on P-256"),
+        (encryption, "holds no key for RS256 or ES256 signatures"),
+    ] {
+        fs::write(jwks.path(), json!({ "keys": [key] }).to_string())?;
+        let said = refusal(&["--check"], &[DATABASE_URL, ("JWT_JWKS_FILE", file)])?;
+        assert!(
+            said.contains("JWT_JWKS_FILE") && said.contains(reason),
+            "{said}"
+        );
+    }
+    Ok(())
+}
+
+/// Some encoders write the sign byte of ASN.1 before the modulus.
+#[tokio::test]
+async fn jwks_with_zero_bytes_before_the_numbers_verifies_tokens() -> Result<()> {
+    let signer = Signer::rs256(2048)?;
+    let mut key = signer.jwk("padded");
+    for name in ["n", "e"] {
+        let number = BASE64.decode(key[name].as_str().context("no number")?)?;
+        key[name] = BASE64.encode([&[0], &number[..]].concat()).into();
+    }
+    let jwks = tempfile::NamedTempFile::new()?;
+    fs::write(jwks.path(), json!({ "keys": [key] }).to_string())?;
+    let file = jwks.path().to_str().context("no path")?;
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_JWKS_FILE", file)]).await?;
+    let token = signer.token(Some("padded"), &claims(&json!({ "aud": null }))?)?;
+    assert_eq!(claim(&api, "anna", &token).await?.status, 200);
+    database.books().await
+}
+
+#[tokio::test]
+async fn refusal_of_a_jwt_names_the_reason_if_several_keys_fit() -> Result<()> {
+    let (first, second) = (Signer::es256()?, Signer::es256()?);
+    let jwks = tempfile::NamedTempFile::new()?;
+    let keys = json!({ "keys": [first.jwk("one"), second.jwk("one")] });
     fs::write(jwks.path(), keys.to_string())?;
     let file = jwks.path().to_str().context("no path")?;
-    let said = refusal(&["--check"], &[DATABASE_URL, ("JWT_JWKS_FILE", file)])?;
-    assert!(
-        said.contains("JWT_JWKS_FILE") && said.contains("2048 bits"),
-        "{said}"
-    );
-    Ok(())
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_JWKS_FILE", file)]).await?;
+    let now = now()?;
+    let stranger = Signer::es256()?;
+    let expired = json!({ "aud": null, "exp": now - 300 });
+    let early = json!({ "aud": null, "nbf": now + 300 });
+    for (signer, change, reason) in [
+        (&first, &expired, "the token has expired"),
+        (&second, &expired, "the token has expired"),
+        (&first, &early, "the token is not valid yet"),
+        (&second, &early, "the token is not valid yet"),
+        (&stranger, &expired, "the token's signature is wrong"),
+    ] {
+        for id in [Some("one"), None] {
+            let refused = claim(&api, "anna", &signer.token(id, &claims(change)?)?).await?;
+            assert_eq!(refused.shown(), "401 unauthorized");
+            let challenge = refused.header("www-authenticate");
+            assert!(challenge.contains(reason), "{challenge}");
+        }
+    }
+    database.books().await
+}
+
+/// A blank at the end of a secret belongs to it; the line end that an editor writes does not.
+#[tokio::test]
+async fn jwt_secret_file_ends_before_one_line_end() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 100).await?;
+    let secret = format!("{SECRET} \t");
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), format!("{secret}\r\n"))?;
+    let path = file.path().to_str().context("no path")?;
+    let api = Api::start_with(database.caller_url(), &[("JWT_SECRET_FILE", path)]).await?;
+    for (secret, status) in [(&*secret, 200), (SECRET, 401)] {
+        let signer = Signer::Hs256(secret.into());
+        let token = signer.token(None, &claims(&json!({ "aud": null }))?)?;
+        assert_eq!(claim(&api, "anna", &token).await?.status, status);
+    }
+    database.books().await
 }

@@ -3,11 +3,12 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use crate::fixtures::{
     api::{Api, answer},
-    signer::Signer,
+    signer::{Signer, claims},
 };
 
 fn text(path: &Path) -> Result<&str> {
@@ -153,7 +154,8 @@ async fn reload_reads_jwt_keys_again() -> Result<()> {
     }
     fs::write(&jwks, new.jwks("new").to_string())?;
     fs::write(&secret, "the second secret of at least 32 bytes")?;
-    api.reload("keys of JSON Web Tokens: changed").await?;
+    api.reload("keys, issuer and audience of JSON Web Tokens: changed")
+        .await?;
     for (token, status) in [
         (old.reader()?, 401),
         (new.reader()?, 200),
@@ -167,6 +169,41 @@ async fn reload_reads_jwt_keys_again() -> Result<()> {
         .await?;
     assert_eq!(api.status_for(&new.reader()?).await?, 200);
     assert_eq!(api.status_for(&second).await?, 200);
+    Ok(())
+}
+
+/// Whose tokens a key is for changes together with the key.
+#[tokio::test]
+async fn reload_reads_issuer_and_audience_of_jwt_again() -> Result<()> {
+    const SECRET: &str = "a secret of at least thirty-two bytes";
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 10).await?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("honcho.toml");
+    let configure = |issuer: &str, audience: &str| {
+        let settings = format!(
+            "jwt_secret = \"{SECRET}\"\njwt_issuer = \"{issuer}\"\njwt_audience = \"{audience}\"\n"
+        );
+        fs::write(&file, settings)
+    };
+    configure("first", "shop")?;
+    let environment = [("CONFIG_FILE", text(&file)?)];
+    let api = Api::start_with(database.caller_url(), &environment).await?;
+    let signer = Signer::Hs256(SECRET.into());
+    let token = |issuer: &str, audience: &str| {
+        let change = json!({ "iss": issuer, "aud": audience });
+        signer.token(None, &claims(&change)?)
+    };
+    let (old, new) = (token("first", "shop")?, token("second", "till")?);
+    assert_eq!(api.status_for(&old).await?, 200);
+    assert_eq!(api.status_for(&new).await?, 401);
+    api.reload("keys, issuer and audience of JSON Web Tokens: unchanged")
+        .await?;
+    configure("second", "till")?;
+    api.reload("keys, issuer and audience of JSON Web Tokens: changed")
+        .await?;
+    assert_eq!(api.status_for(&old).await?, 401);
+    assert_eq!(api.status_for(&new).await?, 200);
     Ok(())
 }
 

@@ -24,7 +24,7 @@ use crate::{auth::CallerId, http::problem::whole_seconds};
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The most callers with buckets of their own: about 10 MB. Others share [`SHARED`] buckets.
+/// The most callers with buckets of their own: about 2 MB. Others share [`SHARED`] buckets.
 const MOST_CALLERS: usize = 100_000;
 
 /// Number of shared buckets.
@@ -32,6 +32,9 @@ const SHARED: u64 = 4_096;
 
 /// Shortest time between two removals of full buckets, which look at all of them.
 const SWEEP: Duration = Duration::from_secs(1);
+
+/// Shortest time that a refused caller is told to wait.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The most requests in a rate.
 const MOST_REQUESTS: u32 = 1_000_000;
@@ -116,6 +119,9 @@ type Buckets = RateLimiter<CallerKey, BucketStore, DefaultClock, StateInformatio
 /// The buckets, each as the moment at which it will be full again. A caller with a bucket of its own keeps it, however
 /// many others come; those that come when there is no room share buckets.
 ///
+/// Callers are known by a hash of their keys, which may be long: that of a JSON Web Token is its subject. The hash has
+/// a secret of its own, so no client can make two keys with the same one.
+///
 /// The store of the crate `governor` has no limit, and cannot say if it has a key.
 #[derive(Debug)]
 struct BucketStore {
@@ -127,7 +133,7 @@ struct BucketStore {
 
 #[derive(Debug, Default)]
 struct StoredBuckets {
-    own: HashMap<CallerKey, Nanos>,
+    own: HashMap<u64, Nanos>,
     shared: HashMap<u64, Nanos>,
 }
 
@@ -153,19 +159,20 @@ impl StateStore for BucketStore {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
+        let caller = self.hasher.hash_one(key);
         let mut buckets = self.lock();
         let StoredBuckets { own, shared } = &mut *buckets;
-        if let Some(bucket) = own.get_mut(key) {
+        if let Some(bucket) = own.get_mut(&caller) {
             let (outcome, next) = measure(Some(*bucket))?;
             *bucket = next;
             return Ok(outcome);
         }
         if own.len() < self.most {
             let (outcome, next) = measure(None)?;
-            own.insert(key.clone(), next);
+            own.insert(caller, next);
             return Ok(outcome);
         }
-        let index = self.hasher.hash_one(key) % SHARED;
+        let index = caller % SHARED;
         let (outcome, next) = measure(shared.get(&index).copied())?;
         shared.insert(index, next);
         Ok(outcome)
@@ -259,10 +266,14 @@ impl RateLimit {
                 left: state.remaining_burst_capacity(),
                 wait: None,
             },
-            Err(refusal) => Usage {
-                left: 0,
-                wait: Some(refusal.wait_time_from(DefaultClock::default().now())),
-            },
+            Err(refusal) => {
+                let wait = refusal.wait_time_from(DefaultClock::default().now());
+                Usage {
+                    left: 0,
+                    // It may be over by now. No `Retry-After` may say 0: clients would try again without a pause.
+                    wait: Some(wait.max(SHORTEST_WAIT)),
+                }
+            }
         }
     }
 
@@ -300,6 +311,8 @@ impl RateLimit {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn address(n: u32) -> CallerKey {
@@ -342,6 +355,27 @@ mod tests {
         limit.write(&refused, &mut headers);
         assert_eq!(headers["ratelimit-policy"], r#""default";q=2;w=3600"#);
         assert_eq!(headers["ratelimit"], r#""default";r=0;t=1800"#);
+    }
+
+    #[test]
+    fn a_bucket_does_not_keep_its_callers_subject() {
+        let limit = RateLimit::new("2/h".parse().unwrap(), RateLimitKey::Token);
+        let subject = |end: &str| -> Arc<str> { ("x".repeat(5900) + end).into() };
+        let (anna, bert) = (subject("anna"), subject("bert"));
+        let count = |subject: &Arc<str>| {
+            let id = CallerId::Subject(Arc::clone(subject));
+            limit.count(&CallerKey::Caller(id)).left
+        };
+        assert_eq!((count(&anna), count(&anna), count(&bert)), (1, 0, 1));
+        assert_eq!(Arc::strong_count(&anna), 1);
+        assert_eq!(limit.buckets.len(), 2);
+    }
+
+    #[test]
+    fn a_refused_caller_waits_for_at_least_a_second() {
+        let limit = RateLimit::new("50/s".parse().unwrap(), RateLimitKey::Address);
+        let mut waits = (0..1000).filter_map(|_| limit.count(&address(1)).wait());
+        assert_eq!(waits.next(), Some(Duration::from_secs(1)));
     }
 
     #[test]
