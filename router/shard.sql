@@ -36,6 +36,12 @@ begin
             message = format('the extension honcho is not in the schema %s', current_setting('honcho_router.schema')),
             hint = 'First create extension honcho; -v schema names another schema.';
     end if;
+    if to_regclass(format('%I.coupon_events_id_seq', current_setting('honcho_router.schema'))) is null then
+        raise undefined_table using
+            message = format('the extension honcho is too old, version %s', (select extversion from pg_extension
+                                                                              where extname = 'honcho')),
+            hint = 'First alter extension honcho update.';
+    end if;
     for sequence in
         select format('%I.%I', current_setting('honcho_router.schema'), wanted || '_id_seq') as name,
                format('%I.%I', current_setting('honcho_router.schema'), wanted) as numbered,

@@ -131,3 +131,20 @@ async fn extension_may_be_in_any_schema() -> Result<()> {
     assert_eq!(id, 4);
     Ok(())
 }
+
+#[tokio::test]
+async fn numbering_a_shard_asks_for_its_extension() -> Result<()> {
+    let cluster = crate::cluster();
+    let empty = Database::create_empty(cluster).await?;
+    let released = Database::create_released(cluster, "0.2.0").await?;
+    for (shard, expected) in [
+        (empty, "the extension honcho is not in the schema public"),
+        (released, "the extension honcho is too old, version 0.2.0"),
+    ] {
+        let error = number_with(cluster, &shard, 0, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    Ok(())
+}
