@@ -94,7 +94,7 @@ impl Watcher {
             watcher.ready.push_back(frame::position(watcher.after));
         } else {
             // It was purged, perhaps with others after it, or a failover has lost it.
-            watcher.reset();
+            watcher.reset_to_present();
         }
         Ok(watcher)
     }
@@ -144,8 +144,10 @@ impl Watcher {
         }
         if self.losses != feed.losses {
             self.losses = feed.losses;
+            let floor = feed.floor;
             drop(feed);
-            self.reset();
+            // There may be later events already.
+            self.reset(floor);
             return Looked::Ready;
         }
         if self.after < feed.floor {
@@ -213,14 +215,20 @@ impl Watcher {
             sleep(PAUSE).await;
         }
         // They were purged before they could be sent.
-        self.reset();
+        self.reset_to_present();
         Ok(())
     }
 
-    /// Goes on with the next event, and says that others may be missing.
-    fn reset(&mut self) {
-        self.after = self.feed.borrow().position;
-        self.ready.push_back(frame::reset(self.after));
+    /// Goes on with the next event that happens.
+    fn reset_to_present(&mut self) {
+        let position = self.feed.borrow().position;
+        self.reset(position);
+    }
+
+    /// Goes on with the events after this id, and says that others may be missing.
+    fn reset(&mut self, after: i64) {
+        self.after = after;
+        self.ready.push_back(frame::reset(after));
         metrics().delivered(Delivery::Reset);
     }
 
