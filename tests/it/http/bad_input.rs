@@ -397,10 +397,25 @@ fn cases() -> Vec<Case> {
             ("after=1&after=2", "after is given twice"),
             ("offset=1", "\"offset\""),
             ("limit=1&%00", "no query parameter"),
+            ("after=%FC", "after must be valid UTF-8"),
         ] {
             case(&Method::GET, &format!("{list}?{query}"), b"", bad, detail);
         }
     }
+    for list in ["/api/coupons/PROMO/holds", "/api/events"] {
+        let path = format!("{list}?after=%FC");
+        case(&Method::GET, &path, b"", bad, "after must be valid UTF-8");
+    }
+    let path = "/api/users/m%FC/claims";
+    case(&Method::GET, path, b"", bad, "user_id must be valid UTF-8");
+    let path = "/api/coupons/PROMO?claims=%FC";
+    case(
+        &Method::DELETE,
+        path,
+        b"",
+        bad,
+        "claims must be valid UTF-8",
+    );
     for (name, expected) in [
         ("none", "404 coupon_not_found"),
         ("%00", "404 coupon_not_found"),

@@ -513,7 +513,7 @@ async fn claims_of_a_user_are_listed_page_by_page() -> Result<()> {
     }
     let expected = [1, 2, 4, 6, 8].map(|n| (Some(n), json!(format!("C{n}"))));
     assert_eq!((&found[..], pages), (&expected[..], 3));
-    for nobody in ["nobody", "%00", "%FF", &"x".repeat(256)] {
+    for nobody in ["nobody", "%00", &"x".repeat(256)] {
         let none = get(&format!("/api/users/{nobody}/claims")).await?;
         assert_eq!(
             (none.status, none.body),

@@ -1,11 +1,14 @@
 //! Origins: pages of listed origins may use the API, and foreign pages may not write.
 
 use anyhow::Result;
+use honcho_tests::Service;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::fixtures::{
     api::{Api, answer},
+    raw_client::{RawClient, SHOW},
+    scrape::Scrape,
     sql::row_counts,
 };
 
@@ -32,7 +35,7 @@ async fn pages_of_listed_origins_may_use_the_api() -> Result<()> {
             .send()
     };
     let allowed = preflight("https://shop.example").await?;
-    assert_eq!(allowed.status(), 200);
+    assert_eq!(allowed.status(), 204);
     let header = |name: &str| allowed.headers()[name].to_str().unwrap().to_lowercase();
     assert_eq!(
         header("access-control-allow-origin"),
@@ -62,6 +65,77 @@ async fn pages_of_listed_origins_may_use_the_api() -> Result<()> {
         .await?;
     assert!(plain.headers().get("access-control-allow-origin").is_none());
     Ok(())
+}
+
+/// Sends a request without a body, and returns the status and the head of its answer.
+async fn raw(service: &Service, request_line: &str, headers: &str) -> Result<(String, String)> {
+    let mut client = RawClient::connect(service.address()).await?;
+    let request = format!("{request_line} HTTP/1.1\r\n{headers}connection: close\r\n\r\n");
+    client.send(&request).await?;
+    let answer = client.read_to_end().await?;
+    let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+    let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+    Ok((status, head.to_lowercase()))
+}
+
+#[tokio::test]
+async fn preflights_need_no_token_and_pass_all_other_checks() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 5).await?;
+    let environment = [
+        ("API_TOKENS", TOKENS),
+        ("CORS_ORIGINS", "https://shop.example"),
+        ("RATE_LIMIT", "12/h"),
+        ("CONNECTION_LIMIT", "3"),
+    ];
+    let service = Service::start_with(database.caller_url(), &environment).await?;
+    let host = "host: here\r\n";
+    let asked = "origin: https://shop.example\r\naccess-control-request-method: POST\r\n\
+                 x-request-id: preflight\r\n";
+    let token = format!("authorization: Bearer {TOKEN}\r\n");
+    let (claim, nothing) = ("OPTIONS /api/coupons/claim", "OPTIONS /nothing");
+    for (line, headers, expected) in [
+        (claim, [host, asked, ""], "204"),
+        (claim, [host, asked, host], "400"),
+        (nothing, [host, asked, ""], "404"),
+        // What is no preflight is answered as without `CORS_ORIGINS`.
+        (claim, [host, "", ""], "401"),
+        (claim, [host, &token, ""], "204"),
+        (claim, [host, host, ""], "400"),
+        (nothing, [host, "", ""], "404"),
+    ] {
+        let (status, head) = raw(&service, line, &headers.concat()).await?;
+        assert_eq!(status, expected, "{line} {headers:?}: {head}");
+        assert!(head.contains("x-request-id: "), "{head}");
+        let allows = head.contains("access-control-allow-methods: ");
+        assert_eq!(allows, headers[1] == asked, "{line} {headers:?}: {head}");
+    }
+    let scrape = Scrape::of(&service).await?;
+    for (status, count) in [(204, 2.0), (400, 2.0), (401, 1.0)] {
+        let labels =
+            format!(r#"{{route="/api/coupons/claim",method="OPTIONS",status="{status}"}}"#);
+        let counted = scrape.value(&format!("honcho_http_requests_total{labels}"));
+        assert_eq!(counted, count, "{status}");
+    }
+    service.logged("request_id=preflight").await?;
+
+    // The limits: of connections, and of requests by address.
+    let mut kept = Vec::new();
+    // More than the limit: earlier connections may still be ending.
+    for _ in 0..6 {
+        let mut client = RawClient::connect(service.address()).await?;
+        client.exchange(SHOW).await?;
+        kept.push(client);
+    }
+    let preflight = format!("{host}{asked}");
+    let (status, head) = raw(&service, claim, &preflight).await?;
+    assert_eq!(status, "503", "{head}");
+    drop(kept);
+    honcho_tests::eventually("a preflight to exceed the rate limit", async || {
+        let (status, _) = raw(&service, claim, &preflight).await?;
+        Ok((status == "429").then_some(()))
+    })
+    .await
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The rate limit: a caller with too many requests gets 429 with a time to wait, and other callers do not.
 
 use anyhow::Result;
-use reqwest::RequestBuilder;
+use reqwest::{RequestBuilder, header::HeaderValue};
 
 use crate::fixtures::api::{Answer, Api, answer};
 
@@ -79,7 +79,7 @@ async fn forwarded_addresses_count_only_from_trusted_proxies() -> Result<()> {
         |api: &Api, address: &str| api.show_request("PROMO").header("x-forwarded-for", address);
     let (_database, behind) = api(&[
         ("RATE_LIMIT", "3/h"),
-        ("TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8"),
+        ("TRUSTED_PROXIES", "::ffff:127.0.0.1,10.0.0.0/8"),
     ])
     .await?;
     for client in [
@@ -93,6 +93,20 @@ async fn forwarded_addresses_count_only_from_trusted_proxies() -> Result<()> {
     // The same clients: with an entry that the client wrote itself, in the same IPv6 network, with a port.
     for client in ["198.51.100.1, 192.0.2.1", "2001:db8::2", "192.0.2.2:4711"] {
         assert_eq!(let_in(|| from(&behind, client)).await?.0, 0, "{client}");
+    }
+    // What is no text, written by the client, or empty does not hide the address.
+    for value in [
+        &b"\xff, 192.0.2.1"[..],
+        b"192.0.2.1, ,10.1.1.1",
+        b"192.0.2.1,",
+    ] {
+        let request = || {
+            let value = HeaderValue::from_bytes(value).expect("a valid header");
+            behind
+                .show_request("PROMO")
+                .header("x-forwarded-for", value)
+        };
+        assert_eq!(let_in(request).await?.0, 0, "{value:?}");
     }
     let (_database, exposed) = self::api(&[("RATE_LIMIT", "3/h")]).await?;
     let mut n = 0;

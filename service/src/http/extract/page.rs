@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use axum::http::{HeaderName, HeaderValue, header::LINK};
+use percent_encoding::percent_decode_str;
 use utoipa::IntoParams;
 
 use super::fields::fault;
@@ -129,13 +130,16 @@ fn cut<T>(
 /// Parses a query string that has no other parameters than `names`, each at most once.
 ///
 /// # Errors
-/// A parameter is unknown or repeated.
+/// A parameter is unknown, repeated or no UTF-8.
 pub(crate) fn parameters<'a, const COUNT: usize>(
     query: Option<&'a str>,
     names: [&str; COUNT],
 ) -> Result<[Option<Cow<'a, str>>; COUNT], Error> {
     let mut values = [const { None }; COUNT];
-    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+    for pair in query.unwrap_or_default().split('&') {
+        let Some((name, value)) = form_urlencoded::parse(pair.as_bytes()).next() else {
+            continue;
+        };
         let Some(place) = names.iter().position(|known| *known == name) else {
             let known = names.join(" and ");
             let verb = if COUNT == 1 { "is" } else { "are" };
@@ -143,6 +147,10 @@ pub(crate) fn parameters<'a, const COUNT: usize>(
                 "there is no query parameter {name:?}: known {verb} {known}"
             )));
         };
+        // The parser has replaced what is no UTF-8, which would be another value.
+        if percent_decode_str(pair).decode_utf8().is_err() {
+            return Err(invalid(format!("{name} must be valid UTF-8")));
+        }
         if values[place].replace(value).is_some() {
             return Err(invalid(format!("{name} is given twice")));
         }
@@ -190,6 +198,7 @@ mod tests {
             (Some("after=7&limit=1000"), page(1000, 7)),
             (Some("after=9223372036854775807"), page(100, i64::MAX)),
             (Some("%6Cimit=%35"), page(5, 0)),
+            (Some("&&limit=5&"), page(5, 0)),
         ] {
             assert_eq!(PageQuery::from_query(query).unwrap(), expected, "{query:?}");
         }
@@ -206,6 +215,8 @@ mod tests {
             ("after=1.5", "after "),
             ("after=9223372036854775808", "after "),
             ("after=%00", "after "),
+            ("after=%FF", "after must be valid UTF-8"),
+            ("%FF=1", "no query parameter"),
             ("limit=1&limit=1", "limit is given twice"),
             ("offset=1", "\"offset\""),
             ("Limit=1", "\"Limit\""),
@@ -228,6 +239,7 @@ mod tests {
             (None, page("")),
             (Some("after="), page("")),
             (Some("after=a%2Fb+%C3%A9%26c"), page("a/b é&c")),
+            (Some("after=%EF%BF%BD"), page("\u{fffd}")),
         ] {
             let read = UserPageQuery::from_query(query).unwrap();
             assert_eq!(read, expected, "{query:?}");
@@ -242,6 +254,9 @@ mod tests {
         let long = format!("after={}", "a".repeat(256));
         for (query, named) in [
             ("after=%00", "after must not contain NUL"),
+            ("after=%FC", "after must be valid UTF-8"),
+            ("after=m%C3", "after must be valid UTF-8"),
+            ("limit=1&after=%ED%A0%80", "after must be valid UTF-8"),
             (&*long, "after must have at most 255"),
             ("after=a&after=b", "after is given twice"),
             ("limit=0", "limit "),

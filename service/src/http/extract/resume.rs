@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName};
 
+use super::page::parameters;
 use crate::error::Error;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -25,20 +26,10 @@ pub(crate) fn last_event_ids(
     query: Option<&str>,
     count: usize,
 ) -> Result<Option<Vec<i64>>, Error> {
-    let mut after = None;
-    for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
-        if name != "after" {
-            return Err(invalid(format!(
-                "there is no query parameter {name:?}: known is after"
-            )));
-        }
-        if after
-            .replace(ids("after", value.as_bytes(), count)?)
-            .is_some()
-        {
-            return Err(invalid("after is given twice".to_owned()));
-        }
-    }
+    let [after] = parameters(query, ["after"])?;
+    let after = after
+        .map(|after| ids("after", after.as_bytes(), count))
+        .transpose()?;
     let mut values = headers.get_all(LAST_EVENT_ID).iter();
     match (values.next(), values.next()) {
         (None, _) => Ok(after),
@@ -106,6 +97,7 @@ mod tests {
             (&["1", "1"], "", "Last-Event-ID is given twice"),
             (&["1"], "after=x", "after "),
             (&[], "after=", "after "),
+            (&[], "after=%FF", "after must be valid UTF-8"),
             (&[], "after=1&after=1", "after is given twice"),
             (&[], "limit=1", "\"limit\""),
         ] {

@@ -1,7 +1,8 @@
 //! Admission: the checks before a request reaches its route.
 //!
 //! In this order: the `Host` header, the limit of connections, the origin of the web page, the limit of requests,
-//! the rate limit by address, authentication, the rate limit by token. Then the route has a limited time to answer.
+//! the rate limit by address, authentication (not of preflights), the rate limit by token. Then the route has a
+//! limited time to answer.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -10,7 +11,7 @@ use axum::{
     body::HttpBody,
     extract::Request,
     http::{
-        HeaderValue, Method, Version,
+        HeaderMap, HeaderValue, Method, Version,
         header::{AUTHORIZATION, HOST},
     },
     response::{IntoResponse, Response},
@@ -18,7 +19,7 @@ use axum::{
 
 use super::{
     client_address::TrustedProxies,
-    origins::AllowedOrigins,
+    origins::Cors,
     permits::{RequestPermit, RequestPermits},
     rate_limit::{CallerKey, RateLimit, Usage},
 };
@@ -72,7 +73,7 @@ pub(crate) struct Admission(Arc<Checks>);
 #[derive(Debug)]
 struct Checks {
     policy: Policy,
-    origins: AllowedOrigins,
+    cors: Cors,
     limits: RequestLimits,
     permits: RequestPermits,
 }
@@ -106,15 +107,10 @@ struct Bound {
 }
 
 impl Admission {
-    pub fn new(
-        policy: Policy,
-        origins: AllowedOrigins,
-        limits: RequestLimits,
-        permits: RequestPermits,
-    ) -> Self {
+    pub fn new(policy: Policy, cors: Cors, limits: RequestLimits, permits: RequestPermits) -> Self {
         Self(Arc::new(Checks {
             policy,
-            origins,
+            cors,
             limits,
             permits,
         }))
@@ -125,6 +121,11 @@ impl Admission {
         let peer = request.extensions().get::<Peer>()?;
         let proxies = &self.0.limits.proxies;
         Some(proxies.client(peer.address.ip(), request.headers()))
+    }
+
+    /// Headers of the answer for the browser of the request's page.
+    pub fn cors_headers(&self, request: &Request) -> HeaderMap {
+        self.0.cors.headers(request)
     }
 
     /// Checks a request, and adds its caller to its extensions.
@@ -150,7 +151,7 @@ impl Admission {
         }
         let Checks {
             policy,
-            origins,
+            cors,
             limits,
             permits,
         } = &*self.0;
@@ -158,7 +159,7 @@ impl Admission {
             *request.method(),
             Method::GET | Method::HEAD | Method::OPTIONS
         );
-        if !is_safe && !origins.admit(request.headers(), policy.is_open()) {
+        if !is_safe && !cors.origins.admit(request.headers(), policy.is_open()) {
             return refuse(Error::ForeignOrigin);
         }
         // A safe request is served from its head on: no route reads the body that it may have.
@@ -201,7 +202,8 @@ impl Admission {
     }
 
     fn identify(&self, request: &Request) -> Result<Option<Caller>, Error> {
-        if request.uri().path().starts_with(API) {
+        // A browser sends no token with a preflight, and learns only the methods.
+        if request.uri().path().starts_with(API) && !self.0.cors.is_preflight(request) {
             let authorization = request.headers().get_all(AUTHORIZATION).iter();
             let values = authorization.map(HeaderValue::as_bytes);
             Ok(self.0.policy.identify(values)?)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::http::{HeaderMap, HeaderName};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -37,12 +37,8 @@ impl TrustedProxies {
             .map(str::trim)
             .filter(|entry| !entry.is_empty())
             .map(|entry| {
-                let network = entry.parse::<IpNet>();
-                network
-                    .or_else(|_| entry.parse::<IpAddr>().map(IpNet::from))
-                    .map_err(|_| {
-                        "must be addresses and networks such as 10.0.0.0/8, separated by commas"
-                    })
+                network(entry)
+                    .ok_or("must be addresses and networks such as 10.0.0.0/8, separated by commas")
             })
             .collect::<Result<_, _>>()
             .map(Self)
@@ -59,9 +55,12 @@ impl TrustedProxies {
             .get_all(X_FORWARDED_FOR)
             .iter()
             .rev()
-            .flat_map(|value| value.to_str().unwrap_or_default().rsplit(','));
+            .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
+            .map(<[u8]>::trim_ascii)
+            // An empty element of a list counts for nothing (RFC 9110).
+            .filter(|entry| !entry.is_empty());
         for entry in forwarded {
-            let Some(address) = address(entry.trim()) else {
+            let Some(address) = address(entry) else {
                 break;
             };
             client = address;
@@ -77,8 +76,23 @@ impl TrustedProxies {
     }
 }
 
+/// A network, or an address as a network of its own. IPv4 that is mapped to IPv6 is IPv4, as in the addresses that it is
+/// compared with; so none is mapped that goes beyond IPv4.
+fn network(entry: &str) -> Option<IpNet> {
+    let network = entry.parse::<IpNet>();
+    let network = network.or_else(|_| entry.parse::<IpAddr>().map(IpNet::from));
+    match network.ok()? {
+        IpNet::V6(network) if let Some(address) = network.addr().to_ipv4_mapped() => {
+            let length = network.prefix_len().checked_sub(96)?;
+            Ipv4Net::new(address, length).ok().map(IpNet::V4)
+        }
+        network => Some(network),
+    }
+}
+
 /// An address, which some proxies write with a port.
-fn address(entry: &str) -> Option<IpAddr> {
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let entry = str::from_utf8(entry).ok()?;
     let address = entry
         .parse::<IpAddr>()
         .or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip()));
@@ -88,6 +102,8 @@ fn address(entry: &str) -> Option<IpAddr> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -133,10 +149,50 @@ mod tests {
                 vec!["::ffff:198.51.100.7"],
                 "198.51.100.7",
             ),
+            (
+                "::ffff:127.0.0.1",
+                "127.0.0.1",
+                vec!["198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "::ffff:10.0.0.0/104",
+                "10.1.2.3",
+                vec!["198.51.100.7, 10.9.9.9"],
+                "198.51.100.7",
+            ),
+            ("::ffff:10.0.0.0/104", "11.1.2.3", vec![], "11.1.2.3"),
+            // What the client has written is not read, whatever it is.
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["\u{ff}, 198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["\u{ff}", "198.51.100.7"],
+                "198.51.100.7",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["198.51.100.7, \u{ff}, 10.9.9.9"],
+                "10.9.9.9",
+            ),
+            (
+                "10.0.0.0/8",
+                "10.1.2.3",
+                vec!["198.51.100.7, ,\t, 10.9.9.9,", "", " "],
+                "198.51.100.7",
+            ),
         ] {
             let mut headers = HeaderMap::new();
             for value in &told {
-                headers.append(X_FORWARDED_FOR, value.parse().unwrap());
+                // Latin-1, so that a character can stand for a byte that is no UTF-8.
+                let bytes: Vec<u8> = value.chars().map(|it| it as u8).collect();
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(&bytes).unwrap());
             }
             let proxies = TrustedProxies::parse(proxies).unwrap();
             let client = proxies.client(peer.parse().unwrap(), &headers);
@@ -151,7 +207,13 @@ mod tests {
     #[test]
     fn what_is_no_network_is_refused() {
         // The caller names the setting and its value.
-        for list in ["10.0.0.0/33", "10.0.0", "10.0.0.1,proxy.local", "all"] {
+        for list in [
+            "10.0.0.0/33",
+            "10.0.0",
+            "10.0.0.1,proxy.local",
+            "all",
+            "::ffff:10.0.0.0/8",
+        ] {
             assert!(TrustedProxies::parse(list).is_err(), "{list}");
         }
     }

@@ -4,18 +4,35 @@
 //! that changes something is checked by what the browser reports about the page. Other programs send neither header
 //! and pass.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
-use axum::http::{
-    HeaderMap, HeaderName, HeaderValue, Method,
-    header::{self, HOST, ORIGIN},
-    uri::Authority,
+use axum::{
+    extract::Request,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method,
+        header::{
+            ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+            ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+            ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
+        },
+        uri::Authority,
+    },
 };
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 
 /// Relation of the page's site to the service's (Fetch Metadata). Pages cannot set it. Browsers send it only to
 /// addresses that no other machine can take over: https, and their own machine.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Headers that pages may send.
+const SENT: &str =
+    "authorization,content-type,idempotency-key,x-request-id,traceparent,last-event-id";
+
+/// Headers that pages may read.
+const READ: &str = "link,location,retry-after,www-authenticate,idempotency-replayed,ratelimit,\
+                    ratelimit-policy,x-request-id";
+
+/// Seconds for which a browser remembers the answer to a preflight.
+const MAX_AGE: &str = "3600";
 
 /// Origins of other sites' pages that may use the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,41 +62,6 @@ impl AllowedOrigins {
         }
         let origins: Result<_, _> = list.iter().map(|origin| canonical(origin)).collect();
         Ok(Self(Listed::Some(origins?)))
-    }
-
-    /// Makes the layer that lets pages of these origins read answers; none if there are no origins.
-    ///
-    /// # Arguments
-    /// `methods`: the methods of all routes.
-    pub(crate) fn cors(&self, methods: Vec<Method>) -> Option<CorsLayer> {
-        let allowed = match &self.0 {
-            Listed::All => Any.into(),
-            Listed::Some(origins) if origins.is_empty() => return None,
-            Listed::Some(origins) => AllowOrigin::list(origins.clone()),
-        };
-        let layer = CorsLayer::new()
-            .allow_origin(allowed)
-            .allow_methods(methods)
-            .allow_headers([
-                header::AUTHORIZATION,
-                header::CONTENT_TYPE,
-                HeaderName::from_static("idempotency-key"),
-                HeaderName::from_static("x-request-id"),
-                HeaderName::from_static("traceparent"),
-                HeaderName::from_static("last-event-id"),
-            ])
-            .expose_headers([
-                header::LINK,
-                header::LOCATION,
-                header::RETRY_AFTER,
-                header::WWW_AUTHENTICATE,
-                HeaderName::from_static("idempotency-replayed"),
-                HeaderName::from_static("ratelimit"),
-                HeaderName::from_static("ratelimit-policy"),
-                HeaderName::from_static("x-request-id"),
-            ])
-            .max_age(Duration::from_secs(3600));
-        Some(layer)
     }
 
     /// Returns true if a request that changes something may come from its page: from none, from one of the service's
@@ -117,6 +99,72 @@ impl AllowedOrigins {
             Listed::All => true,
             Listed::Some(origins) => origins.contains(origin),
         }
+    }
+}
+
+/// CORS: what the service tells browsers about pages of other sites.
+///
+/// No layer of its own, which would cost every request more allocations, and would have to be outside the other layers
+/// for their refusals but inside them for preflights.
+#[derive(Debug)]
+pub(crate) struct Cors {
+    /// Origins of pages that may use the API.
+    pub origins: AllowedOrigins,
+    /// The methods of all routes.
+    methods: HeaderValue,
+}
+
+impl Cors {
+    /// # Arguments
+    /// `methods`: the methods of all routes.
+    pub fn new(origins: AllowedOrigins, methods: &[Method]) -> Self {
+        let methods: Vec<_> = methods.iter().map(Method::as_str).collect();
+        Self {
+            origins,
+            // Names of methods are always a valid value.
+            methods: HeaderValue::try_from(methods.join(","))
+                .unwrap_or_else(|_| HeaderValue::from_static("*")),
+        }
+    }
+
+    /// Returns true if this request asks for a browser whether a page may send another one.
+    pub fn is_preflight(&self, request: &Request) -> bool {
+        request.method() == Method::OPTIONS
+            && self.origins != AllowedOrigins::default()
+            && request.headers().contains_key(ORIGIN)
+            && request
+                .headers()
+                .contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+    }
+
+    /// Headers of the answer to this request, whatever it is; empty if no origins are allowed.
+    pub fn headers(&self, request: &Request) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let allowed = match &self.origins.0 {
+            Listed::All => Some(HeaderValue::from_static("*")),
+            Listed::Some(origins) if origins.is_empty() => return headers,
+            Listed::Some(origins) => {
+                // A cache must not give one origin's answer to another.
+                headers.insert(VARY, HeaderValue::from_static("origin"));
+                let origin = request.headers().get(ORIGIN);
+                origin.filter(|origin| origins.contains(origin)).cloned()
+            }
+        };
+        let Some(origin) = allowed else {
+            return headers;
+        };
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if self.is_preflight(request) {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone());
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(SENT));
+            headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
+        } else {
+            headers.insert(
+                ACCESS_CONTROL_EXPOSE_HEADERS,
+                HeaderValue::from_static(READ),
+            );
+        }
+        headers
     }
 }
 

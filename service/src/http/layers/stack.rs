@@ -1,6 +1,6 @@
-//! The stack of layers around every route: the request log, and inside it admission.
+//! The stack of layers around every route: the headers of CORS, the request log, and inside it admission.
 //!
-//! Both are one service, without `axum::middleware`: each further layer costs every request two or three
+//! They are one service, without `axum::middleware`: each further layer costs every request two or three
 //! allocations, which a profile shows at this rate.
 
 use std::{
@@ -12,6 +12,7 @@ use std::{
 
 use axum::{
     extract::Request,
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 use pin_project_lite::pin_project;
@@ -40,7 +41,7 @@ pin_project! {
     struct Routed<F> {
         #[pin]
         route: Within<F>,
-        request: Option<(LoggedRequest, Admitted)>,
+        request: Option<(LoggedRequest, Admitted, HeaderMap)>,
     }
 }
 
@@ -70,12 +71,16 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let logged = LoggedRequest::begin(&request, self.admission.client(&request));
+        let cors = self.admission.cors_headers(&request);
         match self.admission.admit(&mut request) {
             Ok(mut admitted) => Box::pin(Routed {
                 route: admitted.limit(self.inner.call(request)),
-                request: Some((logged, admitted)),
+                request: Some((logged, admitted, cors)),
             }),
-            Err(refusal) => Box::pin(ready(Ok(logged.finish(refusal.into_response())))),
+            Err(refusal) => {
+                let response = logged.finish(refusal.into_response());
+                Box::pin(ready(Ok(with_headers(response, cors))))
+            }
         }
     }
 }
@@ -86,13 +91,24 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Routed<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let answer = {
-            let _entered = this.request.as_ref().and_then(|(it, _)| it.enter());
+            let _entered = this.request.as_ref().and_then(|(it, ..)| it.enter());
             ready!(this.route.poll(context)).map(|Ok(response)| response)
         };
         match this.request.take() {
-            Some((logged, admitted)) => Poll::Ready(Ok(logged.finish(admitted.answer(answer)))),
+            Some((logged, admitted, cors)) => {
+                let response = logged.finish(admitted.answer(answer));
+                Poll::Ready(Ok(with_headers(response, cors)))
+            }
             // Polled after its end.
             None => Poll::Pending,
         }
     }
+}
+
+/// Adds headers to an answer, which may have a `Vary` of its own.
+fn with_headers(mut response: Response, further: HeaderMap) -> Response {
+    for (name, value) in &further {
+        response.headers_mut().append(name, value.clone());
+    }
+    response
 }

@@ -62,8 +62,11 @@ pub(crate) async fn list_claims(
     user_id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Error> {
-    // A segment that is not UTF-8 names nobody.
-    let user_id = user_id.map_or_else(|_| String::new(), |Path(user_id)| user_id);
+    // Else a client with the wrong encoding would read that the user has no claims.
+    let Ok(Path(user_id)) = user_id else {
+        reader.sees_all()?;
+        return Err(Error::Invalid("user_id must be valid UTF-8".into()));
+    };
     reader.sees(&user_id)?;
     let page = PageQuery::from_query(query.as_deref())?;
     let mut claims = if fields::fault(&user_id).is_some() {
