@@ -220,8 +220,13 @@ impl Hub {
         number: u32,
     ) -> Result<Watcher, SharedError> {
         let (mut feed, poll) = self.subscribe(&topic);
-        let answered = feed.wait_for(|feed| feed.answer(poll).is_some()).await;
-        let answer = answered.ok().and_then(|feed| feed.answer(poll));
+        let mut answer = None;
+        let answered = feed.wait_for(|feed| {
+            answer = feed.answer(poll);
+            answer.is_some()
+        });
+        // An error means that the poller has panicked.
+        let _ = answered.await;
         match answer.ok_or_else(|| Error::Internal(anyhow!("the poller has ended")))?? {
             State::Live | State::Unknown => {}
             State::Missing(_) => return Err(Error::COUPON_NOT_FOUND.into()),
@@ -230,12 +235,12 @@ impl Hub {
         Ok(Watcher::start(hub, topic, feed, after, number).await?)
     }
 
-    /// Returns the feed of a topic, and the number of a poll that has not begun.
+    /// Returns the feed of a topic, and the number of the poll that a new stream must wait for: 0 if it must not wait.
     fn subscribe(self: &Arc<Self>, topic: &Topic) -> (watch::Receiver<Feed>, u64) {
         let mut topics = self.topics();
         let next_poll = topics.polls + 1;
         if topics.is_over {
-            return (watch::channel(Feed::over(topic)).1, next_poll);
+            return (watch::channel(Feed::over(topic)).1, 0);
         }
         // The coupon of a feed that is over is gone, and slow watchers may still hold the feed. A new coupon may have the
         // name by now.
@@ -248,19 +253,22 @@ impl Hub {
             .feeds
             .entry(topic.clone())
             .or_insert_with(|| watch::Sender::new(Feed::new(topic)));
-        if !feed.borrow().is_known(next_poll) {
+        let awaited = if feed.borrow().is_up_to_date() {
+            0
+        } else {
             feed.send_if_modified(|feed| {
                 feed.await_poll(next_poll);
                 false
             });
             self.has_new.notify_one();
-        }
+            next_poll
+        };
         let feed = feed.subscribe();
         if !topics.is_polling {
             topics.is_polling = true;
             tokio::spawn(poller::run(Arc::clone(self)));
         }
-        (feed, next_poll)
+        (feed, awaited)
     }
 }
 

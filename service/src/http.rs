@@ -178,16 +178,17 @@ mod tests {
     const ASKED: (&str, &str) = ("access-control-request-method", "POST");
     const TOKEN: (&str, &str) = ("authorization", "Bearer 0123456789abcdef");
 
-    /// A router with a route that needs a token, a rate limit of 100, and these origins of pages.
     fn router(origins: &[&str]) -> Router {
+        limited_router(origins, RateLimitKey::Address)
+    }
+
+    /// A router with a route that needs a token, a rate limit of 100, and these origins of pages.
+    fn limited_router(origins: &[&str], key: RateLimitKey) -> Router {
         let policy = Policy::new(Tokens::parse("0123456789abcdef:read").unwrap(), None);
         let origins: Vec<_> = origins.iter().copied().map(ToOwned::to_owned).collect();
         let origins = AllowedOrigins::parse(&origins).unwrap();
         let limits = RequestLimits {
-            rate_limit: Some(RateLimit::new(
-                "100/h".parse().unwrap(),
-                RateLimitKey::Address,
-            )),
+            rate_limit: Some(RateLimit::new("100/h".parse().unwrap(), key)),
             ..RequestLimits::default()
         };
         let cors = Cors::new(origins, &[Method::GET, Method::POST]);
@@ -239,6 +240,11 @@ mod tests {
         assert_eq!(answer.status(), 401);
         for _ in 0..100 {
             send(&open, Method::OPTIONS, path, &[SHOP, ASKED]).await;
+        }
+        let by_token = limited_router(&["https://shop.example"], RateLimitKey::Token);
+        for _ in 0..101 {
+            let answer = send(&by_token, Method::OPTIONS, path, &[SHOP, ASKED]).await;
+            assert_eq!(answer.status(), 204);
         }
         let answer = send(&open, Method::OPTIONS, path, &[SHOP, ASKED]).await;
         assert_eq!(answer.status(), 429);

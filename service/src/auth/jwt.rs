@@ -36,8 +36,8 @@ const LEEWAY: u64 = 30;
 /// The shortest secret, in bytes: as long as the digest (RFC 7518).
 const SHORTEST_SECRET: usize = 32;
 
-/// The lengths of an RSA modulus that are taken, in bits: safe, and verified by ring.
-const MODULUS_BITS: RangeInclusive<usize> = 2048..=8192;
+/// The lengths of an RSA modulus that are taken, in bytes: 2048 to 8192 bits, as ring counts them.
+const MODULUS_BYTES: RangeInclusive<usize> = 256..=1024;
 
 /// The RSA exponents that ring takes, if they are odd.
 const EXPONENTS: RangeInclusive<u64> = 3..=(1 << 33) - 1;
@@ -235,11 +235,9 @@ fn rsa_key(modulus: &[u8], exponent: &[u8]) -> Result<DecodingKey, String> {
         without_leading_zeros(modulus),
         without_leading_zeros(exponent),
     );
-    let unused = n.first().map_or(0, |first| first.leading_zeros() as usize);
-    let bits = n.len() * 8 - unused;
-    if !MODULUS_BITS.contains(&bits) {
-        let (least, most) = MODULUS_BITS.into_inner();
-        return Err(format!("has {bits} bits: RSA keys need {least} to {most}"));
+    if !MODULUS_BYTES.contains(&n.len()) {
+        let bits = n.len() * 8;
+        return Err(format!("has {bits} bits: RSA keys need 2048 to 8192"));
     }
     if n.last().is_none_or(|last| last % 2 == 0) {
         return Err("has an even modulus".to_owned());
@@ -497,13 +495,13 @@ mod tests {
             (&good, EXPONENT, None),
             (&good, &[3], None),
             (&good, &[1, 0xff, 0xff, 0xff, 0xff], None),
+            (&modulus(2041), EXPONENT, None),
             (&modulus(2049), EXPONENT, None),
             (&modulus(8192), EXPONENT, None),
             (&zero_before(&good), EXPONENT, None),
             (&good, &zero_before(EXPONENT), None),
-            (&modulus(2047), EXPONENT, Some("2047 bits")),
             (&zero_before(&modulus(2040)), EXPONENT, Some("2040 bits")),
-            (&modulus(8193), EXPONENT, Some("8193 bits")),
+            (&modulus(8193), EXPONENT, Some("8200 bits")),
             (&modulus(9000), EXPONENT, Some("9000 bits")),
             (&vec![0; 256], EXPONENT, Some("0 bits")),
             (&vec![], EXPONENT, Some("0 bits")),

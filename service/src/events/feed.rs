@@ -114,11 +114,16 @@ impl Feed {
         }
     }
 
-    /// Returns true if the state is known: it is kept up to date, or was found by this poll or a later one.
-    pub fn is_known(&self, poll: u64) -> bool {
+    /// Returns true if a new stream need not wait for a poll.
+    pub fn is_up_to_date(&self) -> bool {
         // Events are never too old for a new stream: it goes on with the next ones.
         let is_fresh = !self.is_of_coupon || self.checked_at.elapsed() < FRESH;
-        matches!(self.state, State::Live) && is_fresh || self.checked >= poll
+        matches!(self.state, State::Live) && is_fresh
+    }
+
+    /// Returns true if a new stream waits for this poll.
+    pub fn is_awaited(&self, poll: u64) -> bool {
+        poll <= self.awaited && self.checked < self.awaited
     }
 
     /// Makes this poll wake those who wait for what it finds.
@@ -128,7 +133,7 @@ impl Feed {
 
     /// The answer to a new stream that waits for this poll; none if it must go on waiting.
     pub fn answer(&self, poll: u64) -> Option<Result<State, SharedError>> {
-        if self.is_over || self.is_known(poll) {
+        if self.is_over || self.checked >= poll {
             return Some(Ok(self.state));
         }
         let (failed, error) = self.failed.as_ref()?;

@@ -115,7 +115,7 @@ impl Poller {
         topics.polls += 1;
         let poll = topics.polls;
         let coupons = topics.feeds.iter().filter_map(|(topic, feed)| match topic {
-            Topic::Coupon(name) if of_all || !feed.borrow().is_known(poll) => Some(name.clone()),
+            Topic::Coupon(name) if of_all || feed.borrow().is_awaited(poll) => Some(name.clone()),
             _ => None,
         });
         Some((poll, coupons.collect()))

@@ -175,7 +175,10 @@ impl Admission {
             None
         };
         let peer = peer.cloned();
-        let (caller, usage) = match &limits.rate_limit {
+        // Preflights have no token, and many callers with one each may share an address.
+        let limit = limits.rate_limit.as_ref();
+        let limit = limit.filter(|limit| !(limit.is_by_token() && cors.is_preflight(request)));
+        let (caller, usage) = match limit {
             None => (self.identify(request), None),
             Some(rate_limit) => {
                 let (caller, usage) = self.count(rate_limit, request);
