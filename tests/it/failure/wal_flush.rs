@@ -27,11 +27,13 @@ async fn commit_whose_flush_fails_has_an_unknown_outcome() -> Result<()> {
                 "claim" => route.to_owned(),
                 _ => format!("{coupon}/{route}"),
             };
+            let starts = server.starts();
             server.fail_once(errno)?;
             let answer = api.send_json(Method::POST, &path, &body).await?;
             assert_eq!(answer.shown(), "503 outcome_unknown", "{errno} {path}");
             assert!(server.has_failed());
-            eventually("the server to recover", async || {
+            server.until_recovered(starts).await?;
+            eventually("the service to have connections again", async || {
                 let status = api.show(coupon).await?.status;
                 Ok((status == 200).then_some(()))
             })

@@ -109,8 +109,8 @@ async fn slow_reader_is_not_cut_off() -> Result<()> {
     let mut stream = ask_with_window(&api.service, 4096).await?;
     let mut received = Vec::new();
     // The kernel opens the loopback's window in steps that are larger than what is read in a second. The test
-    // reads 32 kB/s for three times the write timeout, and then as fast as it can.
-    let mut piece = vec![0; 1600];
+    // reads 64 kB/s for three times the write timeout, and then as fast as it can.
+    let mut piece = vec![0; 3200];
     let mut tick = interval(Duration::from_millis(50));
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(9) {

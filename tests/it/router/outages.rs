@@ -518,12 +518,14 @@ async fn commit_whose_flush_fails_on_a_shard_is_a_lost_answer() -> Result<()> {
     let coupon = router.create_coupon(0, 10).await?;
     let client = router.database.connect_as_caller().await?;
     for (user, errno) in [("ann", Errno::NOSPC), ("bob", Errno::IO)] {
+        let starts = server.starts();
         server.fail_once(errno)?;
         let call = format!("select honcho_claim('{user}', '{coupon}')");
         assert_eq!(sqlstate(&client, &call).await, "08007", "{errno}");
         assert!(server.has_failed());
+        server.until_recovered(starts).await?;
         // Recovery has found the commit.
-        eventually("the shard to recover", async || {
+        eventually("the router to have a connection again", async || {
             let outcome = claim(&client, user, &coupon).await;
             Ok(outcome
                 .is_ok_and(|it| it == "already_claimed")
