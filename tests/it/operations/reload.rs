@@ -172,7 +172,7 @@ async fn reload_reads_jwt_keys_again() -> Result<()> {
     Ok(())
 }
 
-/// Whose tokens a key is for changes together with the key.
+/// Issuer and audience belong to the key: they change together with it.
 #[tokio::test]
 async fn reload_reads_issuer_and_audience_of_jwt_again() -> Result<()> {
     const SECRET: &str = "a secret of at least thirty-two bytes";
