@@ -100,7 +100,7 @@ pub struct Listen {
           value_parser = whole::<u16>(0..=65_535))]
     pub port: u16,
     /// Threads that serve requests; use more if the database is on another machine [default: half the
-    /// cores]
+    /// cores, but two of two]
     #[arg(long, value_name = "NUMBER", default_value_t = default_workers(),
           hide_default_value = true, value_parser = whole::<usize>(1..=1024))]
     pub worker_threads: usize,
@@ -254,8 +254,10 @@ pub fn load(
 
 /// Half of the cores: a claim costs the database about as much as it costs the service, and the two usually share
 /// a machine. More threads would only pass requests to each other.
+/// The database needs the other cores. Of two cores it gets its share by itself: one thread was as much as 15 % slower.
 fn default_workers() -> usize {
-    (cores() / 2).max(1)
+    let cores = cores();
+    (cores / 2).max(cores.min(2))
 }
 
 fn cores() -> usize {
