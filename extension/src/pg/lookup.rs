@@ -5,6 +5,7 @@ use std::ptr;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{PgSqlErrorCode, ereport, error};
 
+use crate::pg::btree;
 use crate::pg::column::{Cell, Column, Key, KeyColumn};
 use crate::pg::relation::{Relation, Row, Slot, Version};
 
@@ -16,6 +17,8 @@ pub struct Lookup<'t, const N: usize> {
     keys: [pg_sys::ScanKeyData; N],
     /// The place of each key in the order in which values are given.
     places: [usize; N],
+    /// True if a text is given for each column of the index.
+    is_of_texts: bool,
     /// Set once the scan has keys to search for.
     begun: bool,
     /// Room for the row last found, made for the first: most look-ups for a claim find none.
@@ -30,7 +33,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
         let mut places = [0; N];
         // SAFETY: both relations are open and a snapshot is active; `drop` ends the scan. An index has
         // as many attribute numbers as columns. Texts have collation "C", which `ScanKeyInit` sets.
-        let scan = unsafe {
+        let (scan, is_of_texts) = unsafe {
             let description = &*(*index.0).rd_index;
             let count = description.indnkeyatts as usize;
             let mut unused = keys.iter_mut().zip(&mut places);
@@ -53,7 +56,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
             if unused.next().is_some() {
                 error!("an index of a honcho table lacks a column");
             }
-            pg_sys::index_beginscan(
+            let scan = pg_sys::index_beginscan(
                 table.0,
                 index.0,
                 pg_sys::GetActiveSnapshot(),
@@ -61,13 +64,15 @@ impl<'t, const N: usize> Lookup<'t, N> {
                 ptr::null_mut(),
                 N as i32,
                 0,
-            )
+            );
+            (scan, N == count && btree::is_of_texts(index.0))
         };
         Lookup {
             table,
             scan,
             keys,
             places,
+            is_of_texts,
             begun: false,
             slot: None,
         }
@@ -104,6 +109,20 @@ impl<'t, const N: usize> Lookup<'t, N> {
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
+    }
+
+    /// The same for a key that the index is likely not to have, which is quicker to tell.
+    pub fn find_rare(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        // SAFETY: the index is open, a snapshot is active.
+        unsafe {
+            if self.is_of_texts
+                && pg_sys::XactIsoLevel < pg_sys::XACT_SERIALIZABLE as i32
+                && !btree::may_have((*self.scan).indexRelation, self.places.map(|i| key[i].value))
+            {
+                return None;
+            }
+        }
+        self.find(key)
     }
 
     /// Finds `version` again without a search, if the snapshot sees it. Returns true if so.

@@ -6,6 +6,7 @@ use std::ptr;
 use pgrx::error;
 use pgrx::pg_sys;
 
+use crate::pg::btree;
 use crate::pg::column::{Cell, Column, Value};
 
 /// An open table or index; its lock is held until the transaction ends.
@@ -21,7 +22,11 @@ impl Relation {
     /// Opens the index `oid` as a `select` does.
     pub fn index(oid: pg_sys::Oid) -> Relation {
         // SAFETY: raises an error unless `oid` is an index.
-        Relation(unsafe { pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) })
+        unsafe {
+            let index = pg_sys::index_open(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+            btree::quicken(index);
+            Relation(index)
+        }
     }
 
     /// Returns true if it has triggers other than PostgreSQL's own and those that call the function `ours`.
@@ -167,6 +172,12 @@ impl Row<'_> {
             (!*(*slot).tts_isnull.add(attribute - 1))
                 .then(|| T::from_datum(*(*slot).tts_values.add(attribute - 1)))
         }
+    }
+
+    /// Reads all columns at once, if most of them will be needed.
+    pub fn read(self) {
+        // SAFETY: the slot holds a row.
+        unsafe { pg_sys::slot_getallattrs(self.0.0) };
     }
 
     /// This version of the row.

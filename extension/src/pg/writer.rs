@@ -1,10 +1,10 @@
 //! Writes of single rows.
 
-use std::marker::PhantomData;
-use std::{ptr, slice};
+use std::{mem, ptr, slice};
 
 use pgrx::pg_sys::{self, Datum};
 
+use crate::pg::btree;
 #[cfg(not(feature = "pg18"))]
 use crate::pg::checks;
 use crate::pg::column::Cell;
@@ -28,9 +28,16 @@ pub struct Writer<'t> {
     /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
     /// keys.
     kept_keys: usize,
-    slot: Slot,
-    table: PhantomData<&'t Relation>,
+    /// Rows to be written: the first slot has the one that is written alone.
+    slots: Vec<Slot>,
+    /// The number of rows that are to be inserted, and true if they have columns to which no value was given.
+    gathered: usize,
+    have_other_columns: bool,
+    table: &'t Relation,
 }
+
+/// The most rows that are inserted together: about as many as fit on a page.
+const ROWS: usize = 64;
 
 impl<'t> Writer<'t> {
     /// Prepares to write to `table`. Its triggers fire, except those that call the function `ours`: they fire
@@ -62,8 +69,10 @@ impl<'t> Writer<'t> {
                 kept,
                 has_only_kept: !kept.is_empty() && has_only_keys_of(table, kept),
                 kept_keys: 0,
-                slot,
-                table: PhantomData,
+                slots: vec![slot],
+                gathered: 0,
+                have_other_columns: false,
+                table,
             }
         }
     }
@@ -87,10 +96,16 @@ impl<'t> Writer<'t> {
             pg_sys::ExecOpenIndices(self.target, false);
             let target = &mut *self.target;
             let count = target.ri_NumIndices as usize;
-            if count == 0 || self.kept.is_empty() {
+            if count == 0 {
                 return;
             }
             let indexes = slice::from_raw_parts_mut(target.ri_IndexRelationDescs, count);
+            for &mut index in &mut *indexes {
+                btree::quicken(index);
+            }
+            if self.kept.is_empty() {
+                return;
+            }
             let infos = slice::from_raw_parts_mut(target.ri_IndexRelationInfo, count);
             let mut others = 0;
             for i in 0..count {
@@ -115,43 +130,121 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Inserts a row with these values; the other columns are null.
+    /// Inserts a row with these values; the other columns are null. Rows are written together, at `end` at the latest,
+    /// unless something looks at each of them.
     ///
     /// # Errors
     /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
     /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
-        self.prepare_inserts();
-        let slot = self.slot.0;
+        if self.gathered == self.slots.len() {
+            self.slots.push(Slot::new(self.table));
+        }
+        let slot = &mut self.slots[self.gathered];
+        self.have_other_columns = slot.columns() > cells.len();
         // SAFETY: the arrays of a slot have as many elements as its descriptor has columns.
         unsafe {
-            pg_sys::ExecClearTuple(slot);
-            for i in 0..self.slot.columns() {
-                *(*slot).tts_isnull.add(i) = true;
+            pg_sys::ExecClearTuple(slot.0);
+            for i in 0..slot.columns() {
+                *(*slot.0).tts_isnull.add(i) = true;
             }
-            self.slot.put(cells);
-            pg_sys::ExecStoreVirtualTuple(slot);
-            pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot);
+            slot.put(cells);
+            pg_sys::ExecStoreVirtualTuple(slot.0);
         }
-        self.require_written();
-        if self.slot.columns() > cells.len() {
-            self.require_domains();
+        self.gathered += 1;
+        if self.gathered == ROWS || !self.inserts_are_plain() {
+            self.insert_gathered();
         }
     }
 
-    /// Checks the nulls that were written against their domains. In SQL an expression checks its value, but
+    /// Returns true if an insert is only a new row and its entries in the indexes: no trigger fires, and no column is
+    /// computed.
+    fn inserts_are_plain(&self) -> bool {
+        // SAFETY: the target is initialised.
+        let triggers = unsafe { (*self.target).ri_TrigDesc.as_ref() };
+        !self.has_computed_columns()
+            && triggers.is_none_or(|triggers| {
+                !triggers.trig_insert_before_row && !triggers.trig_insert_after_row
+            })
+    }
+
+    /// Inserts the rows that are gathered.
+    ///
+    /// # Errors
+    /// As for `insert`.
+    fn insert_gathered(&mut self) {
+        let count = mem::take(&mut self.gathered);
+        if count == 0 {
+            return;
+        }
+        self.prepare_inserts();
+        if let [slot] = &self.slots[..count] {
+            // SAFETY: the slot has a row of the table.
+            unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot.0) };
+        } else {
+            self.insert_together(count);
+        }
+        for i in 0..count {
+            self.require_written(i);
+            if self.have_other_columns {
+                self.require_domains(i);
+            }
+        }
+    }
+
+    /// Inserts the rows in the first slots: the steps of `ExecSimpleRelationInsert` for plain inserts, with one record in
+    /// the write-ahead log for all rows of a page.
+    fn insert_together(&mut self, count: usize) {
+        let mut slots: Vec<_> = self.slots[..count].iter().map(|slot| slot.0).collect();
+        // SAFETY: the slots have rows of the table, whose indexes are open. No list of indexes to be checked again is left:
+        // a trigger would check them.
+        unsafe {
+            let target = &*self.target;
+            let table = target.ri_RelationDesc;
+            if !(*(*table).rd_att).constr.is_null() {
+                for &slot in &slots {
+                    pg_sys::ExecConstraints(self.target, slot, self.estate);
+                }
+            }
+            pg_sys::table_multi_insert(
+                table,
+                slots.as_mut_ptr(),
+                count as i32,
+                (*self.estate).es_output_cid,
+                0,
+                ptr::null_mut(),
+            );
+            if target.ri_NumIndices > 0 {
+                for slot in slots {
+                    pg_sys::ExecInsertIndexTuples(
+                        self.target,
+                        slot,
+                        self.estate,
+                        false,
+                        false,
+                        ptr::null_mut(),
+                        ptr::null_mut(),
+                        #[cfg(not(feature = "pg15"))]
+                        false,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Checks the nulls of a row that was written against their domains. In SQL an expression checks its value, but
     /// here no expression made the nulls.
     ///
     /// # Errors
     /// `23502`, `23514`.
-    fn require_domains(&self) {
+    fn require_domains(&self, row: usize) {
+        let slot = &self.slots[row];
         // SAFETY: the slot holds a row with that many columns; a null needs no value. A dropped column has
         // no type, so it has no domain.
         unsafe {
-            let slot = self.slot.0;
-            pg_sys::slot_getallattrs(slot);
+            pg_sys::slot_getallattrs(slot.0);
             let table = (*(*self.target).ri_RelationDesc).rd_id;
-            for i in (0..self.slot.columns()).filter(|&i| *(*slot).tts_isnull.add(i)) {
+            for i in (0..slot.columns()).filter(|&i| *(*slot.0).tts_isnull.add(i)) {
                 let domain = pg_sys::get_atttype(table, i as pg_sys::AttrNumber + 1);
                 if pg_sys::get_typtype(domain) as u8 == pg_sys::TYPTYPE_DOMAIN {
                     let (cache, memory) = (ptr::null_mut(), ptr::null_mut());
@@ -168,7 +261,7 @@ impl<'t> Writer<'t> {
     pub fn update(&mut self, row: Row<'_>, cells: &[Cell]) {
         self.prepare_updates();
         self.put(row, cells);
-        let (old, new) = (row.0.0, self.slot.0);
+        let (old, new) = (row.0.0, self.slots[0].0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
             // Used only by row triggers, and then only if another transaction changed the row.
@@ -185,25 +278,26 @@ impl<'t> Writer<'t> {
             pg_sys::ExecSimpleRelationUpdate(self.target, self.estate, &mut recheck, old, new);
             pg_sys::EvalPlanQualEnd(&mut recheck);
         }
-        self.require_written();
+        self.require_written(0);
         self.write_kept_keys();
     }
 
     /// Returns true if an update of this table is only a new version of the row, and writes to no indexes but those of the
     /// kept keys: no trigger fires, and no column is computed.
     pub fn is_plain(&self) -> bool {
-        // SAFETY: the target and its table are open.
+        // SAFETY: the target is initialised.
+        let target = unsafe { &*self.target };
+        target.ri_TrigDesc.is_null() && target.ri_NumIndices == 0 && !self.has_computed_columns()
+    }
+
+    /// Returns true if columns are computed on writing, or the table is a partition, which has a constraint of its own.
+    fn has_computed_columns(&self) -> bool {
+        // SAFETY: the table is open.
         unsafe {
-            let target = &*self.target;
-            let table = &*target.ri_RelationDesc;
-            let is_computed = (*table.rd_att)
-                .constr
-                .as_ref()
-                .is_some_and(|constraints| constraints.has_generated_stored);
-            target.ri_TrigDesc.is_null()
-                && target.ri_NumIndices == 0
-                && !is_computed
-                && !(*table.rd_rel).relispartition
+            let table = &*(*self.target).ri_RelationDesc;
+            let constraints = (*table.rd_att).constr.as_ref();
+            constraints.is_some_and(|constraints| constraints.has_generated_stored)
+                || (*table.rd_rel).relispartition
         }
     }
 
@@ -215,7 +309,7 @@ impl<'t> Writer<'t> {
     /// `23514`, `23502` if a constraint is violated; `55P03`, `57014`, `40P01` as for any lock.
     pub fn update_unlocked(&mut self, row: Row<'_>, cells: &[Cell]) -> bool {
         self.put(row, cells);
-        let (old, new) = (row.0.0, self.slot.0);
+        let (old, new) = (row.0.0, self.slots[0].0);
         let mut failure = pg_sys::TM_FailureData::default();
         let (mut lock_mode, mut update_indexes) = Default::default();
         // SAFETY: both slots have the table's descriptor, and the old one holds a row found under the active snapshot.
@@ -246,15 +340,15 @@ impl<'t> Writer<'t> {
 
     /// Puts the new version of `row`, with these columns set, into the slot.
     fn put(&mut self, row: Row<'_>, cells: &[Cell]) {
-        let (old, new) = (row.0.0, self.slot.0);
+        let (old, new) = (row.0.0, self.slots[0].0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
             pg_sys::slot_getallattrs(old);
             pg_sys::ExecClearTuple(new);
-            let columns = self.slot.columns();
+            let columns = self.slots[0].columns();
             ptr::copy_nonoverlapping((*old).tts_values, (*new).tts_values, columns);
             ptr::copy_nonoverlapping((*old).tts_isnull, (*new).tts_isnull, columns);
-            self.slot.put(cells);
+            self.slots[0].put(cells);
             pg_sys::ExecStoreVirtualTuple(new);
         }
     }
@@ -262,7 +356,7 @@ impl<'t> Writer<'t> {
     /// Adds the row last written to the indexes of the kept keys, unless it is reached by the entries of the version
     /// before.
     fn write_kept_keys(&mut self) {
-        let slot = self.slot.0;
+        let slot = self.slots[0].0;
         // SAFETY: the slot holds the version that was written.
         let is_heap_only = unsafe {
             let tuple = pg_sys::ExecFetchSlotHeapTuple(slot, false, ptr::null_mut());
@@ -320,23 +414,28 @@ impl<'t> Writer<'t> {
 
     /// The row last written, as triggers left it.
     pub fn written(&self) -> Row<'_> {
-        Row(&self.slot)
+        Row(&self.slots[0])
     }
 
-    /// Fails if a trigger suppressed the write of the row in the slot.
+    /// Fails if a trigger suppressed the write of a row.
     ///
     /// # Errors
     /// `09000`.
-    fn require_written(&self) {
+    fn require_written(&self, row: usize) {
+        let slot = self.slots[row].0;
         // SAFETY: a row that was written has a tuple identifier; one that is only in the slot has none.
-        let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*self.slot.0).tts_tid) };
+        let written = unsafe { pgrx::itemptr::item_pointer_is_valid(&(*slot).tts_tid) };
         if !written {
             errors::refuse_triggers_change("a trigger suppressed a write of the claim");
         }
     }
 
-    /// Ends writing: fires the triggers that run after the writes.
+    /// Ends writing: inserts what is gathered, and fires the triggers that run after the writes.
+    ///
+    /// # Errors
+    /// As for `insert`.
     pub fn end(&mut self) {
+        self.insert_gathered();
         // SAFETY: `begin` came before.
         unsafe { pg_sys::AfterTriggerEndQuery(self.estate) };
     }

@@ -133,7 +133,7 @@ impl ClaimSearch<'_> {
     pub fn find(&mut self, user_id: Text, coupon_name: Text) -> Option<Claim<'_>> {
         let request_key = self.request_key;
         self.by_user
-            .find([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
+            .find_rare([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
             .map(|row| Claim { row, request_key })
     }
 

@@ -125,6 +125,7 @@ pub struct Coupon {
 
 impl Coupon {
     fn read(row: Row<'_>, of_holds: Option<OfHolds>) -> Coupon {
+        row.read();
         Coupon {
             id: row.get(ID).unwrap_or(0),
             amount: row.get(AMOUNT).unwrap_or(0),
