@@ -89,12 +89,14 @@ unsafe fn bytes<'a>(text: *const pg_sys::varlena) -> Option<&'a [u8]> {
 /// # Safety
 /// The index is open.
 pub(super) unsafe fn is_of_texts(index: pg_sys::Relation) -> bool {
-    // SAFETY: the index has a description, and an operator family, a collation and options for each column of its key.
+    // SAFETY: the index has a description, and an operator family, its type, a collation and options for each column of
+    // its key.
     unsafe {
         let columns = (*(*index).rd_index).indnkeyatts as usize;
         (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID
             && (0..columns).all(|i| {
                 *(*index).rd_opfamily.add(i) == pg_sys::TEXT_BTREE_FAM_OID
+                    && *(*index).rd_opcintype.add(i) == pg_sys::TEXTOID
                     && *(*index).rd_indcollation.add(i) == pg_sys::C_COLLATION_OID
                     && *(*index).rd_indoption.add(i) == 0
             })
@@ -107,6 +109,12 @@ pub(super) unsafe fn is_of_texts(index: pg_sys::Relation) -> bool {
 /// The index is open and [of texts](is_of_texts), as many as the key has. A snapshot is active. The transaction is not
 /// serializable, for it would have to leave a lock for what it has not found.
 pub(super) unsafe fn may_have<const N: usize>(index: pg_sys::Relation, key: [Datum; N]) -> bool {
+    // Old snapshots then fail where a page has lost what they would see.
+    // SAFETY: a variable of the session.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    if unsafe { pg_sys::old_snapshot_threshold } >= 0 {
+        return true;
+    }
     // SAFETY: the key is of texts.
     let key = key.map(|text| unsafe { bytes(text.cast_mut_ptr()) });
     let mut texts = [&[][..]; N];
@@ -139,12 +147,10 @@ unsafe fn search<const N: usize>(index: pg_sys::Relation, key: [&[u8]; N]) -> bo
         let step = unsafe {
             let buffer = ReadBuffer(index, block);
             LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-            let page = Page::of(buffer);
             // As PostgreSQL does, it takes the root from the copy if it still is one.
-            let step = if i == 0 && !page.is_root(meta.fast_level) {
-                Step::Unsure
-            } else {
-                page.step(&key)
+            let step = match Page::of(buffer) {
+                Some(page) if i > 0 || page.is_root(meta.fast_level) => page.step(&key),
+                _ => Step::Unsure,
             };
             UnlockReleaseBuffer(buffer);
             step
@@ -175,6 +181,7 @@ const VERSION: u32 = 4;
 
 /// `BTPageOpaqueData`.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Opaque {
     previous: pg_sys::BlockNumber,
     next: pg_sys::BlockNumber,
@@ -201,31 +208,35 @@ enum Step {
 /// A page of an index, while it is locked.
 struct Page {
     start: *const u8,
-    opaque: *const Opaque,
+    opaque: Opaque,
     /// The number of its entries.
     count: usize,
 }
 
 impl Page {
+    /// None if it is damaged: PostgreSQL raises the error.
+    ///
     /// # Safety
     /// The buffer has a page of a B-tree index, and is locked while this is used.
-    unsafe fn of(buffer: pg_sys::Buffer) -> Page {
-        // SAFETY: as above.
+    unsafe fn of(buffer: pg_sys::Buffer) -> Option<Page> {
+        // SAFETY: as above. Others change hints in the header meanwhile, but not what is read here.
         unsafe {
             let start = pg_sys::BufferGetPage(buffer).cast::<u8>().cast_const();
-            let header = &*start.cast::<pg_sys::PageHeaderData>();
-            let entries = usize::from(header.pd_lower).saturating_sub(size_of_val(header));
-            Page {
+            let header = start.cast::<pg_sys::PageHeaderData>();
+            let special = usize::from((&raw const (*header).pd_special).read());
+            let lower = usize::from((&raw const (*header).pd_lower).read());
+            let entries = lower.checked_sub(size_of::<pg_sys::PageHeaderData>())?;
+            let is_sound = special == pg_sys::BLCKSZ as usize - size_of::<Opaque>();
+            is_sound.then(|| Page {
                 start,
-                opaque: start.add(usize::from(header.pd_special)).cast(),
+                opaque: start.add(special).cast::<Opaque>().read(),
                 count: entries / size_of::<pg_sys::ItemIdData>(),
-            }
+            })
         }
     }
 
-    unsafe fn is_root(&self, level: u32) -> bool {
-        // SAFETY: a page of an index has this at its end.
-        let opaque = unsafe { &*self.opaque };
+    fn is_root(&self, level: u32) -> bool {
+        let opaque = self.opaque;
         opaque.flags & IS_GONE == 0
             && opaque.level == level
             && opaque.previous == NONE
@@ -234,9 +245,9 @@ impl Page {
 
     /// The next step of the search for `key`, which this page or one to the right of it leads to.
     unsafe fn step<const N: usize>(&self, key: &[&[u8]; N]) -> Step {
-        // SAFETY: a page of an index has this at its end, and the entries that it counts.
+        let opaque = self.opaque;
+        // SAFETY: the page has the entries that it counts.
         unsafe {
-            let opaque = &*self.opaque;
             let is_rightmost = opaque.next == NONE;
             if opaque.flags & IS_GONE != 0 {
                 return if is_rightmost {
@@ -282,8 +293,8 @@ impl Page {
     unsafe fn entry(&self, number: usize) -> *const pg_sys::IndexTupleData {
         // SAFETY: the page has the entry.
         unsafe {
-            let header = &*self.start.cast::<pg_sys::PageHeaderData>();
-            let item = &*header.pd_linp.as_ptr().add(number - 1);
+            let items = self.start.add(size_of::<pg_sys::PageHeaderData>());
+            let item = items.cast::<pg_sys::ItemIdData>().add(number - 1).read();
             self.start.add(item.lp_off() as usize).cast()
         }
     }

@@ -130,13 +130,22 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Inserts a row with these values; the other columns are null. Rows are written together, at `end` at the latest,
-    /// unless something looks at each of them.
+    /// Inserts a row with these values; the other columns are null.
     ///
     /// # Errors
     /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
     /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
+        self.gather(cells);
+        self.insert_gathered();
+    }
+
+    /// Inserts such a row together with others, before the next update or delete, and at `end` at the latest. If a trigger
+    /// or a check may look for the rows before it, it is inserted by itself.
+    ///
+    /// # Errors
+    /// As for `insert`.
+    pub fn gather(&mut self, cells: &[Cell]) {
         if self.gathered == self.slots.len() {
             self.slots.push(Slot::new(self.table));
         }
@@ -157,12 +166,17 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Returns true if an insert is only a new row and its entries in the indexes: no trigger fires, and no column is
-    /// computed.
+    /// Returns true if an insert is only a new row and its entries in the indexes: no trigger fires, nothing is checked but
+    /// nulls, and no column is computed.
     fn inserts_are_plain(&self) -> bool {
-        // SAFETY: the target is initialised.
-        let triggers = unsafe { (*self.target).ri_TrigDesc.as_ref() };
+        // SAFETY: the target is initialised, and its table open.
+        let (triggers, constraints) = unsafe {
+            let target = &*self.target;
+            let constraints = (*(*target.ri_RelationDesc).rd_att).constr;
+            (target.ri_TrigDesc.as_ref(), constraints.as_ref())
+        };
         !self.has_computed_columns()
+            && constraints.is_none_or(|constraints| constraints.num_check == 0)
             && triggers.is_none_or(|triggers| {
                 !triggers.trig_insert_before_row && !triggers.trig_insert_after_row
             })
@@ -340,6 +354,7 @@ impl<'t> Writer<'t> {
 
     /// Puts the new version of `row`, with these columns set, into the slot.
     fn put(&mut self, row: Row<'_>, cells: &[Cell]) {
+        self.insert_gathered();
         let (old, new) = (row.0.0, self.slots[0].0);
         // SAFETY: both slots have the table's descriptor; the old one outlives the new one's row.
         unsafe {
@@ -395,6 +410,7 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// Any error of a trigger; `XX000` if another session deletes or changes the row at the same moment.
     pub fn delete(&mut self, row: Row<'_>) {
+        self.insert_gathered();
         // SAFETY: the slot holds a row of the table, found under the active snapshot.
         unsafe {
             let mut recheck = pg_sys::EPQState::default();

@@ -151,6 +151,19 @@ select honcho_create_coupon('NEXT', 5);
 select honcho_claim('lee', 'NEXT');
 alter table claims drop constraint welcome;
 select honcho_claim('lee', 'NEXT');
+-- One that counts sees the rows of its own batch.
+create function are_few(name text) returns boolean language sql as
+    $$ select count(*) < 3 from public.claims where coupon_name = name $$;
+alter table claims add constraint few check (public.are_few(coupon_name)) not valid;
+select honcho_claim_batch('NEXT', '{ann,bob,cid}');
+alter table claims drop constraint few;
+-- Triggers see the event of the change.
+create function look() returns trigger language plpgsql as
+    $$ begin raise notice '%', (select kind from public.coupon_events order by id desc limit 1); return null; end $$;
+create trigger look after update on coupons for each row execute function look();
+select honcho_release('lee', 'NEXT');
+drop trigger look on coupons;
+select honcho_claim('lee', 'NEXT');
 
 -- What the claim's own statement has written is seen.
 with paused as (update coupons set paused = true where name = 'NEXT' returning name)
@@ -166,4 +179,5 @@ drop extension honcho cascade;
 drop table log;
 drop domain required;
 drop function log_row, refuse, suppress, keep_old, restock, rename, undo, move, remove, remove_coupon, rename_coupon,
+    are_few, look,
     note, is_welcome;

@@ -195,14 +195,14 @@ impl ClaimWriter<'_> {
             let coupon_name = COUPON_NAME.of(coupon_name);
             let claimed_at = CLAIMED_AT.of(claimed_at);
             match self.request_key {
-                Some(column) => self.writer.insert(&[
+                Some(column) => self.writer.gather(&[
                     id,
                     user_id,
                     coupon_name,
                     claimed_at,
                     column.of_option(request_key),
                 ]),
-                None => self.writer.insert(&[id, user_id, coupon_name, claimed_at]),
+                None => self.writer.gather(&[id, user_id, coupon_name, claimed_at]),
             }
         }
         self.writer.end();
