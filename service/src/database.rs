@@ -258,18 +258,14 @@ impl Database {
 
     /// `honcho_claim_batch`: returns an outcome for each of `user_ids`, in their order, after the batch has
     /// committed. For lanes.
-    ///
-    /// # Arguments
-    /// `permit`: dropped after the first attempt, before the long wait for a held coupon.
     pub async fn claim_batch(
         &self,
         coupon_name: &str,
         user_ids: &[&str],
-        permit: impl Send,
     ) -> Result<Vec<Outcome>, Error> {
         let rows = self
             .connections()
-            .write(CLAIM_BATCH, &[&coupon_name, &user_ids], permit)
+            .write(CLAIM_BATCH, &[&coupon_name, &user_ids])
             .await?;
         outcomes(&rows)
     }

@@ -7,7 +7,7 @@
 //! closes.
 //!
 //! Most operations are claims without a request key. A batch of these alone takes a shorter way, and shares its call with
-//! other lanes if enough of them have one in progress.
+//! other lanes that wait for one.
 
 mod shared;
 
@@ -26,7 +26,7 @@ use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use self::shared::{Alone, CallLimit, Shared, SharedCalls};
+use self::shared::{CallLimit, Counted, Shared, SharedCalls};
 use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},
@@ -212,6 +212,7 @@ impl Lanes {
                 self.0.tasks.spawn(run(Lane {
                     lanes,
                     coupon_name,
+                    is_only: false,
                     first_expiry: None,
                     closed: false,
                 }));
@@ -269,6 +270,8 @@ impl Drop for Departure<'_> {
 struct Lane {
     lanes: Arc<LanesInner>,
     coupon_name: Arc<str>,
+    /// True if it was the only open lane as its last batch was taken.
+    is_only: bool,
     /// Time at which the first hold expires, and when this was read.
     first_expiry: Option<(Instant, Instant)>,
     /// True if this lane is closed. Then an entry of its coupon belongs to another lane.
@@ -292,6 +295,7 @@ impl Lane {
     /// there are none.
     fn next_batch(&mut self) -> Option<Vec<WaitingOperation>> {
         let mut waiting = self.lanes.waiting();
+        self.is_only = waiting.len() == 1;
         let operations = waiting.get_mut(&self.coupon_name)?;
         let entered = operations.len();
         let mut batch = Vec::with_capacity(entered.min(self.lanes.limits.batch));
@@ -320,10 +324,10 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let (mut next, mut alone) = self.share(batch).await;
+        let (mut next, mut counted) = self.share(batch).await;
         while let Some(mut part) = next {
             // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
-            match Box::pin(self.apply(&part, alone.take())).await {
+            match Box::pin(self.apply(&part, counted.take())).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -351,19 +355,21 @@ impl Lane {
         }
     }
 
-    /// Carries out a batch in a call that it shares with other lanes, if it is one of plain claims and there is no
-    /// permit to call alone. Returns it if the lane must call by itself, with the permit if it has one.
+    /// Carries out a batch in a call that it shares with other lanes that wait, if it is one of plain claims. Returns it if
+    /// the lane must call by itself, with the count of that call if it has one.
     async fn share(
         &mut self,
         batch: Vec<WaitingOperation>,
-    ) -> (Option<Vec<WaitingOperation>>, Option<Alone>) {
+    ) -> (Option<Vec<WaitingOperation>>, Option<Counted>) {
         let is_apart = batch.iter().any(|operation| operation.is_apart);
         if is_apart || !is_plain(&batch) || self.lanes.database.is_outdated() {
             return (Some(batch), None);
         }
         let shared = Arc::clone(&self.lanes.shared);
-        if let Some(alone) = shared.permit_alone() {
-            return (Some(batch), Some(alone));
+        if self.is_only
+            && let Some(counted) = shared.count_alone()
+        {
+            return (Some(batch), Some(counted));
         }
         let coupon_name = Arc::clone(&self.coupon_name);
         // Without an answer the batch is lost, and its senders with it: that is an error for each of them.
@@ -372,6 +378,7 @@ impl Lane {
         };
         match result {
             Shared::Outcomes(outcomes) => self.answer_claims(batch, outcomes).await,
+            Shared::Alone(counted) => return (Some(batch), Some(counted)),
             Shared::LeftOut => return (Some(batch), None),
             Shared::Failed(error) => {
                 for operation in batch {
@@ -385,7 +392,7 @@ impl Lane {
     async fn apply(
         &self,
         batch: &[WaitingOperation],
-        alone: Option<Alone>,
+        counted: Option<Counted>,
     ) -> Result<Answers, Error> {
         let is_plain = is_plain(batch);
         let function = if is_plain {
@@ -397,7 +404,7 @@ impl Lane {
         let begun = Instant::now();
         let span = BatchSpan::start(function, batch.len(), traced);
         let answers = if is_plain {
-            self.claim_batch(batch, alone).await
+            self.claim_batch(batch, counted).await
         } else {
             self.apply_mixed(batch).await
         };
@@ -408,13 +415,12 @@ impl Lane {
     async fn claim_batch(
         &self,
         batch: &[WaitingOperation],
-        mut alone: Option<Alone>,
+        counted: Option<Counted>,
     ) -> Result<Answers, Error> {
         let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
-        let counted = alone.as_mut().and_then(Alone::take_counted);
-        let call = database.claim_batch(&self.coupon_name, &users, alone);
+        let call = database.claim_batch(&self.coupon_name, &users);
         let outcomes = match counted {
             Some(counted) => counted.bounded(call).await,
             None => call.await,

@@ -159,7 +159,7 @@ impl Database {
         let actors = given(operations.map(UserOperation::actor));
         let arguments: [&(dyn ToSql + Sync); 6] =
             [&coupon_name, &names, &users, &ttls, &keys, &actors];
-        let call = self.connections().write(sql, &arguments, ());
+        let call = self.connections().write(sql, &arguments);
         let rows = self.newer(call).await?;
         let answers: Option<&str> = super::only(&rows)?.try_get(0)?;
         let answers = answers.into_iter().flat_map(|answers| answers.split(','));

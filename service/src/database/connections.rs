@@ -353,18 +353,13 @@ impl Connections {
     ///
     /// The caller must not be dropped before the answer: its connection would go to another call while the
     /// database is still busy with this one. Lanes wait for it in tasks of their own.
-    ///
-    /// # Arguments
-    /// `permit`: dropped after the first attempt.
     pub async fn write(
         &self,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
-        permit: impl Send,
     ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
         let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
-        drop(permit);
         match self.second_attempt(&answer) {
             Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
             None => answer,

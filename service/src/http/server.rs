@@ -23,7 +23,6 @@ use std::{
 
 use axum::Router;
 use hyper_util::server::graceful::GracefulShutdown;
-use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     runtime::{self, Runtime},
@@ -41,12 +40,6 @@ pub use self::{
 
 /// Pause after accepting a connection failed: most likely there are no files left for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Bytes of an answer that the system buffers beyond those that it can send. Without a limit it buffers megabytes, and
-/// takes more only after sending a third of them: a slow client would seem idle meanwhile, and an idle one would cost
-/// all that memory. The system takes more after sending half of this, so this also measures progress within
-/// `WRITE_TIMEOUT`: a client that receives some kilobytes in that time stays connected.
-const AHEAD: u32 = 16 * 1024;
 
 /// Number of the newest connections beyond the limit that are kept. A request for health arrives before so many others
 /// have come, even in a rush.
@@ -109,10 +102,6 @@ pub async fn serve(
     limits: ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
-    // The connections inherit it.
-    if let Err(error) = SockRef::from(&listener).set_tcp_notsent_lowat(AHEAD) {
-        warn!("no TCP_NOTSENT_LOWAT: {error}");
-    }
     let connections = GracefulShutdown::new();
     let permits = Arc::new(Semaphore::new(
         limits.connections.min(Semaphore::MAX_PERMITS),

@@ -1,8 +1,9 @@
-//! Shared calls: if enough lanes have a call of their own in progress, the batches of the others wait for the next call
-//! together, and travel in one commit.
+//! Calls of the lanes: the batches that wait while enough calls are in progress share the next one, and travel in one
+//! commit.
 //!
 //! Many coupons at once would otherwise be many small transactions, each with its commit and its turn on a processor. No
-//! timer holds anything back: the more lanes wait, the more share the next call. A coupon that another session is
+//! timer holds anything back: the more lanes wait, the more share the next call, and one that waits by itself calls
+//! alone. A coupon that another session is
 //! changing is left out of a shared call, and so is one whose batch makes it fail; their lanes go on alone.
 //!
 //! Several shards have these calls for themselves, and a limit in common: with more calls in progress, fewer lanes share
@@ -44,24 +45,31 @@ pub(super) struct CallLimit(Arc<Semaphore>);
 #[derive(Debug)]
 pub(super) struct Counted {
     _held: Option<OwnedSemaphorePermit>,
+    /// Permit of a lane that calls alone, which may have to wait for its coupon.
+    _alone: Option<OwnedSemaphorePermit>,
 }
 
 impl CallLimit {
     /// As many calls as one database may have in progress.
     pub fn new() -> Self {
-        let calls = lone_calls(1) + shared_calls(1);
-        Self(Arc::new(Semaphore::new(calls)))
+        Self(Arc::new(Semaphore::new(calls(1))))
     }
 
     fn try_count(&self) -> Option<Counted> {
         let held = Arc::clone(&self.0).try_acquire_owned().ok()?;
-        Some(Counted { _held: Some(held) })
+        Some(Counted {
+            _held: Some(held),
+            _alone: None,
+        })
     }
 
     async fn count(&self) -> Counted {
         // Never closed.
         let held = Arc::clone(&self.0).acquire_owned().await.ok();
-        Counted { _held: held }
+        Counted {
+            _held: held,
+            _alone: None,
+        }
     }
 }
 
@@ -77,20 +85,11 @@ impl Counted {
     }
 }
 
-/// The most lanes of one of so many shards that call alone: half of the processors.
-fn lone_calls(shards: usize) -> usize {
-    processors(shards).div_ceil(2)
-}
-
-/// The most shared calls of one of so many shards: one for each processor, for one waits for its flush while another
-/// runs.
-fn shared_calls(shards: usize) -> usize {
-    processors(shards)
-}
-
-fn processors(shards: usize) -> usize {
+/// The most calls of one of so many shards: two for each processor, for one waits for its flush while another runs. With
+/// more calls in progress, fewer lanes share each, and a claim costs more.
+fn calls(shards: usize) -> usize {
     let processors = thread::available_parallelism().map_or(2, usize::from);
-    processors.div_ceil(shards)
+    2 * processors.div_ceil(shards)
 }
 
 /// Calls that lanes share.
@@ -100,25 +99,8 @@ pub(super) struct SharedCalls {
     limit: CallLimit,
     /// The most claims in one call.
     claims: usize,
-    /// Permits of lanes that call alone, and of shared calls. With more calls in progress, fewer lanes share each, and a
-    /// claim costs twice as much.
-    alone: Arc<Semaphore>,
-    shared: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     room: Mutex<Room>,
-}
-
-/// The permit of a lane to call alone, returned when dropped.
-#[derive(Debug)]
-pub(super) struct Alone {
-    _held: OwnedSemaphorePermit,
-    counted: Option<Counted>,
-}
-
-impl Alone {
-    /// The count of the call, taken once.
-    pub fn take_counted(&mut self) -> Option<Counted> {
-        self.counted.take()
-    }
 }
 
 /// The batches that wait for the next shared call.
@@ -142,6 +124,8 @@ struct SharedBatch {
 pub(super) enum Shared {
     /// The outcomes of its claims.
     Outcomes(Vec<Outcome>),
+    /// No other batch waits: the lane may call by itself.
+    Alone(Counted),
     /// Nothing was changed: the lane must call by itself.
     LeftOut,
     /// The error of the call, which concerns all.
@@ -151,24 +135,22 @@ pub(super) enum Shared {
 impl SharedCalls {
     /// Makes the shared calls of one of so many shards, each of at most so many claims.
     pub fn new(database: Database, limit: CallLimit, shards: usize, claims: usize) -> Arc<Self> {
-        let permits = |calls| Arc::new(Semaphore::new(calls));
         Arc::new(Self {
             database,
             limit,
             claims,
-            alone: permits(lone_calls(shards)),
-            shared: permits(shared_calls(shards)),
+            permits: Arc::new(Semaphore::new(calls(shards))),
             room: Mutex::default(),
         })
     }
 
-    /// Takes the permit to call alone; none if a batch should share a call.
-    pub fn permit_alone(&self) -> Option<Alone> {
-        let held = Arc::clone(&self.alone).try_acquire_owned().ok()?;
+    /// Counts the call of a lane that is the only one open; none if too many calls are in progress.
+    pub fn count_alone(&self) -> Option<Counted> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         let counted = self.limit.try_count()?;
-        Some(Alone {
-            _held: held,
-            counted: Some(counted),
+        Some(Counted {
+            _alone: Some(permit),
+            ..counted
         })
     }
 
@@ -207,8 +189,21 @@ impl SharedCalls {
     async fn attend(self: Arc<Self>) {
         loop {
             // Never closed.
-            let permit = Arc::clone(&self.shared).acquire_owned().await.ok();
+            let Ok(permit) = Arc::clone(&self.permits).acquire_owned().await else {
+                return;
+            };
+            // While this waits for a connection, other batches come.
             let connection = self.database.connection().await;
+            if connection.is_ok()
+                && let Some((batch, counted)) = self.next_alone()
+            {
+                drop(connection);
+                batch.answer(Shared::Alone(Counted {
+                    _alone: Some(permit),
+                    ..counted
+                }));
+                return;
+            }
             let counted = match connection {
                 Ok(_) => Some(self.limit.count().await),
                 Err(_) => None,
@@ -234,6 +229,18 @@ impl SharedCalls {
                 return;
             }
         }
+    }
+
+    /// Takes the only batch that waits, and counts its call; none if several wait, or if too many calls are in progress on
+    /// all shards.
+    fn next_alone(&self) -> Option<(SharedBatch, Counted)> {
+        let mut room = self.room();
+        if room.waiting.len() != 1 {
+            return None;
+        }
+        let counted = self.limit.try_count()?;
+        room.is_attended = false;
+        room.waiting.pop_front().zip(Some(counted))
     }
 
     /// Takes the batches for the next call, the oldest first. Also returns true if no others wait.

@@ -42,7 +42,7 @@ async fn two_clusters(environment: &[(&str, &str)]) -> Result<(Cluster, Cluster,
 /// The calls that count at a time: the service has these processors, too.
 fn calls_that_count() -> usize {
     let processors = thread::available_parallelism().map_or(2, usize::from);
-    processors.div_ceil(2) + processors
+    2 * processors
 }
 
 /// Waits until these shards are ready.

@@ -2,11 +2,18 @@
 
 use std::{fs, io, net::SocketAddr};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tracing::warn;
 
 /// The least number of new connections that the system should queue. Linux has it from 5.4 on, and 128 before.
 const QUEUE: u32 = 4096;
+
+/// Bytes of an answer that the system buffers beyond those that it can send. Without a limit it buffers megabytes, and
+/// takes more only after sending a third of them: a slow client would seem idle meanwhile, and an idle one would cost
+/// all that memory. The system takes more after sending half of this, so this also measures progress within
+/// `WRITE_TIMEOUT`: a client that receives some kilobytes in that time stays connected.
+const AHEAD: u32 = 16 * 1024;
 
 /// Listens on the first address of `host` that can be bound.
 ///
@@ -33,6 +40,10 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
     socket.set_reuseaddr(true)?;
+    // Connections inherit it, also those that arrive before the first is accepted.
+    if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(AHEAD) {
+        warn!("no TCP_NOTSENT_LOWAT: {error}");
+    }
     socket.bind(address)?;
     // The system shortens it to its own limit.
     socket.listen(i32::MAX.unsigned_abs())
@@ -48,5 +59,19 @@ pub fn check_queue_limit() {
              raise the limit (sysctl net.core.somaxconn={QUEUE})",
             limit.unwrap_or_default()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn first_connection_buffers_no_more_than_others() -> io::Result<()> {
+        let listener = listen("127.0.0.1", 0).await?;
+        let _client = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
+        let (stream, _) = listener.accept().await?;
+        assert_eq!(SockRef::from(&stream).tcp_notsent_lowat()?, AHEAD);
+        Ok(())
     }
 }
