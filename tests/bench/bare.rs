@@ -10,11 +10,10 @@ use honcho_service::{
     database::Database,
     events::Events,
     health::Health,
-    http::{App, bare_router, runtime, serve},
+    http::{App, bare_router, listen, runtime, serve},
     lanes::Lanes,
 };
 use mimalloc::MiMalloc;
-use tokio::net::TcpListener;
 
 // The same allocator as in the service.
 #[global_allocator]
@@ -31,7 +30,7 @@ fn main() -> Result<()> {
             .databases
             .try_map(|_, options| Database::new(options))?;
         let lanes = Lanes::of(&databases, config.lanes);
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let listener = listen("127.0.0.1", 0).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
         let router = bare_router(App {
             events: Events::new(&databases, config.streams),

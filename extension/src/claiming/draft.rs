@@ -432,8 +432,12 @@ impl<'a> Draft<'a> {
                 let version = holds.get(operation.user_id)?.version;
                 view.hold_again(version, operation.user, self.coupon_name)?
             }
-            None if self.before.held > 0 => view.hold(operation.user, self.coupon_name)?,
-            None => return None,
+            None if self.before.held == 0 => return None,
+            None => match operation.action {
+                // Most users of these have a hold, and of the others none.
+                Action::Confirm | Action::Cancel => view.hold(operation.user, self.coupon_name)?,
+                _ => view.rare_hold(operation.user, self.coupon_name)?,
+            },
         };
         let Held {
             expires_at,

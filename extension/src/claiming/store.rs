@@ -139,6 +139,11 @@ impl<'t> View<'t> {
         self.holds()?.find(user_id, coupon_name)
     }
 
+    /// The hold of `user_id` on `coupon_name`, if there is likely none.
+    pub fn rare_hold(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
+        self.holds()?.find_rare(user_id, coupon_name)
+    }
+
     /// The hold of `user_id` on `coupon_name`, which was this `version` when it was found before.
     pub fn hold_again(
         &mut self,

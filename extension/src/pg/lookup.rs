@@ -117,7 +117,10 @@ impl<'t, const N: usize> Lookup<'t, N> {
         unsafe {
             if self.is_of_texts
                 && pg_sys::XactIsoLevel < pg_sys::XACT_SERIALIZABLE as i32
-                && !btree::may_have((*self.scan).indexRelation, self.places.map(|i| key[i].value))
+                && !btree::may_have(
+                    (*self.scan).indexRelation,
+                    self.places.map(|i| key[i].value),
+                )
             {
                 return None;
             }

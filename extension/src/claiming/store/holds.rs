@@ -160,6 +160,13 @@ impl<'t> HoldSearch<'t> {
             .map(Hold)
     }
 
+    /// The same if there is likely none.
+    pub fn find_rare(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
+        self.by_user
+            .find_rare([COUPON_NAME.of(coupon_name), USER_ID.of(user_id)])
+            .map(Hold)
+    }
+
     /// Finds the hold of `user_id` on `coupon_name` again, which was this `version`.
     pub fn find_again(
         &mut self,
