@@ -107,7 +107,7 @@ pub(super) unsafe fn is_of_texts(index: pg_sys::Relation) -> bool {
 ///
 /// # Safety
 /// The index is open and [of texts](is_of_texts), as many as the key has. A snapshot is active. The transaction is not
-/// serializable, for it would have to leave a lock for what it has not found.
+/// serializable: PostgreSQL's scan leaves a lock for a key that is absent, and this search does not.
 pub(super) unsafe fn may_have<const N: usize>(index: pg_sys::Relation, key: [Datum; N]) -> bool {
     // Old snapshots then fail where a page has lost what they would see.
     // SAFETY: a variable of the session.

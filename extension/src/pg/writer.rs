@@ -1,4 +1,4 @@
-//! Writes of single rows.
+//! Writes of rows.
 
 use std::{mem, ptr, slice};
 

@@ -31,7 +31,7 @@ impl BusyService {
             .batch_execute(
                 "create function wait_at_gate() returns trigger language plpgsql
                      as $$ begin
-                         -- A wait for a lock would go on in a session that has more time for it.
+                         -- No wait for a lock: after a short timeout the service repeats such a call on another connection.
                          while not pg_try_advisory_xact_lock_shared(1) loop perform pg_sleep(0.01); end loop;
                          return new;
                      end $$;
