@@ -99,7 +99,7 @@ pub(super) struct SharedCalls {
     limit: CallLimit,
     /// The most claims in one call.
     claims: usize,
-    /// Permits of the calls in progress, see [`calls`].
+    /// Permits of the calls in progress.
     permits: Arc<Semaphore>,
     room: Mutex<Room>,
 }
