@@ -3,30 +3,22 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use honcho_tests::PATIENCE;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::Barrier,
     task::JoinSet,
     time::timeout,
 };
 
-use crate::{case::Figures, machine::percentile};
-
-/// Bytes of a buffer: an answer fits.
-const BUFFER: usize = 1024;
-
-/// Longest ordinary wait for a connection. If the system drops a client's first packet, the client sends it again
-/// a second later.
-const LATE: Duration = Duration::from_secs(1);
+/// Bytes that a client reads at once: an answer fits.
+pub const BUFFER: usize = 1024;
 
 /// Files that this process needs besides those of such clients' connections.
 const OTHER_FILES: u64 = 500;
@@ -36,94 +28,54 @@ pub fn files(clients: u32) -> u64 {
     u64::from(clients) + OTHER_FILES
 }
 
+/// The bytes of a request that claims.
+pub fn claim_request(user: &str, coupon: &str) -> Vec<u8> {
+    let body = format!(r#"{{"user_id":"{user}","coupon_name":"{coupon}"}}"#);
+    format!(
+        "POST /api/coupons/claim HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// The status of an answer; none if not all of it has been received.
+pub fn answer_status(received: &[u8]) -> Result<Option<u16>> {
+    let received = str::from_utf8(received)?;
+    let Some((head, body)) = received.split_once("\r\n\r\n") else {
+        return Ok(None);
+    };
+    let status = head.split(' ').nth(1).context("an answer has no status")?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let is_length = name.eq_ignore_ascii_case("content-length");
+        is_length.then(|| value.trim().parse::<usize>().ok())?
+    });
+    let length = length.context("an answer has no length")?;
+    ensure!(body.len() <= length, "an answer is longer than it says");
+    Ok((body.len() == length).then(|| status.parse()).transpose()?)
+}
+
 /// One connection.
-struct Client(BufReader<TcpStream>);
+struct Client(TcpStream);
 
 impl Client {
     async fn connect(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        Ok(Self(BufReader::with_capacity(BUFFER, stream)))
+        Ok(Self(TcpStream::connect(address).await?))
     }
 
     /// Sends a claim, and returns the status of its answer after reading all of it.
     async fn claim(&mut self, user: &str, coupon: &str) -> Result<u16> {
-        let body = format!(r#"{{"user_id":"{user}","coupon_name":"{coupon}"}}"#);
-        let request = format!(
-            "POST /api/coupons/claim HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.0.write_all(request.as_bytes()).await?;
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            let read = self.0.read_line(&mut head).await?;
-            ensure!(read > 0, "a connection has ended within an answer's head");
+        self.0.write_all(&claim_request(user, coupon)).await?;
+        let mut received = Vec::with_capacity(BUFFER);
+        loop {
+            if let Some(status) = answer_status(&received)? {
+                return Ok(status);
+            }
+            let read = self.0.read_buf(&mut received).await?;
+            ensure!(read > 0, "a connection has ended within an answer");
         }
-        let status = head.split(' ').nth(1).context("an answer has no status")?;
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            let is_length = name.eq_ignore_ascii_case("content-length");
-            is_length.then(|| value.trim().parse().ok())?
-        });
-        let mut body = vec![0; length.context("an answer has no length")?];
-        self.0.read_exact(&mut body).await?;
-        Ok(status.parse()?)
     }
-}
-
-/// The answers to clients that came at the same moment.
-pub struct Rush {
-    /// Claims that succeeded, with status 200.
-    pub claimed: u64,
-    /// Refusals with status 409.
-    pub refused: u64,
-    pub figures: Figures,
-}
-
-/// Lets this many clients connect at the same moment, each with a claim of its own user.
-pub async fn rush(address: SocketAddr, coupon: &str, clients: u32) -> Result<Rush> {
-    let all_are_here = Arc::new(Barrier::new(clients.try_into()?));
-    let started = Arc::new(OnceLock::new());
-    let mut tasks = JoinSet::new();
-    for number in 0..clients {
-        let (all_are_here, started) = (Arc::clone(&all_are_here), Arc::clone(&started));
-        let (user, coupon) = (format!("user_{number}"), coupon.to_owned());
-        tasks.spawn(async move {
-            all_are_here.wait().await;
-            let started = *started.get_or_init(Instant::now);
-            let asked = Instant::now();
-            let mut client = Client::connect(address).await?;
-            let is_late = asked.elapsed() > LATE;
-            let status = client.claim(&user, &coupon).await?;
-            anyhow::Ok((status, started.elapsed(), is_late))
-        });
-    }
-    let mut statuses = Vec::new();
-    let mut times = Vec::new();
-    let mut late = 0;
-    let answers = async {
-        while let Some(answered) = tasks.join_next().await {
-            let (status, took, is_late) = answered??;
-            statuses.push(status);
-            times.push(took);
-            late += u32::from(is_late);
-        }
-        anyhow::Ok(())
-    };
-    timeout(PATIENCE, answers)
-        .await
-        .context("a client waits for its answer for too long")??;
-    let count = |status| statuses.iter().filter(|&&of_one| of_one == status).count();
-    Ok(Rush {
-        claimed: count(200).try_into()?,
-        refused: count(409).try_into()?,
-        figures: Figures::Noon {
-            last: percentile(&mut times, 1.0).context("no clients")?,
-            p50: percentile(&mut times, 0.50).context("no clients")?,
-            p99: percentile(&mut times, 0.99).context("no clients")?,
-            late,
-        },
-    })
 }
 
 /// Clients whose claims are all refused, one after the other until they are stopped.

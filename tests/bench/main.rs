@@ -18,6 +18,7 @@ mod redis;
 mod redis_claims;
 mod report;
 mod results;
+mod rush;
 mod stage;
 mod units;
 mod watchers;

@@ -421,8 +421,9 @@ fn write_noon(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(report, "## Noon: {clients} clients at the same moment\n")?;
         writeln!(
             report,
-            "Each connects and sends one claim on a coupon with a stock of {NOON_STOCK}. Times are from that moment \
-             to the answer. The route that does nothing shows how much of them clients and connections take.\n"
+            "Each connects from an address of its own and sends one claim on a coupon with a stock of {NOON_STOCK}. \
+             Times are from that moment to the answer; all stay connected until the last has one. One thread serves \
+             all clients. The route that does nothing shows how much of the times clients and connections take.\n"
         )?;
         writeln!(report, "{}", table.0)?;
     }

@@ -16,6 +16,7 @@ use crate::{
     load::{self, Claimant, Http, Operations},
     machine,
     redis::{self, Redis},
+    rush::rush,
     units,
     watchers::Watchers,
 };
@@ -419,8 +420,8 @@ impl Stage {
             .await?;
         let address = ground.service(case.subject).await?.address();
         // The service opens its connections to the database.
-        let first = clients::rush(address, &earlier, OPERATION_CLIENTS).await?;
-        let rush = clients::rush(address, &coupon, case.clients).await?;
+        let first = rush(address, &earlier, OPERATION_CLIENTS).await?;
+        let rush = rush(address, &coupon, case.clients).await?;
         for (rush, clients, stock) in [
             (&first, OPERATION_CLIENTS, OPERATION_CLIENTS),
             (&rush, case.clients, NOON_STOCK),
@@ -442,7 +443,7 @@ impl Stage {
         let ground = self.ground(case).await?;
         let coupon = ground.next_name();
         let address = ground.service(case.subject).await?.address();
-        let rush = clients::rush(address, &coupon, case.clients).await?;
+        let rush = rush(address, &coupon, case.clients).await?;
         ensure!(
             rush.claimed == u64::from(case.clients),
             "of {} requests, {} were answered 200",
