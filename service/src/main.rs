@@ -66,11 +66,12 @@ fn main() -> ExitCode {
 fn serve_until_stopped(config: Config) -> Result<()> {
     telemetry::start(config.telemetry.clone())?;
     let runtime = runtime(config.listen.worker_threads)?;
-    let served = runtime.block_on(run(config));
+    // As a task: a thread of the runtime accepts connections and keeps their tasks, without waking another for each.
+    let served = runtime.block_on(runtime.spawn(run(config)));
     // Remaining tasks may still log something, but a thread that waits for a name server must not delay the exit.
     runtime.shutdown_timeout(RUNTIME_TIMEOUT);
     telemetry::finish();
-    served
+    served.context("the service panicked")?
 }
 
 async fn run(config: Config) -> Result<()> {

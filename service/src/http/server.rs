@@ -91,7 +91,8 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
         .build()
 }
 
-/// Serves `router` on `listener` until `stop` completes, then finishes the requests in progress.
+/// Serves `router` on `listener`, which [`listen`] has made, until `stop` completes, then finishes the requests in
+/// progress.
 ///
 /// It replaces `axum::serve`, which has no limits and hides settings: here no part of an answer waits for the
 /// acknowledgement of the one before, the system buffers little, and head and body are sent in one write without being

@@ -53,9 +53,6 @@ pub(super) fn spawn(
     connections: &GracefulShutdown,
     is_over: &Arc<AtomicBool>,
 ) -> AbortHandle {
-    if let Err(error) = stream.set_nodelay(true) {
-        warn!("no TCP_NODELAY: {error}");
-    }
     let activity = Arc::new(Activity::new(limits, Arc::clone(is_over)));
     let requests = Arc::clone(&activity);
     let is_beyond_limit = permit.is_none();

@@ -40,9 +40,12 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
     socket.set_reuseaddr(true)?;
-    // Connections inherit it, also those that arrive before the first is accepted.
+    // Connections inherit both, also those that arrive before the first is accepted.
     if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(AHEAD) {
         warn!("no TCP_NOTSENT_LOWAT: {error}");
+    }
+    if let Err(error) = socket.set_nodelay(true) {
+        warn!("no TCP_NODELAY: {error}");
     }
     socket.bind(address)?;
     // The system shortens it to its own limit.
@@ -67,11 +70,12 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn first_connection_buffers_no_more_than_others() -> io::Result<()> {
+    async fn connections_inherit_the_options() -> io::Result<()> {
         let listener = listen("127.0.0.1", 0).await?;
         let _client = tokio::net::TcpStream::connect(listener.local_addr()?).await?;
         let (stream, _) = listener.accept().await?;
         assert_eq!(SockRef::from(&stream).tcp_notsent_lowat()?, AHEAD);
+        assert!(stream.nodelay()?);
         Ok(())
     }
 }
