@@ -9,7 +9,7 @@
 //! Most operations are claims without a request key. A batch of these alone takes a shorter way, and shares its call with
 //! other lanes that wait for one.
 
-mod shared;
+mod calls;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,7 +26,7 @@ use opentelemetry::trace::SpanContext;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-use self::shared::{CallLimit, Counted, Shared, SharedCalls};
+use self::calls::{CallLimit, Counted, Shared, SharedCalls};
 use crate::{
     database::{Applied, Database, UserOperation},
     error::{Error, SharedError},

@@ -165,3 +165,39 @@ async fn new_users_need_no_index_scan() -> Result<()> {
     assert_eq!(scans().await?, before + i64::try_from(others.len())?);
     Ok(())
 }
+
+/// Scans of the unique keys of claims and of holds by now, which the session of `client` has made.
+async fn scans(client: &Client) -> Result<[i64; 2]> {
+    client
+        .query("select pg_stat_force_next_flush()", &[])
+        .await?;
+    let sql = "select indexrelname, idx_scan from pg_stat_user_indexes
+               where indexrelname in ('claims_coupon_name_user_id_key', 'holds_pkey') order by 1";
+    let rows = client.query(sql, &[]).await?;
+    ensure!(rows.len() == 2, "there are other indexes");
+    Ok([0, 1].map(|i| rows[i].get("idx_scan")))
+}
+
+#[tokio::test]
+async fn users_without_claim_and_hold_cost_no_scan() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1_000).await?;
+    let client = database.connect().await?;
+    let hold = "select honcho_reserve('holder', 'PROMO', '1 hour')";
+    client.query(hold, &[]).await?;
+    let users: Vec<String> = (0..100).map(|number| format!("user {number}")).collect();
+    let [claims, holds] = scans(&client).await?;
+    assert_eq!(claimed(&client, "PROMO", &users).await?, 100);
+    let claim = "select honcho_claim('alone', 'PROMO')";
+    client.query(claim, &[]).await?;
+    assert_eq!(scans(&client).await?, [claims, holds]);
+    // Those who have one are found by a scan.
+    assert_eq!(claimed(&client, "PROMO", &users).await?, 0);
+    client
+        .query("select honcho_claim('holder', 'PROMO')", &[])
+        .await?;
+    let [claims_after, holds_after] = scans(&client).await?;
+    assert!(claims_after >= claims + 100, "{claims} {claims_after}");
+    assert!(holds_after > holds, "{holds} {holds_after}");
+    Ok(())
+}
