@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 fn serve_until_stopped(config: Config) -> Result<()> {
     telemetry::start(config.telemetry.clone())?;
     let runtime = runtime(config.listen.worker_threads)?;
-    // As a task: a thread of the runtime accepts connections and keeps their tasks, without waking another for each.
+    // As a task: connections are accepted by a thread that serves, instead of being handed over by a third one.
     let served = runtime.block_on(runtime.spawn(run(config)));
     // Remaining tasks may still log something, but a thread that waits for a name server must not delay the exit.
     runtime.shutdown_timeout(RUNTIME_TIMEOUT);

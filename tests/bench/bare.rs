@@ -25,7 +25,8 @@ fn main() -> Result<()> {
         Ok(Task::Serve(config)) => config,
         other => bail!("not configured: {other:?}"),
     };
-    runtime(config.listen.worker_threads)?.block_on(async {
+    let runtime = runtime(config.listen.worker_threads)?;
+    runtime.block_on(runtime.spawn(async move {
         let databases = config
             .databases
             .try_map(|_, options| Database::new(options))?;
@@ -45,5 +46,5 @@ fn main() -> Result<()> {
         });
         serve(listener, router, config.connections, pending()).await;
         Ok(())
-    })
+    }))?
 }

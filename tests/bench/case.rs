@@ -118,7 +118,7 @@ pub enum Figures {
         took: Duration,
         growth: u64,
     },
-    /// Times of clients that connected at the same moment, from that moment to their answers.
+    /// Times of clients that connected at the same moment, from the first one's beginning to their answers.
     Noon {
         last: Duration,
         p50: Duration,

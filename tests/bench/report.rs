@@ -421,9 +421,9 @@ fn write_noon(report: &mut String, results: &Results) -> std::fmt::Result {
         writeln!(report, "## Noon: {clients} clients at the same moment\n")?;
         writeln!(
             report,
-            "Each connects from an address of its own and sends one claim on a coupon with a stock of {NOON_STOCK}. \
-             Times are from that moment to the answer; all stay connected until the last has one. One thread serves \
-             all clients. The route that does nothing shows how much of the times clients and connections take.\n"
+            "One thread of the benchmark lets them connect as fast as it can. Each sends one claim on a coupon with a stock \
+             of {NOON_STOCK}. Times are from the first one's beginning to the answer. The route that only parses the \
+             claim shows about what clients and connections take.\n"
         )?;
         writeln!(report, "{}", table.0)?;
     }

@@ -1,6 +1,7 @@
 //! Clients that all come at the same moment, each from an address of its own, as people do.
 //!
-//! One thread serves all of them, without a runtime, so that most of the processors' time is left to what is measured.
+//! They are one thread without a runtime, which lets them connect one after the other, so that most of the processors'
+//! time is left to what is measured.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -32,7 +33,7 @@ use crate::{
 /// a second later.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Number of clients that connect between two looks for answers.
+/// Number of clients that connect before those that are ready are served.
 const STEP: usize = 64;
 
 /// The most events taken at once.
@@ -56,6 +57,7 @@ struct Clients {
     started: Instant,
     statuses: Vec<u16>,
     times: Vec<Duration>,
+    /// Number of those that were seen to be connected only over [`LATE`] later.
     late: u32,
 }
 
@@ -92,15 +94,16 @@ fn all_at_once(service: SocketAddr, requests: Vec<Vec<u8>>) -> Result<Rush> {
     for request in requests {
         clients.connect(request)?;
         if clients.all.len().is_multiple_of(STEP) {
-            clients.look(Duration::ZERO)?;
+            clients.serve_ready(Duration::ZERO)?;
         }
     }
     while clients.statuses.len() < count {
-        clients.look(PATIENCE)?;
+        let left = PATIENCE.saturating_sub(clients.started.elapsed());
         ensure!(
-            clients.started.elapsed() < PATIENCE,
+            !left.is_zero(),
             "a client waits for its answer for too long"
         );
+        clients.serve_ready(left)?;
     }
     let Clients {
         statuses,
@@ -152,7 +155,7 @@ impl Clients {
     }
 
     /// Serves the clients that can send or receive, after waiting so long for the first of them.
-    fn look(&mut self, wait: Duration) -> Result<()> {
+    fn serve_ready(&mut self, wait: Duration) -> Result<()> {
         self.events.clear();
         let wait = Timespec::try_from(wait)?;
         match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&wait)) {

@@ -421,21 +421,21 @@ impl Stage {
         let address = ground.service(case.subject).await?.address();
         // The service opens its connections to the database.
         let first = rush(address, &earlier, OPERATION_CLIENTS).await?;
-        let rush = rush(address, &coupon, case.clients).await?;
-        for (rush, clients, stock) in [
+        let noon = rush(address, &coupon, case.clients).await?;
+        for (answers, clients, stock) in [
             (&first, OPERATION_CLIENTS, OPERATION_CLIENTS),
-            (&rush, case.clients, NOON_STOCK),
+            (&noon, case.clients, NOON_STOCK),
         ] {
             ensure!(
-                (rush.claimed, rush.refused) == (stock.into(), (clients - stock).into()),
+                (answers.claimed, answers.refused) == (stock.into(), (clients - stock).into()),
                 "of {clients} claims on {stock} pieces, {} were answered 200 and {} were answered 409",
-                rush.claimed,
-                rush.refused
+                answers.claimed,
+                answers.refused
             );
         }
         let claims = u64::from(OPERATION_CLIENTS + NOON_STOCK);
         books.ensure(claims..=claims, 0..=0).await?;
-        Ok(rush.figures)
+        Ok(noon.figures)
     }
 
     async fn no_op_noon(&mut self, case: Case) -> Result<Figures> {
@@ -443,14 +443,15 @@ impl Stage {
         let ground = self.ground(case).await?;
         let coupon = ground.next_name();
         let address = ground.service(case.subject).await?.address();
-        let rush = rush(address, &coupon, case.clients).await?;
+        rush(address, &coupon, OPERATION_CLIENTS).await?;
+        let noon = rush(address, &coupon, case.clients).await?;
         ensure!(
-            rush.claimed == u64::from(case.clients),
+            noon.claimed == u64::from(case.clients),
             "of {} requests, {} were answered 200",
             case.clients,
-            rush.claimed
+            noon.claimed
         );
-        Ok(rush.figures)
+        Ok(noon.figures)
     }
 
     async fn no_op(&mut self, case: Case) -> Result<Figures> {
