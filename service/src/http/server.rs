@@ -32,6 +32,8 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
+use crate::telemetry::throttle::Throttle;
+
 pub(crate) use self::peer::{Peer, Within};
 pub use self::{
     files::raise_file_limit,
@@ -40,6 +42,8 @@ pub use self::{
 
 /// Pause after accepting a connection failed: most likely there are no files left for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+static NOT_ACCEPTED: Throttle = Throttle::new();
 
 /// Number of the newest connections beyond the limit that are kept. A request for health arrives before so many others
 /// have come, even in a rush.
@@ -136,7 +140,10 @@ pub async fn serve(
             }
             Err(error) if is_of_one_connection(&error) => debug!("a connection broke: {error}"),
             Err(error) => {
-                error!("cannot accept connections: {error}");
+                if let Some(left_out) = NOT_ACCEPTED.admit() {
+                    let left_out = (left_out > 0).then_some(left_out);
+                    error!(left_out, "cannot accept connections: {error}");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }

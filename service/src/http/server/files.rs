@@ -32,10 +32,14 @@ pub fn raise_file_limit(connections: usize, database_connections: usize) {
     }
     let files = limit.unwrap_or_default();
     let enough_for = files.saturating_sub(wanted - connections as u64);
-    if files < connections as u64 {
+    if files < connections as u64 || enough_for == 0 {
+        let or_set = match enough_for {
+            0 => String::new(),
+            _ => format!(", or set CONNECTION_LIMIT to {enough_for}"),
+        };
         warn!(
             "the system lets this process open {files} files, too few for CONNECTION_LIMIT={connections}: \
-             raise the limit (ulimit -n, LimitNOFILE=), or set CONNECTION_LIMIT to {enough_for}"
+             raise the limit (ulimit -n, LimitNOFILE=){or_set}"
         );
     } else {
         info!(
