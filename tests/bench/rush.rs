@@ -64,7 +64,7 @@ struct Clients {
 struct Client {
     stream: TcpStream,
     asked: Instant,
-    /// What it still has to send: its claim, until it is connected.
+    /// Its claim, until that is sent.
     request: Option<Vec<u8>>,
     received: Vec<u8>,
     is_answered: bool,
