@@ -43,6 +43,7 @@ pub use self::{
 /// Pause after accepting a connection failed: most likely there are no files left for a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Without files, each attempt fails for as long as clients keep theirs.
 static NOT_ACCEPTED: Throttle = Throttle::new();
 
 /// Number of the newest connections beyond the limit that are kept. A request for health arrives before so many others

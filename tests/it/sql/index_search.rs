@@ -1,5 +1,5 @@
-//! Claims and holds are searched for and compared on the pages of their unique indexes: every kind of entry and page is
-//! understood.
+//! Claims and holds are searched for and compared on the pages of their unique indexes. With claims as the example, every
+//! kind of entry and page is understood.
 
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
