@@ -48,7 +48,7 @@ use anyhow::anyhow;
 use deadpool_postgres::Status as PoolStatus;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use utoipa::ToSchema;
 
 pub(crate) use self::connections::Connection;
@@ -258,15 +258,22 @@ impl Database {
 
     /// `honcho_claim_batch`: returns an outcome for each of `user_ids`, in their order, after the batch has
     /// committed. For lanes.
+    ///
+    /// # Arguments
+    /// `is_left_out`: true if another session was changing the coupon a moment ago.
     pub async fn claim_batch(
         &self,
         coupon_name: &str,
         user_ids: &[&str],
+        is_left_out: bool,
     ) -> Result<Vec<Outcome>, Error> {
-        let rows = self
-            .connections()
-            .write(CLAIM_BATCH, &[&coupon_name, &user_ids])
-            .await?;
+        let connections = self.connections();
+        let arguments: [&(dyn ToSql + Sync); 2] = [&coupon_name, &user_ids];
+        let rows = if is_left_out {
+            connections.write_left_out(CLAIM_BATCH, &arguments).await?
+        } else {
+            connections.write(CLAIM_BATCH, &arguments).await?
+        };
         outcomes(&rows)
     }
 

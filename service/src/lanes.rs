@@ -324,10 +324,10 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let (mut next, mut counted) = self.share(batch).await;
+        let (mut next, mut call) = self.share(batch).await;
         while let Some(mut part) = next {
             // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
-            match Box::pin(self.apply(&part, counted.take())).await {
+            match Box::pin(self.apply(&part, mem::take(&mut call))).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -356,44 +356,40 @@ impl Lane {
     }
 
     /// Carries out a batch in a call that it shares with other lanes that wait, if it is one of plain claims. Returns it if
-    /// the lane must call by itself, with the count of that call if it has one.
+    /// the lane must call by itself, and how.
     async fn share(
         &mut self,
         batch: Vec<WaitingOperation>,
-    ) -> (Option<Vec<WaitingOperation>>, Option<Counted>) {
+    ) -> (Option<Vec<WaitingOperation>>, OwnCall) {
         let is_apart = batch.iter().any(|operation| operation.is_apart);
         if is_apart || !is_plain(&batch) || self.lanes.database.is_outdated() {
-            return (Some(batch), None);
+            return (Some(batch), OwnCall::Uncounted);
         }
         let shared = Arc::clone(&self.lanes.shared);
         if self.is_only
             && let Some(counted) = shared.count_alone()
         {
-            return (Some(batch), Some(counted));
+            return (Some(batch), OwnCall::Counted(counted));
         }
         let coupon_name = Arc::clone(&self.coupon_name);
         // Without an answer the batch is lost, and its senders with it: that is an error for each of them.
         let Ok((batch, result)) = shared.claim(coupon_name, batch).await else {
-            return (None, None);
+            return (None, OwnCall::Uncounted);
         };
         match result {
             Shared::Outcomes(outcomes) => self.answer_claims(batch, outcomes).await,
-            Shared::Alone(counted) => return (Some(batch), Some(counted)),
-            Shared::LeftOut => return (Some(batch), None),
+            Shared::Alone(counted) => return (Some(batch), OwnCall::Counted(counted)),
+            Shared::LeftOut => return (Some(batch), OwnCall::LeftOut),
             Shared::Failed(error) => {
                 for operation in batch {
                     answer(operation, Err(error.clone()));
                 }
             }
         }
-        (None, None)
+        (None, OwnCall::Uncounted)
     }
 
-    async fn apply(
-        &self,
-        batch: &[WaitingOperation],
-        counted: Option<Counted>,
-    ) -> Result<Answers, Error> {
+    async fn apply(&self, batch: &[WaitingOperation], call: OwnCall) -> Result<Answers, Error> {
         let is_plain = is_plain(batch);
         let function = if is_plain {
             "honcho_claim_batch"
@@ -404,7 +400,7 @@ impl Lane {
         let begun = Instant::now();
         let span = BatchSpan::start(function, batch.len(), traced);
         let answers = if is_plain {
-            self.claim_batch(batch, counted).await
+            self.claim_batch(batch, call).await
         } else {
             self.apply_mixed(batch).await
         };
@@ -415,15 +411,16 @@ impl Lane {
     async fn claim_batch(
         &self,
         batch: &[WaitingOperation],
-        counted: Option<Counted>,
+        call: OwnCall,
     ) -> Result<Answers, Error> {
         let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
-        let call = database.claim_batch(&self.coupon_name, &users);
-        let outcomes = match counted {
-            Some(counted) => counted.bounded(call).await,
-            None => call.await,
+        let is_left_out = matches!(call, OwnCall::LeftOut);
+        let claims = database.claim_batch(&self.coupon_name, &users, is_left_out);
+        let outcomes = match call {
+            OwnCall::Counted(counted) => counted.bounded(claims).await,
+            OwnCall::Uncounted | OwnCall::LeftOut => claims.await,
         }?;
         check_count(batch.len(), outcomes.len())?;
         Ok(Answers::Outcomes(outcomes))
@@ -476,6 +473,17 @@ impl Lane {
         };
         Some(expires.saturating_duration_since(Instant::now()))
     }
+}
+
+/// A call that a lane makes by itself.
+#[derive(Default)]
+enum OwnCall {
+    /// It counts among the calls in progress.
+    Counted(Counted),
+    #[default]
+    Uncounted,
+    /// A shared call has left its batch out, most likely because another session is changing the coupon.
+    LeftOut,
 }
 
 /// Answers to a batch, in the order of its operations.

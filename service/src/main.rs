@@ -43,6 +43,10 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the runtime's threads after all requests are answered.
 const RUNTIME_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Time for which signals belong to the first one: `timeout`, for example, signals its command and then its process
+/// group.
+const FIRST_SIGNAL: Duration = Duration::from_millis(100);
+
 fn main() -> ExitCode {
     let task = config::load(env::args_os().collect(), &|name| env::var_os(name));
     let outcome = match task {
@@ -166,9 +170,18 @@ fn stop_at_signal(shutdown: Shutdown, health: Shards<Health>) -> Result<impl Fut
             sleep(grace).await;
             warn!("some requests did not finish in time");
         };
+        let second_signal = async {
+            let first = async {
+                loop {
+                    either(&mut terminate, &mut interrupt).await;
+                }
+            };
+            let _: Result<(), _> = timeout(FIRST_SIGNAL, first).await;
+            either(&mut terminate, &mut interrupt).await;
+        };
         tokio::select! {
             () = stop_in_time => {}
-            () = either(&mut terminate, &mut interrupt) => warn!("second signal: exiting immediately"),
+            () = second_signal => warn!("second signal: exiting immediately"),
         }
         logs::finish();
         exit(1);

@@ -49,7 +49,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest wait of a fast session for a coupon, before the call continues on a waiting session: longer than claims
 /// take that queue for it, shorter than other users of the connection would notice.
-const FAST_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
+const FAST_LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl DatabaseSettings {
     /// Checks the settings, and reads certificates and passwords.

@@ -1,7 +1,13 @@
 //! Connections to the database: how a call gets one, how long it waits, and what happens to both if there is no
 //! answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use deadpool_postgres::{
@@ -10,9 +16,10 @@ use deadpool_postgres::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
+use tracing::warn;
 
 use super::{
     options::{DatabaseOptions, Sessions},
@@ -22,7 +29,13 @@ use super::{
     sqlstate::after_sending,
     symptoms::Symptoms,
 };
-use crate::{error::Error, telemetry::metrics::metrics};
+use crate::{
+    error::Error,
+    telemetry::{
+        metrics::metrics,
+        throttle::{Admitted, Throttle},
+    },
+};
 
 /// Longest wait for a connection, unless connecting may take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
@@ -40,6 +53,14 @@ pub(super) type Argument = Box<dyn ToSql + Send + Sync>;
 
 /// Longest attempt to cancel a statement whose answer is late.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
+
+/// Time for which no further connection is tried after the server has refused one because there are too many.
+const FULL_TIME: Duration = Duration::from_secs(1);
+
+/// Pause between two looks for a free connection in this time.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+
+static FULL: Throttle = Throttle::new();
 
 /// The connections for calls.
 #[derive(Debug)]
@@ -63,6 +84,10 @@ pub(super) struct Connections {
     /// Half of the waiting connections: creations, changes and clients' batches that another session's lock holds up
     /// leave the rest to lanes, and their own permits to calls on other coupons.
     locked: CallPermits,
+    /// Half of the connections: lanes whose coupon another session was changing a moment ago leave the rest to others.
+    left_out: CallPermits,
+    /// True for a while after the server has refused a further connection because there are too many.
+    is_full: Arc<AtomicBool>,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -110,6 +135,8 @@ impl Connections {
             changes: permits("change", 4),
             batches: permits("batch", 4),
             locked: permits("locked", 4),
+            left_out: permits("left_out", 2),
+            is_full: Arc::default(),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -166,11 +193,11 @@ impl Connections {
         ]
     }
 
-    /// Takes a connection of this pool, by this time.
-    async fn connection(&self, pool: &Pool, by: Instant) -> Result<Object, Error> {
+    /// Takes a connection of this pool for a call with this deadline, in time for the longest answer.
+    async fn connection(&self, pool: &Pool, deadline: Instant) -> Result<Object, Error> {
         let begun = Instant::now();
-        let by = by.min(begun + self.waits.connection);
-        let taken = timeout_at(by, pool.get()).await;
+        let by = deadline - self.waits.answer;
+        let taken = timeout_at(by, self.free(pool)).await;
         let timed_out = matches!(taken, Err(_) | Ok(Err(PoolError::Timeout(_))));
         metrics().pool_wait(begun.elapsed(), timed_out);
         match taken {
@@ -180,6 +207,42 @@ impl Connections {
             }),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
+    }
+
+    /// Waits for a connection of this pool. If the server refuses a further one because there are too many, one of those
+    /// that the pool has will be free.
+    async fn free(&self, pool: &Pool) -> Result<Object, PoolError> {
+        loop {
+            let status = pool.status();
+            if self.is_full.load(Ordering::Relaxed) && status.size > 0 && status.available == 0 {
+                sleep(FULL_PAUSE).await;
+                continue;
+            }
+            match pool.get().await {
+                Err(PoolError::Backend(error)) if is_full(&error) && pool.status().size > 0 => {
+                    self.note_full(&error);
+                }
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Opens no further connection for a while.
+    fn note_full(&self, error: &tokio_postgres::Error) {
+        if self.is_full.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(Admitted { left_out }) = FULL.admit() {
+            warn!(
+                left_out,
+                "the database refuses further connections, so calls share those that are there: {error}"
+            );
+        }
+        let is_full = Arc::clone(&self.is_full);
+        tokio::spawn(async move {
+            sleep(FULL_TIME).await;
+            is_full.store(false, Ordering::Relaxed);
+        });
     }
 
     /// Calls a function that reads, under a permit, to the end even if the caller is dropped.
@@ -279,7 +342,7 @@ impl Connections {
             let fast = &connections.fast;
             let answer = connections.write_once(fast, sql, &arguments, deadline);
             let answer = answer.await;
-            let Some(pool) = connections.second_attempt(&answer) else {
+            let Some(pool) = connections.second_attempt(&answer, deadline) else {
                 return answer;
             };
             let mut _permit = permit;
@@ -306,7 +369,7 @@ impl Connections {
     ) -> Result<Vec<Row>, Error> {
         let arguments = borrowed(arguments);
         let answer = self.query_once(&self.fast, sql, &arguments, deadline).await;
-        match self.second_attempt(&answer) {
+        match self.second_attempt(&answer, deadline) {
             Some(pool) => self.query_once(pool, sql, &arguments, deadline).await,
             None => answer,
         }
@@ -358,16 +421,46 @@ impl Connections {
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
+        self.write_under_if(None, sql, arguments).await
+    }
+
+    /// The same for a coupon that another session was changing a moment ago: under a permit, so that many such coupons
+    /// leave connections to others. While it waits for the whole `lock_timeout`, it takes none of theirs.
+    pub async fn write_left_out(
+        &self,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        self.write_under_if(Some(&self.left_out), sql, arguments)
+            .await
+    }
+
+    async fn write_under_if(
+        &self,
+        permits: Option<&CallPermits>,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
-        match self.second_attempt(&answer) {
+        let answer = {
+            let _permit = match permits {
+                Some(permits) => Some(permits.acquire(deadline - self.waits.answer).await?),
+                None => None,
+            };
+            self.write_once(&self.fast, sql, arguments, deadline).await
+        };
+        match self.second_attempt(&answer, deadline) {
             Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
             None => answer,
         }
     }
 
-    /// The pool on which to repeat a call that certainly changed nothing, if that may help.
-    fn second_attempt<T>(&self, first: &Result<T, Error>) -> Option<&Pool> {
+    /// The pool on which to repeat a call that certainly changed nothing, if that may help and there is still time for the
+    /// longest answer: otherwise it might be given up without a known outcome.
+    fn second_attempt<T>(&self, first: &Result<T, Error>, deadline: Instant) -> Option<&Pool> {
+        if Instant::now() + self.waits.answer > deadline {
+            return None;
+        }
         let pool = match first {
             Err(Error::Locked(_)) => &self.waiting,
             Err(error) if error.may_be_repeated() => &self.fast,
@@ -489,6 +582,11 @@ fn not_prepared(error: tokio_postgres::Error) -> Error {
         Error::Rejected(cause) if is_not_found => Error::FunctionNotFound(cause),
         other => other,
     }
+}
+
+/// Returns true if the server has refused a connection because there are too many.
+fn is_full(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
 }
 
 /// Returns true if an error shows that its connection is unusable: it leads to a standby, while the primary may

@@ -14,7 +14,10 @@ use super::{
 use crate::{
     database::CouponEvent,
     error::{Error, SharedError},
-    telemetry::{metrics::metrics, throttle::Throttle},
+    telemetry::{
+        metrics::metrics,
+        throttle::{Admitted, Throttle},
+    },
 };
 
 /// Shortest time between two polls that watchers wait for: a stock is sent at most four times a second.
@@ -218,11 +221,11 @@ impl Poller {
         for feed in self.hub.topics().feeds.values() {
             feed.send_if_modified(|feed| feed.set_failed(poll, error));
         }
-        if let Some(left_out) = FAILED.admit() {
+        if let Some(Admitted { left_out }) = FAILED.admit() {
             warn!(
                 shard = self.hub.database.shard(),
                 error = error.get().cause().map(|cause| format!("{cause:#}")),
-                left_out = (left_out > 0).then_some(left_out),
+                left_out,
                 "event streams have no news, retrying: {error}"
             );
         }

@@ -32,7 +32,7 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-use crate::telemetry::throttle::Throttle;
+use crate::telemetry::throttle::{Admitted, Throttle};
 
 pub(crate) use self::peer::{Peer, Within};
 pub use self::{
@@ -141,8 +141,7 @@ pub async fn serve(
             }
             Err(error) if is_of_one_connection(&error) => debug!("a connection broke: {error}"),
             Err(error) => {
-                if let Some(left_out) = NOT_ACCEPTED.admit() {
-                    let left_out = (left_out > 0).then_some(left_out);
+                if let Some(Admitted { left_out }) = NOT_ACCEPTED.admit() {
                     error!(left_out, "cannot accept connections: {error}");
                 }
                 sleep(ACCEPT_PAUSE).await;

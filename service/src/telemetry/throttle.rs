@@ -22,6 +22,13 @@ pub(crate) struct Throttle {
     period: Mutex<Option<Period>>,
 }
 
+/// A line that is admitted.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// Number of lines left out since the last one; none if it is 0.
+    pub left_out: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Period {
     begun: Instant,
@@ -43,28 +50,28 @@ impl Throttle {
         }
     }
 
-    /// Admits a line, and returns the number of lines left out since the last one; none if this line is to be
-    /// left out.
-    pub(crate) fn admit(&self) -> Option<u64> {
+    /// Admits a line; none if it is to be left out.
+    pub(crate) fn admit(&self) -> Option<Admitted> {
         let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *period {
             Some(period) if period.begun.elapsed() < PERIOD => {
                 if period.admitted < self.lines {
                     period.admitted += 1;
-                    return Some(0);
+                    return Some(Admitted { left_out: None });
                 }
                 period.left_out += 1;
                 LEFT_OUT.fetch_add(1, Ordering::Relaxed);
                 None
             }
             period => {
-                let left_out = period.as_ref().map_or(0, |period| period.left_out);
+                let left_out = period.as_ref().map(|period| period.left_out);
                 *period = Some(Period {
                     begun: Instant::now(),
                     admitted: 1,
                     left_out: 0,
                 });
-                Some(left_out)
+                let left_out = left_out.filter(|&lines| lines > 0);
+                Some(Admitted { left_out })
             }
         }
     }

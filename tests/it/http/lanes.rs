@@ -169,6 +169,32 @@ async fn more_held_coupons_than_connections_block_no_other() -> Result<()> {
 }
 
 #[tokio::test]
+async fn claims_on_held_coupons_have_certain_answers() -> Result<()> {
+    let database = crate::database().await?;
+    let client = database.connect().await?;
+    let coupons: Vec<String> = (0..150).map(|n| format!("HELD {n}")).collect();
+    for coupon in &coupons {
+        database.create_coupon(coupon, 20).await?;
+    }
+    // One waiting connection for all: most claims get it late or never.
+    let settings = [
+        ("DATABASE_POOL_SIZE", "2"),
+        ("LOCK_TIMEOUT", "1s"),
+        ("STATEMENT_TIMEOUT", "2s"),
+    ];
+    let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
+    client
+        .batch_execute("begin; select honcho_claim('holder', name) from coupons")
+        .await?;
+    let claims: Vec<Claim> = coupons.iter().map(|it| claim(&api, "user", it)).collect();
+    for claim in claims {
+        assert_eq!(claim.await??, "503 unavailable");
+    }
+    client.batch_execute("rollback").await?;
+    database.books().await
+}
+
+#[tokio::test]
 async fn full_lane_refuses_immediately() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 100).await?;

@@ -1,14 +1,15 @@
 //! Claims on many coupons at once share calls, and none of them holds up the others.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use honcho_tests::{Database, eventually};
+use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::fixtures::{
     api::Api,
-    held_coupon::{Claim, LONG_TIMEOUTS, claim, hold, until_queued},
+    held_coupon::{Claim, LONG_TIMEOUTS, claim, hold, queued, until_queued},
     scrape::until_in_flight,
     shards::{Callers, check_answers},
 };
@@ -135,6 +136,39 @@ async fn coupon_that_is_held_leaves_a_shared_call() -> Result<()> {
     until_queued(&busy.client, 1).await?;
     holder.batch_execute("rollback").await?;
     assert_eq!(late.await??, "200");
+    database.books().await
+}
+
+#[tokio::test]
+async fn many_held_coupons_leave_connections_to_others() -> Result<()> {
+    let database = crate::database().await?;
+    for n in 0..COUPONS {
+        database.create_coupon(&coupon(n), 5).await?;
+    }
+    let mut busy = BusyService::start(&database).await?;
+    let holder = database.connect().await?;
+    holder
+        .batch_execute(
+            "begin; select honcho_claim('holder', name) from coupons where name like 'COUPON %'",
+        )
+        .await?;
+    let claims: Vec<Claim> = (0..COUPONS)
+        .map(|n| claim(&busy.api, "user", &coupon(n)))
+        .collect();
+    busy.until_waiting(COUPONS).await?;
+    busy.open_gate().await?;
+    // All leave the shared call at once. Half of the connections are for them, and half as many wait for long.
+    let mut most = 0;
+    for _ in 0..100 {
+        most = most.max(queued(&busy.client).await?);
+        sleep(Duration::from_millis(5)).await;
+    }
+    let expected = (CONNECTIONS / 2 + CONNECTIONS / 2) as i64;
+    assert_eq!(most, expected, "sessions that wait for a coupon");
+    holder.batch_execute("rollback").await?;
+    for claim in claims {
+        assert_eq!(claim.await??, "200");
+    }
     database.books().await
 }
 

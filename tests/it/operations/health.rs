@@ -2,12 +2,14 @@
 
 use std::{
     process::Stdio,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 
 use crate::fixtures::{
@@ -194,6 +196,40 @@ async fn pool_without_connections_makes_the_service_unready() -> Result<()> {
 }
 
 #[tokio::test]
+async fn pool_that_cannot_grow_serves_all_with_what_it_has() -> Result<()> {
+    let database = crate::database().await?;
+    let coupons: Vec<String> = (0..20).map(|n| format!("PROMO {n}")).collect();
+    for coupon in &coupons {
+        database.create_coupon(coupon, 10).await?;
+    }
+    let api = Arc::new(Api::start(database.caller_url()).await?);
+    api.until_ready().await?;
+    assert_eq!(api.claim("first", &coupons[0]).await?.shown(), "200");
+    // The health check's connection and that of the claim stay; no other can be opened.
+    let admin = database.connect().await?;
+    let limit = format!("alter role {}_caller connection limit", database.name());
+    admin.batch_execute(&format!("{limit} 1")).await?;
+    for round in 0..3 {
+        let mut requests = JoinSet::new();
+        for coupon in &coupons {
+            let (api, user, coupon) = (Arc::clone(&api), format!("user {round}"), coupon.clone());
+            requests.spawn(async move {
+                let claimed = api.claim(&user, &coupon).await?.shown();
+                anyhow::Ok([claimed, api.show(&coupon).await?.shown()])
+            });
+        }
+        while let Some(answered) = requests.join_next().await {
+            assert_eq!(answered??, ["200", "200"]);
+        }
+    }
+    api.service
+        .logged("the database refuses further connections")
+        .await?;
+    admin.batch_execute(&format!("{limit} -1")).await?;
+    database.books().await
+}
+
+#[tokio::test]
 async fn health_is_answered_while_no_connection_is_free() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 10).await?;
@@ -202,7 +238,7 @@ async fn health_is_answered_while_no_connection_is_free() -> Result<()> {
         ("STATEMENT_TIMEOUT", "100s"),
         ("LOCK_TIMEOUT", "50s"),
     ];
-    let api = std::sync::Arc::new(Api::start_with(database.caller_url(), &settings).await?);
+    let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
     api.until_ready().await?;
     let holder = hold(&database, "PROMO").await?;
     let waiting = claim(&api, "user", "PROMO");

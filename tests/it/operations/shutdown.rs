@@ -14,6 +14,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
+    time::sleep,
 };
 
 use crate::fixtures::{
@@ -243,11 +244,17 @@ async fn second_signal_exits_immediately() -> Result<()> {
         Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) == 1).then_some(()))
     })
     .await?;
+    // `timeout`, for example, signals the process and then its group: that is one signal.
+    api.service.terminate()?;
+    sleep(Duration::from_millis(2)).await;
     api.service.terminate()?;
     eventually("the service to be stopping", async || {
         Ok(api.service.log().contains("stopping").then_some(()))
     })
     .await?;
+    sleep(Duration::from_millis(200)).await;
+    let log = api.service.log();
+    assert!(!log.contains("second signal"), "{log}");
     api.service.terminate()?;
     assert_eq!(api.service.exit().await?.code(), Some(1));
     assert!(claim.await?.is_err());

@@ -3,7 +3,10 @@
 use tracing::field::display;
 
 use super::RequestIds;
-use crate::{error::Error, telemetry::throttle::Throttle};
+use crate::{
+    error::Error,
+    telemetry::throttle::{Admitted, Throttle},
+};
 
 static REJECTED: Throttle = Throttle::of(5);
 static ARGUMENTS: Throttle = Throttle::of(5);
@@ -20,7 +23,7 @@ pub(super) fn log(error: &Error, ids: RequestIds<'_>) {
     let Some(cause) = error.cause() else { return };
     let left_out = match throttle(error).map(Throttle::admit) {
         Some(None) => return,
-        Some(Some(left_out)) => (left_out > 0).then_some(left_out),
+        Some(Some(Admitted { left_out })) => left_out,
         None => None,
     };
     let RequestIds {
