@@ -94,7 +94,7 @@ pub enum Scene {
     Memory,
 }
 
-/// One case: measured once a round.
+/// One case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Case {
     pub flush: Flush,
@@ -164,6 +164,8 @@ pub const WATCHERS: u32 = 1_000;
 /// The clients at noon, and the stock of their coupon.
 pub const NOON_CLIENTS: u32 = 10_000;
 pub const NOON_STOCK: u32 = 100;
+/// Measurements in a round of the cases that are [close to each other](Case::is_close).
+pub const CLOSE: usize = 3;
 
 impl Case {
     /// Every case, Honcho and peer in turns, with or without the version before.
@@ -282,6 +284,24 @@ impl Case {
         }
         add(Flush::Disk, Scene::GetMillion, 1, &[Honcho]);
         cases
+    }
+
+    /// Returns true if its ratios to others are so close to what is required that one measurement in a round does not tell
+    /// them from noise.
+    pub fn is_close(&self) -> bool {
+        use Scene::*;
+        let is_over_http = matches!(
+            self.scene,
+            Http | HttpSoldOut
+                | HttpAlready
+                | HttpReserve
+                | HttpConfirm
+                | HttpMixed
+                | HttpWatched
+                | HttpOneRefused
+                | HttpNoon
+        );
+        is_over_http && self.flush == Flush::Disk && self.clients >= OPERATION_CLIENTS
     }
 }
 

@@ -1,7 +1,7 @@
 //! `honcho-bench`: claims on one coupon, by Honcho and by its peers, in turns in the same run.
 //!
 //! `make bench` builds what it needs and runs it. It starts private PostgreSQL clusters, Redis
-//! servers and services, measures every case once a round, checks the books after each, and
+//! servers and services, measures every case in each round, checks the books after each, and
 //! writes `docs/benchmarks.md` and `docs/claims-per-second.svg`.
 #![forbid(unsafe_code)]
 
@@ -35,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     before::Build,
-    case::{Case, NOON_CLIENTS},
+    case::{CLOSE, Case, NOON_CLIENTS},
     peer_service::Store,
     report::Run,
     results::Results,
@@ -57,7 +57,7 @@ struct Arguments {
 
 #[derive(Args)]
 struct Options {
-    /// Measurements of each case; the report gives medians
+    /// Measurements of each case, three times as many over HTTP with 256 connections and at noon; the report gives medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Duration of each measurement, in seconds
@@ -178,12 +178,14 @@ async fn run(options: Options) -> Result<bool> {
     let mut stage = Stage::new(state, options.seconds, before.clone());
     let mut results = Results::new();
     for round in 0..options.rounds {
+        let mut turns = cases.clone();
+        for _ in 1..CLOSE {
+            turns.extend(cases.iter().filter(|case| case.is_close()));
+        }
         // Every other round runs backwards, so that no case always follows the same neighbour.
-        let turns: Vec<Case> = if round % 2 == 0 {
-            cases.clone()
-        } else {
-            cases.iter().rev().copied().collect()
-        };
+        if round % 2 == 1 {
+            turns.reverse();
+        }
         for case in turns {
             let outcome = stage
                 .measure(case)

@@ -1,13 +1,13 @@
-//! Results: what the rounds of each case have measured, their medians and ratios.
+//! Results: what was measured of each case, medians and ratios.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::case::{Case, Figures, Flush, NOON_CLIENTS, SNAPSHOT_CLIENTS, Scene, Subject};
 
-/// The figures of each case's rounds, or the reason why a round has none.
+/// The figures of each case's measurements, in their order, or the reason why there are none.
 pub type Results = BTreeMap<Case, Vec<Result<Figures, String>>>;
 
-/// Medians of the rounds of a case, with the least and the greatest rate.
+/// Medians of the measurements of a case, with the least and the greatest rate.
 #[derive(Clone, Copy, Debug)]
 pub struct Middle {
     pub per_second: f64,
@@ -17,13 +17,13 @@ pub struct Middle {
     pub p99: f64,
 }
 
-/// The median of the rounds' claims per second.
+/// The median of the claims per second.
 pub fn per_second(results: &Results, case: Case) -> Option<f64> {
     middle(results, case).map(|middle| middle.per_second)
 }
 
-/// The rate of `ours` as a multiple of the rate of `theirs`: the median of the rounds' ratios. A round measures
-/// both within minutes; from round to round the machine may become faster or slower, for both.
+/// The rate of `ours` as a multiple of the rate of `theirs`: the median of the ratios of measurements that follow each
+/// other within minutes. The machine may become faster or slower, for both.
 pub fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
     let rates = |case| {
         let rounds = results.get(&case).into_iter().flatten();
@@ -67,7 +67,7 @@ pub fn middle(results: &Results, case: Case) -> Option<Middle> {
     })
 }
 
-/// The rounds of a case that were measured.
+/// The sound measurements of a case.
 pub fn sound(results: &Results, case: Case) -> impl Iterator<Item = Figures> {
     results
         .get(&case)
@@ -158,13 +158,13 @@ pub fn late_connections(figures: Figures) -> Option<f64> {
     }
 }
 
-/// The median of this value of the rounds.
+/// The median of this value of the measurements.
 pub fn median_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
     let mut values: Vec<f64> = sound(results, case).filter_map(of).collect();
     median(&mut values)
 }
 
-/// The greatest value of all rounds: an upper bound holds for the worst round.
+/// The greatest value of all measurements: an upper bound holds for the worst.
 pub fn most_of(results: &Results, case: Case, of: fn(Figures) -> Option<f64>) -> Option<f64> {
     sound(results, case).filter_map(of).max_by(f64::total_cmp)
 }

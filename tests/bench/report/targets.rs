@@ -361,7 +361,7 @@ impl Target {
     /// The cells of its row in the report.
     pub fn row(&self) -> [String; 4] {
         let show = |value: f64| match self.need {
-            Need::Times(_) if value < 1.5 => format!("{value:.2}"),
+            Need::Times(_) if value < 10.0 => format!("{value:.2}"),
             Need::Times(_) => format!("{value:.1}"),
             Need::Under(_, unit) => format!("{value:.1} {unit}"),
         };
