@@ -36,6 +36,7 @@ mod ids;
 mod lists;
 mod options;
 mod permits;
+mod pool;
 pub mod server;
 pub(crate) mod settings;
 pub(crate) mod sqlstate;

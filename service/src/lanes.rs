@@ -3,8 +3,8 @@
 //! Claims, reservations, confirmations, cancellations and releases go through the lane of their coupon, in the order of
 //! their arrival. There is one lane for each coupon in use, with at most one batch in progress. No timer delays an
 //! operation: on a quiet coupon it leaves immediately and alone, and under load batches grow. Lanes share only the
-//! pool of connections, so a coupon that another session has locked delays no other coupon. A lane without operations
-//! closes.
+//! pool of connections, so a coupon that another session has locked delays no other coupon; batches that wait for one take
+//! at most a part of the connections. A lane without operations closes.
 //!
 //! Most operations are claims without a request key. A batch of these alone takes a shorter way, and shares its call with
 //! other lanes that wait for one.
@@ -327,7 +327,7 @@ impl Lane {
         let (mut next, mut call) = self.share(batch).await;
         while let Some(mut part) = next {
             // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
-            match Box::pin(self.apply(&part, mem::take(&mut call))).await {
+            match Box::pin(self.apply(&part, call.take())).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -484,6 +484,16 @@ enum OwnCall {
     Uncounted,
     /// A shared call has left its batch out, most likely because another session is changing the coupon.
     LeftOut,
+}
+
+impl OwnCall {
+    /// How to call for the next part of the batch. Only the first counts.
+    fn take(&mut self) -> Self {
+        match self {
+            Self::LeftOut => Self::LeftOut,
+            Self::Counted(_) | Self::Uncounted => mem::take(self),
+        }
+    }
 }
 
 /// Answers to a batch, in the order of its operations.

@@ -43,7 +43,7 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the runtime's threads after all requests are answered.
 const RUNTIME_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which signals belong to the first one: `timeout`, for example, signals its command and then its process
+/// A signal so soon after the first one belongs to it: `timeout`, for example, signals its command and then its process
 /// group.
 const FIRST_SIGNAL: Duration = Duration::from_millis(100);
 
@@ -146,7 +146,7 @@ async fn run(config: Config) -> Result<()> {
 }
 
 /// Completes when no more requests are to be accepted: at the first SIGTERM or SIGINT, or `shutdown_delay` later. The
-/// process exits at a second signal, or when the time for the requests in progress is over.
+/// process exits at a second signal, unless it comes with the first, or when the time for the requests in progress is over.
 fn stop_at_signal(shutdown: Shutdown, health: Shards<Health>) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -171,6 +171,7 @@ fn stop_at_signal(shutdown: Shutdown, health: Shards<Health>) -> Result<impl Fut
             warn!("some requests did not finish in time");
         };
         let second_signal = async {
+            // Never ends by itself.
             let first = async {
                 loop {
                     either(&mut terminate, &mut interrupt).await;

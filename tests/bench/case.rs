@@ -164,8 +164,8 @@ pub const WATCHERS: u32 = 1_000;
 /// The clients at noon, and the stock of their coupon.
 pub const NOON_CLIENTS: u32 = 10_000;
 pub const NOON_STOCK: u32 = 100;
-/// Measurements in a round of the cases that are [close to each other](Case::is_close).
-pub const CLOSE: usize = 3;
+/// Turns in a round of the cases that are [close](Case::is_close) to what is required.
+pub const CLOSE_TURNS: usize = 3;
 
 impl Case {
     /// Every case, Honcho and peer in turns, with or without the version before.
@@ -298,6 +298,8 @@ impl Case {
                 | HttpConfirm
                 | HttpMixed
                 | HttpWatched
+                | HttpCoupons
+                | HttpCouponHeld
                 | HttpOneRefused
                 | HttpNoon
         );

@@ -6,8 +6,8 @@ use std::{fmt::Write, time::Duration};
 
 use crate::{
     case::{
-        BATCHES, CLOSE, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD_CLIENTS, HOLD_CLIENTS,
-        HTTP_CLIENTS, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS, REFUSAL_CLIENTS,
+        BATCHES, CLOSE_TURNS, Case, Figures, Flush, GROWN, GROWN_CLIENTS, HELD_CLIENTS,
+        HOLD_CLIENTS, HTTP_CLIENTS, NOON_CLIENTS, NOON_STOCK, OPERATION_CLIENTS, REFUSAL_CLIENTS,
         SNAPSHOT_CLIENTS, SQL_CLIENTS, Scene, Subject, mebibytes,
     },
     results::{
@@ -115,10 +115,10 @@ fn write_report(report: &mut String, run: &Run, results: &Results) -> std::fmt::
     writeln!(
         report,
         "Written by `make bench` on {}. It measures Honcho and its peers in turns in one run: {} \
-         rounds of {} s for each case, {:.0} minutes in all on this machine; a round measures claims \
-         and refusals over HTTP with {OPERATION_CLIENTS} connections, and noon, {CLOSE} times. Figures are medians, p50 \
-         and p99 too. Ratios of rates are medians of the measurements' own, each with the next of its peer, for \
-         the machine is not as fast at all times. After each measurement the books are checked \
+         rounds of {} s for each case, {:.0} minutes in all on this machine; over HTTP with \
+         {OPERATION_CLIENTS} connections, and at noon, a case has {CLOSE_TURNS} turns in a round (not with a slower flush). \
+         Figures are medians, p50 and p99 too. Ratios of rates are medians of the turns' own ratios, for the machine is \
+         not as fast in each. After each measurement the books are checked \
          (`honcho_verify`, and as many claims and holds in the tables as the answers say), so a fast \
          wrong answer is no figure here.\n",
         run.date,

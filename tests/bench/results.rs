@@ -22,8 +22,8 @@ pub fn per_second(results: &Results, case: Case) -> Option<f64> {
     middle(results, case).map(|middle| middle.per_second)
 }
 
-/// The rate of `ours` as a multiple of the rate of `theirs`: the median of the ratios of measurements that follow each
-/// other within minutes. The machine may become faster or slower, for both.
+/// The rate of `ours` as a multiple of the rate of `theirs`: the median of the ratios in each turn, in which both were
+/// measured within minutes. The machine may become faster or slower, for both. None if they had not the same turns.
 pub fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
     let rates = |case| {
         let rounds = results.get(&case).into_iter().flatten();
@@ -32,6 +32,10 @@ pub fn times(results: &Results, ours: Case, theirs: Case) -> Option<f64> {
             _ => None,
         })
     };
+    let turns = |case| results.get(&case).map(Vec::len);
+    if turns(ours) != turns(theirs) {
+        return None;
+    }
     let mut ratios: Vec<f64> = rates(ours)
         .zip(rates(theirs))
         .filter_map(|(ours, theirs)| Some(ours? / theirs?))

@@ -173,6 +173,11 @@ impl Service {
         self.signal(Signal::TERM)
     }
 
+    /// Sends SIGINT, which means the same.
+    pub fn interrupt(&self) -> Result<()> {
+        self.signal(Signal::INT)
+    }
+
     /// Sends SIGHUP: read the reloadable files again.
     pub fn hang_up(&self) -> Result<()> {
         self.signal(Signal::HUP)

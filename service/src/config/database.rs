@@ -51,6 +51,10 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// take that queue for it, shorter than other users of the connection would notice.
 const FAST_LOCK_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// The longest `lock_timeout` that fast sessions have as well: behind a pooler that cannot set it for each session, both
+/// kinds need the same.
+const SAME_LOCK_TIMEOUT: Duration = Duration::from_millis(250);
+
 impl DatabaseSettings {
     /// Checks the settings, and reads certificates and passwords.
     pub(super) fn check(
@@ -140,10 +144,15 @@ impl DatabaseSettings {
             );
             Servers::new(&parameters, &limits, shard)
         };
+        let fast = if lock_timeout <= SAME_LOCK_TIMEOUT {
+            lock_timeout
+        } else {
+            FAST_LOCK_TIMEOUT
+        };
         Ok(DatabaseOptions {
             shard,
             sessions: Sessions {
-                fast: session(lock_timeout.min(FAST_LOCK_TIMEOUT))?,
+                fast: session(fast)?,
                 waiting: session(lock_timeout)?,
             },
             pool_size: self.database_pool_size,

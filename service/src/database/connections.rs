@@ -1,41 +1,25 @@
 //! Connections to the database: how a call gets one, how long it waits, and what happens to both if there is no
 //! answer.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::anyhow;
-use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    Status as PoolStatus, Timeouts,
-};
+use deadpool_postgres::{Object, PoolError, Status as PoolStatus};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
-use tracing::warn;
 
 use super::{
     options::{DatabaseOptions, Sessions},
     permits::{CallPermits, to_its_end},
+    pool::CallPool,
     server::Servers,
-    settings::{Unfit, dropped_settings},
     sqlstate::after_sending,
     symptoms::Symptoms,
 };
-use crate::{
-    error::Error,
-    telemetry::{
-        metrics::metrics,
-        throttle::{Admitted, Throttle},
-    },
-};
+use crate::{error::Error, telemetry::metrics::metrics};
 
 /// Longest wait for a connection, unless connecting may take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
@@ -54,21 +38,13 @@ pub(super) type Argument = Box<dyn ToSql + Send + Sync>;
 /// Longest attempt to cancel a statement whose answer is late.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
-/// Time for which no further connection is tried after the server has refused one because there are too many.
-const FULL_TIME: Duration = Duration::from_secs(1);
-
-/// Pause between two looks for a free connection in this time.
-const FULL_PAUSE: Duration = Duration::from_millis(5);
-
-static FULL: Throttle = Throttle::new();
-
 /// The connections for calls.
 #[derive(Debug)]
 pub(super) struct Connections {
-    fast: Pool,
+    fast: CallPool,
     /// Half as many connections more, whose sessions wait for the whole `lock_timeout`: a call on a coupon that
     /// another session holds continues here and takes no connection from other calls.
-    waiting: Pool,
+    waiting: CallPool,
     /// Half of the connections: reads leave the rest to claims.
     reads: CallPermits,
     /// A quarter of the connections: pages of long lists leave the rest of the reads' to short reads.
@@ -86,8 +62,6 @@ pub(super) struct Connections {
     locked: CallPermits,
     /// Half of the connections: lanes whose coupon another session was changing a moment ago leave the rest to others.
     left_out: CallPermits,
-    /// True for a while after the server has refused a further connection because there are too many.
-    is_full: Arc<AtomicBool>,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -125,6 +99,7 @@ impl Connections {
         let size = options.pool_size;
         let permits =
             |kind, part: usize| CallPermits::new(options.shard, kind, size.div_ceil(part));
+        let pool = |servers, size| CallPool::new(servers, options.shard, size, CONNECTION_WAIT);
         Ok(Self {
             fast: pool(fast, size)?,
             waiting: pool(waiting, size.div_ceil(2))?,
@@ -136,7 +111,6 @@ impl Connections {
             batches: permits("batch", 4),
             locked: permits("locked", 4),
             left_out: permits("left_out", 2),
-            is_full: Arc::default(),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -164,8 +138,8 @@ impl Connections {
 
     /// Drops idle connections.
     pub fn forget_idle(&self) {
-        self.fast.retain(|_, _| false);
-        self.waiting.retain(|_, _| false);
+        self.fast.forget_idle();
+        self.waiting.forget_idle();
     }
 
     /// Gives up the calls on connections from before `when`.
@@ -194,10 +168,10 @@ impl Connections {
     }
 
     /// Takes a connection of this pool for a call with this deadline, in time for the longest answer.
-    async fn connection(&self, pool: &Pool, deadline: Instant) -> Result<Object, Error> {
+    async fn connection(&self, pool: &CallPool, deadline: Instant) -> Result<Object, Error> {
         let begun = Instant::now();
         let by = deadline - self.waits.answer;
-        let taken = timeout_at(by, self.free(pool)).await;
+        let taken = timeout_at(by, pool.get()).await;
         let timed_out = matches!(taken, Err(_) | Ok(Err(PoolError::Timeout(_))));
         metrics().pool_wait(begun.elapsed(), timed_out);
         match taken {
@@ -207,42 +181,6 @@ impl Connections {
             }),
             Err(late) => Err(Error::Unavailable(late.into())),
         }
-    }
-
-    /// Waits for a connection of this pool. If the server refuses a further one because there are too many, one of those
-    /// that the pool has will be free.
-    async fn free(&self, pool: &Pool) -> Result<Object, PoolError> {
-        loop {
-            let status = pool.status();
-            if self.is_full.load(Ordering::Relaxed) && status.size > 0 && status.available == 0 {
-                sleep(FULL_PAUSE).await;
-                continue;
-            }
-            match pool.get().await {
-                Err(PoolError::Backend(error)) if is_full(&error) && pool.status().size > 0 => {
-                    self.note_full(&error);
-                }
-                taken => return taken,
-            }
-        }
-    }
-
-    /// Opens no further connection for a while.
-    fn note_full(&self, error: &tokio_postgres::Error) {
-        if self.is_full.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        if let Some(Admitted { left_out }) = FULL.admit() {
-            warn!(
-                left_out,
-                "the database refuses further connections, so calls share those that are there: {error}"
-            );
-        }
-        let is_full = Arc::clone(&self.is_full);
-        tokio::spawn(async move {
-            sleep(FULL_TIME).await;
-            is_full.store(false, Ordering::Relaxed);
-        });
     }
 
     /// Calls a function that reads, under a permit, to the end even if the caller is dropped.
@@ -343,20 +281,19 @@ impl Connections {
             let answer = connections.write_once(fast, sql, &arguments, deadline);
             let answer = answer.await;
             let Some(pool) = connections.second_attempt(&answer, deadline) else {
-                return answer;
+                return given_up(answer);
             };
             let mut _permit = permit;
-            if matches!(answer, Err(Error::Locked(_))) {
+            if is_locked(&answer) {
                 // First the old permit is returned, so that calls on other coupons do not wait for the new one.
                 drop(_permit);
                 match connections.locked.acquire(by).await {
                     Ok(locked) => _permit = locked,
-                    Err(_) => return answer,
+                    Err(_) => return given_up(answer),
                 }
             }
-            connections
-                .write_once(pool, sql, &arguments, deadline)
-                .await
+            let second = connections.write_once(pool, sql, &arguments, deadline);
+            last(answer, second.await)
         })
         .await
     }
@@ -369,15 +306,16 @@ impl Connections {
     ) -> Result<Vec<Row>, Error> {
         let arguments = borrowed(arguments);
         let answer = self.query_once(&self.fast, sql, &arguments, deadline).await;
-        match self.second_attempt(&answer, deadline) {
-            Some(pool) => self.query_once(pool, sql, &arguments, deadline).await,
-            None => answer,
-        }
+        let Some(pool) = self.second_attempt(&answer, deadline) else {
+            return given_up(answer);
+        };
+        let second = self.query_once(pool, sql, &arguments, deadline).await;
+        last(answer, second)
     }
 
     async fn query_once(
         &self,
-        pool: &Pool,
+        pool: &CallPool,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
@@ -442,22 +380,24 @@ impl Connections {
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let answer = {
-            let _permit = match permits {
-                Some(permits) => Some(permits.acquire(deadline - self.waits.answer).await?),
-                None => None,
-            };
-            self.write_once(&self.fast, sql, arguments, deadline).await
+        let mut _permit = match permits {
+            Some(permits) => Some(permits.acquire(deadline - self.waits.answer).await?),
+            None => None,
         };
-        match self.second_attempt(&answer, deadline) {
-            Some(pool) => self.write_once(pool, sql, arguments, deadline).await,
-            None => answer,
+        let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
+        let Some(pool) = self.second_attempt(&answer, deadline) else {
+            return given_up(answer);
+        };
+        if is_locked(&answer) {
+            _permit = None;
         }
+        let second = self.write_once(pool, sql, arguments, deadline).await;
+        last(answer, second)
     }
 
     /// The pool on which to repeat a call that certainly changed nothing, if that may help and there is still time for the
     /// longest answer: otherwise it might be given up without a known outcome.
-    fn second_attempt<T>(&self, first: &Result<T, Error>, deadline: Instant) -> Option<&Pool> {
+    fn second_attempt<T>(&self, first: &Result<T, Error>, deadline: Instant) -> Option<&CallPool> {
         if Instant::now() + self.waits.answer > deadline {
             return None;
         }
@@ -472,7 +412,7 @@ impl Connections {
 
     async fn write_once(
         &self,
-        pool: &Pool,
+        pool: &CallPool,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
         deadline: Instant,
@@ -536,42 +476,34 @@ impl Connections {
     }
 }
 
-/// A pool of at most `size` connections.
-fn pool(servers: &Servers, size: usize) -> anyhow::Result<Pool> {
-    let recycling = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    // `servers` has the configuration.
-    let manager = Manager::from_connect(tokio_postgres::Config::new(), servers.clone(), recycling);
-    let timeouts = Timeouts {
-        wait: Some(CONNECTION_WAIT),
-        create: Some(servers.connect_timeout()),
-        recycle: None,
-    };
-    let checked = servers.clone();
-    let pool = Pool::builder(manager)
-        .max_size(size)
-        .post_create(Hook::async_fn(move |client, _| {
-            let checked = checked.clone();
-            Box::pin(async move {
-                checked.check(client).await.map_err(|unfit| match unfit {
-                    Unfit::Unlimited(limits) => HookError::message(dropped_settings(&limits)),
-                    Unfit::OtherShard(why) => HookError::message(why),
-                    Unfit::Broken(error) => HookError::Backend(error),
-                })
-            })
-        }))
-        .runtime(Runtime::Tokio1)
-        .timeouts(timeouts)
-        .build()?;
-    Ok(pool)
-}
-
 fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
     arguments
         .iter()
         .map(|argument| &**argument as &(dyn ToSql + Sync))
         .collect()
+}
+
+/// Returns true if another session's lock has ended the call.
+fn is_locked<T>(answer: &Result<T, Error>) -> bool {
+    matches!(answer, Err(Error::Locked(_)))
+}
+
+/// Counts the call if another session's lock is the reason why it is given up after one attempt.
+fn given_up<T>(answer: Result<T, Error>) -> Result<T, Error> {
+    if is_locked(&answer) {
+        metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
+    }
+    answer
+}
+
+/// Returns the answer to the second attempt, counted as by [`given_up`]. No connection on which to wait is the same
+/// reason.
+fn last<T>(first: Result<T, Error>, second: Result<T, Error>) -> Result<T, Error> {
+    let got_none = is_locked(&first) && matches!(second, Err(Error::Unavailable(_)));
+    if got_none || is_locked(&second) {
+        metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
+    }
+    second
 }
 
 /// Classifies the error of a `prepare`. There, a function that is not found is the one that is called; later, it would be
@@ -582,11 +514,6 @@ fn not_prepared(error: tokio_postgres::Error) -> Error {
         Error::Rejected(cause) if is_not_found => Error::FunctionNotFound(cause),
         other => other,
     }
-}
-
-/// Returns true if the server has refused a connection because there are too many.
-fn is_full(error: &tokio_postgres::Error) -> bool {
-    error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
 }
 
 /// Returns true if an error shows that its connection is unusable: it leads to a standby, while the primary may

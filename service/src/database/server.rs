@@ -23,6 +23,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{
     CancelToken, Client, Config,
     config::{ChannelBinding, SslMode, TargetSessionAttrs},
+    error::SqlState,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::debug;
@@ -211,15 +212,15 @@ impl Servers {
         Ok(opened)
     }
 
-    /// Returns the error that says most: of a server that takes no writes, of one that refuses the connection while all
-    /// can be reached, or of the last.
+    /// Returns the error that says most: of a server that accepts no more connections while all can be reached, of one that
+    /// takes no writes, of one that refuses the connection while all can be reached, or of the last.
     async fn open_first(&self) -> Result<OpenConnection, tokio_postgres::Error> {
         let preferred = self.0.preferred.load(Ordering::Relaxed);
         let others = (0..self.0.configs.len()).filter(|&server| server != preferred);
         let mut order: Vec<usize> = iter::once(preferred).chain(others).collect();
         // The caller bounds the wait for the last one.
         let last = order.pop().unwrap_or(preferred);
-        let (mut read_only, mut unreachable, mut is_missing) = (None, None, false);
+        let (mut read_only, mut full, mut unreachable, mut is_missing) = (None, None, None, false);
         for server in order {
             match timeout(self.0.connect_timeout, self.open_at(server)).await {
                 Ok(Ok(opened)) => return Ok(opened),
@@ -227,6 +228,8 @@ impl Servers {
                     debug!("database server {} does not fit: {error}", server + 1);
                     if takes_no_writes(&error) {
                         read_only = Some(error);
+                    } else if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) {
+                        full = Some(error);
                     } else if error.code().is_none() {
                         is_missing = true;
                         unreachable = Some(error);
@@ -241,14 +244,13 @@ impl Servers {
         let opened = self.open_at(last).await;
         opened.map_err(|error| {
             let is_refused = error.code().is_some();
-            self.0.missing.store(
-                is_missing || !is_refused && !takes_no_writes(&error),
-                Ordering::Relaxed,
-            );
+            let is_missing = is_missing || !is_refused && !takes_no_writes(&error);
+            self.0.missing.store(is_missing, Ordering::Relaxed);
+            let full = full.filter(|_| !is_missing);
             if is_refused {
-                read_only.or(unreachable).unwrap_or(error)
+                full.or(read_only).or(unreachable).unwrap_or(error)
             } else {
-                read_only.unwrap_or(error)
+                full.or(read_only).unwrap_or(error)
             }
         })
     }

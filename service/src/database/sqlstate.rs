@@ -66,12 +66,20 @@ pub(crate) fn describe(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow!(text)
 }
 
+/// Counts an error. That a lock was not free in time is counted when the call is given up: after a short wait, it continues
+/// on another connection.
+fn count(state: &SqlState) {
+    if *state != SqlState::LOCK_NOT_AVAILABLE {
+        metrics().database_error(state.code());
+    }
+}
+
 /// Classifies and counts an error of a call that may have been carried out before it failed.
 pub(super) fn after_sending(error: tokio_postgres::Error) -> Error {
     let Some(state) = error.code().cloned() else {
         return unknown_if_disconnected(error.into());
     };
-    metrics().database_error(state.code());
+    count(&state);
     let severity = error.as_db_error().and_then(DbError::parsed_severity);
     classify_sent(severity, &state, describe(error))
 }
@@ -80,7 +88,7 @@ impl From<tokio_postgres::Error> for Error {
     /// Classifies and counts an error of a call. Each passes here once.
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(state) = error.code().cloned() {
-            metrics().database_error(state.code());
+            count(&state);
             return classify(&state, describe(error));
         }
         let is_broken = error.is_closed()

@@ -16,6 +16,7 @@ use crate::fixtures::{
     api::Api,
     held_coupon::{claim, hold, until_queued},
     readiness::soon,
+    scrape::Scrape,
 };
 
 #[tokio::test]
@@ -222,10 +223,25 @@ async fn pool_that_cannot_grow_serves_all_with_what_it_has() -> Result<()> {
             assert_eq!(answered??, ["200", "200"]);
         }
     }
-    api.service
-        .logged("the database refuses further connections")
-        .await?;
+    api.service.logged("too many connections for role").await?;
+    let errors = "honcho_database_errors_total{class=\"53\"}";
+    assert!(Scrape::of(&api.service).await?.value(errors) > 0.0);
+
+    // Without the limit it grows again.
     admin.batch_execute(&format!("{limit} -1")).await?;
+    let size = "honcho_pool_connections{pool=\"fast\"}";
+    eventually("the pool to grow", async || {
+        let mut claims = JoinSet::new();
+        for coupon in &coupons {
+            let (api, coupon) = (Arc::clone(&api), coupon.clone());
+            claims.spawn(async move { api.claim("user 0", &coupon).await });
+        }
+        while let Some(answered) = claims.join_next().await {
+            assert_eq!(answered??.shown(), "409 already_claimed");
+        }
+        Ok((Scrape::of(&api.service).await?.value(size) > 1.0).then_some(()))
+    })
+    .await?;
     database.books().await
 }
 

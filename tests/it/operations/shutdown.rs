@@ -231,7 +231,7 @@ async fn shutdown_timeout_bounds_the_wait_and_no_session_is_left() -> Result<()>
 async fn second_signal_exits_immediately() -> Result<()> {
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1).await?;
-    let mut api = Api::start(database.caller_url()).await?;
+    let mut api = Api::start_with(database.caller_url(), &LONG_TIMEOUTS).await?;
     let mut holder = database.connect().await?;
     let held = holder.transaction().await?;
     held.execute("select honcho_claim('holder', 'PROMO')", &[])
@@ -244,10 +244,9 @@ async fn second_signal_exits_immediately() -> Result<()> {
         Ok((client.query_one(waiting, &[]).await?.get::<_, i64>(0) == 1).then_some(()))
     })
     .await?;
-    // `timeout`, for example, signals the process and then its group: that is one signal.
+    // Signals in the same moment are one: `timeout`, for example, signals the process and then its group.
     api.service.terminate()?;
-    sleep(Duration::from_millis(2)).await;
-    api.service.terminate()?;
+    api.service.interrupt()?;
     eventually("the service to be stopping", async || {
         Ok(api.service.log().contains("stopping").then_some(()))
     })
