@@ -52,7 +52,7 @@ use time::OffsetDateTime;
 use tokio_postgres::{Row, types::ToSql};
 use utoipa::ToSchema;
 
-pub(crate) use self::connections::Connection;
+pub(crate) use self::connections::{Connection, Patience};
 pub use self::{
     apply::{Applied, UserOperation},
     claimants::{Claimants, CouponStock},
@@ -62,7 +62,7 @@ pub use self::{
     stock::{Bound, CouponChange, Stock},
 };
 use self::{
-    connections::{Argument, Connections},
+    connections::{Argument, Connections, given_up, locked},
     extension::Extension,
     symptoms::Symptoms,
 };
@@ -152,6 +152,17 @@ pub struct UserClaim {
     /// Time of the claim, taken in its turn.
     #[schema(format = DateTime, example = "2026-01-31T12:00:00.123456Z")]
     pub claimed_at: String,
+}
+
+/// Wait of a call for a coupon that another session holds.
+#[derive(Debug)]
+pub(crate) enum Wait {
+    /// A moment, then [`Error::Locked`].
+    Short,
+    /// As long as the settings allow.
+    Long,
+    /// `LOCK_TIMEOUT` on this connection, in line and at its head.
+    On(Connection),
 }
 
 /// One database. Clones share its connections.
@@ -259,23 +270,39 @@ impl Database {
 
     /// `honcho_claim_batch`: returns an outcome for each of `user_ids`, in their order, after the batch has
     /// committed. For lanes.
-    ///
-    /// # Arguments
-    /// `is_left_out`: true if another session was changing the coupon a moment ago.
-    pub async fn claim_batch(
+    pub(crate) async fn claim_batch(
         &self,
         coupon_name: &str,
         user_ids: &[&str],
-        is_left_out: bool,
+        wait: Wait,
     ) -> Result<Vec<Outcome>, Error> {
         let connections = self.connections();
         let arguments: [&(dyn ToSql + Sync); 2] = [&coupon_name, &user_ids];
-        let rows = if is_left_out {
-            connections.write_left_out(CLAIM_BATCH, &arguments).await?
-        } else {
-            connections.write(CLAIM_BATCH, &arguments).await?
+        let rows = match wait {
+            Wait::Short => connections.write_fast(CLAIM_BATCH, &arguments).await,
+            Wait::Long => connections.write(CLAIM_BATCH, &arguments).await,
+            Wait::On(connection) => given_up(
+                connections
+                    .write_on(connection, CLAIM_BATCH, &arguments)
+                    .await,
+            ),
         };
-        outcomes(&rows)
+        outcomes(&rows?)
+    }
+
+    /// A connection for [`Wait::On`]; none if all are in use.
+    pub(crate) async fn waiting_connection(&self) -> Option<Connection> {
+        self.connections().waiting_connection().await
+    }
+
+    /// The time for which a call that begins now is tried again if another session holds the coupon.
+    pub(crate) fn patience(&self) -> Patience {
+        self.connections().patience()
+    }
+
+    /// The error of a call that is given up because another session holds the coupon.
+    pub(crate) fn give_up(&self) -> Error {
+        locked()
     }
 
     /// Returns true if [`NEWER_FUNCTIONS`] are missing, as far as is known.

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::calls::{CallLimit, Counted, Shared, SharedCalls};
 use crate::{
-    database::{Applied, Database, UserOperation},
+    database::{Applied, Connection, Database, Patience, UserOperation, Wait},
     error::{Error, SharedError},
     outcome::Outcome,
     shards::Shards,
@@ -324,10 +324,12 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let (mut next, mut call) = self.share(batch).await;
+        let mut patience = self.lanes.database.patience();
+        let (mut next, mut call) = self.share(batch, &mut patience).await;
         while let Some(mut part) = next {
+            let is_first_wait = matches!(call, OwnCall::Counted(_));
             // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
-            match Box::pin(self.apply(&part, call.take())).await {
+            match Box::pin(self.apply(&part, mem::take(&mut call))).await {
                 Ok(Answers::Outcomes(outcomes)) => {
                     self.answer_claims(part, outcomes).await;
                 }
@@ -341,15 +343,11 @@ impl Lane {
                     next = Some(part);
                     continue;
                 }
-                Err(error) => {
-                    let has_failed = error.may_concern_one_operation();
-                    let error = SharedError::from(error);
-                    for operation in part {
-                        let client = &operation.client;
-                        client.has_failed.store(has_failed, Ordering::Relaxed);
-                        answer(operation, Err(error.clone()));
-                    }
+                Err(Error::Locked(_)) if is_first_wait => {
+                    (next, call) = Box::pin(self.share_again(part, &mut patience)).await;
+                    continue;
                 }
+                Err(error) => fail(part, error.into()),
             }
             next = later.pop();
         }
@@ -360,33 +358,67 @@ impl Lane {
     async fn share(
         &mut self,
         batch: Vec<WaitingOperation>,
+        patience: &mut Patience,
     ) -> (Option<Vec<WaitingOperation>>, OwnCall) {
         let is_apart = batch.iter().any(|operation| operation.is_apart);
         if is_apart || !is_plain(&batch) || self.lanes.database.is_outdated() {
             return (Some(batch), OwnCall::Uncounted);
         }
-        let shared = Arc::clone(&self.lanes.shared);
         if self.is_only
-            && let Some(counted) = shared.count_alone()
+            && let Some(counted) = self.lanes.shared.count_alone()
         {
             return (Some(batch), OwnCall::Counted(counted));
         }
+        match self.share_once(batch, false).await {
+            Step::Done => (None, OwnCall::Uncounted),
+            Step::Own(batch, call) => (Some(batch), call),
+            Step::Busy(batch) => Box::pin(self.share_again(batch, patience)).await,
+        }
+    }
+
+    /// Carries out a batch that another session holds up in a later shared call, or returns it with a connection on which to
+    /// wait for the coupon, if one is free. So hundreds of such batches leave the connections to others.
+    async fn share_again(
+        &mut self,
+        mut batch: Vec<WaitingOperation>,
+        patience: &mut Patience,
+    ) -> (Option<Vec<WaitingOperation>>, OwnCall) {
+        loop {
+            if let Some(connection) = self.lanes.database.waiting_connection().await {
+                return (Some(batch), OwnCall::Waiting(connection));
+            }
+            if !patience.is_left() {
+                fail(batch, self.lanes.database.give_up().into());
+                return (None, OwnCall::Uncounted);
+            }
+            patience.pause().await;
+            match self.share_once(batch, true).await {
+                Step::Done => return (None, OwnCall::Uncounted),
+                Step::Own(batch, call) => return (Some(batch), call),
+                Step::Busy(returned) => batch = returned,
+            }
+        }
+    }
+
+    async fn share_once(&mut self, batch: Vec<WaitingOperation>, was_busy: bool) -> Step {
         let coupon_name = Arc::clone(&self.coupon_name);
+        let shared = Arc::clone(&self.lanes.shared);
         // Without an answer the batch is lost, and its senders with it: that is an error for each of them.
-        let Ok((batch, result)) = shared.claim(coupon_name, batch).await else {
-            return (None, OwnCall::Uncounted);
+        let Ok((batch, result)) = shared.claim(coupon_name, batch, was_busy).await else {
+            return Step::Done;
         };
         match result {
             Shared::Outcomes(outcomes) => self.answer_claims(batch, outcomes).await,
-            Shared::Alone(counted) => return (Some(batch), OwnCall::Counted(counted)),
-            Shared::LeftOut => return (Some(batch), OwnCall::LeftOut),
+            Shared::Alone(counted) => return Step::Own(batch, OwnCall::Counted(counted)),
+            Shared::Busy => return Step::Busy(batch),
+            Shared::Apart => return Step::Own(batch, OwnCall::Uncounted),
             Shared::Failed(error) => {
                 for operation in batch {
                     answer(operation, Err(error.clone()));
                 }
             }
         }
-        (None, OwnCall::Uncounted)
+        Step::Done
     }
 
     async fn apply(&self, batch: &[WaitingOperation], call: OwnCall) -> Result<Answers, Error> {
@@ -416,11 +448,17 @@ impl Lane {
         let users = batch.iter().map(|claim| claim.operation.user_id());
         let users: Vec<&str> = users.collect();
         let database = &self.lanes.database;
-        let is_left_out = matches!(call, OwnCall::LeftOut);
-        let claims = database.claim_batch(&self.coupon_name, &users, is_left_out);
+        let name = &self.coupon_name;
         let outcomes = match call {
-            OwnCall::Counted(counted) => counted.bounded(claims).await,
-            OwnCall::Uncounted | OwnCall::LeftOut => claims.await,
+            OwnCall::Counted(counted) => {
+                let claims = database.claim_batch(name, &users, Wait::Short);
+                counted.bounded(claims).await
+            }
+            OwnCall::Uncounted => database.claim_batch(name, &users, Wait::Long).await,
+            OwnCall::Waiting(connection) => {
+                let wait = Wait::On(connection);
+                database.claim_batch(name, &users, wait).await
+            }
         }?;
         check_count(batch.len(), outcomes.len())?;
         Ok(Answers::Outcomes(outcomes))
@@ -478,22 +516,23 @@ impl Lane {
 /// A call that a lane makes by itself.
 #[derive(Default)]
 enum OwnCall {
-    /// It counts among the calls in progress.
+    /// It counts among the calls in progress, and waits only a moment if another session holds the coupon.
     Counted(Counted),
+    /// It waits as long as it may.
     #[default]
     Uncounted,
-    /// A shared call has left its batch out, most likely because another session is changing the coupon.
-    LeftOut,
+    /// It waits on this connection.
+    Waiting(Connection),
 }
 
-impl OwnCall {
-    /// How to call for the next part of the batch. Only the first counts.
-    fn take(&mut self) -> Self {
-        match self {
-            Self::LeftOut => Self::LeftOut,
-            Self::Counted(_) | Self::Uncounted => mem::take(self),
-        }
-    }
+/// Result of a shared call for the lane's batch.
+enum Step {
+    /// It is answered.
+    Done,
+    /// The lane must call by itself.
+    Own(Vec<WaitingOperation>, OwnCall),
+    /// Another session was changing the coupon.
+    Busy(Vec<WaitingOperation>),
 }
 
 /// Answers to a batch, in the order of its operations.
@@ -514,6 +553,16 @@ impl Drop for Lane {
                 .map_or(0, |operations| operations.len());
             self.lanes.total.fetch_sub(left, Ordering::Relaxed);
         }
+    }
+}
+
+/// Answers a batch that has failed.
+fn fail(batch: Vec<WaitingOperation>, error: SharedError) {
+    let has_failed = error.get().may_concern_one_operation();
+    for operation in batch {
+        let client = &operation.client;
+        client.has_failed.store(has_failed, Ordering::Relaxed);
+        answer(operation, Err(error.clone()));
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use deadpool_postgres::{Object, PoolError, Status as PoolStatus};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
@@ -23,6 +23,10 @@ use crate::{error::Error, telemetry::metrics::metrics};
 
 /// Longest wait for a connection, unless connecting may take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
+
+/// Pauses between attempts of a call on a coupon that another session holds.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time beyond the session's `statement_timeout` after which an answer is given up, and the connection with it.
 /// It is only reached if the server or the network hangs.
@@ -60,8 +64,9 @@ pub(super) struct Connections {
     /// Half of the waiting connections: creations, changes and clients' batches that another session's lock holds up
     /// leave the rest to lanes, and their own permits to calls on other coupons.
     locked: CallPermits,
-    /// Half of the connections: lanes whose coupon another session was changing a moment ago leave the rest to others.
-    left_out: CallPermits,
+    /// Half of the connections: calls of lanes that are tried again, because another session still holds the coupon, leave
+    /// the rest to others.
+    again: CallPermits,
     waits: Waits,
     /// Time of the last failover: older connections lead to a server that is no longer the primary.
     moved: watch::Sender<std::time::Instant>,
@@ -92,6 +97,26 @@ impl Waits {
     }
 }
 
+/// The time for which a call is tried again if another session holds the coupon.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    end: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    /// Returns true if there is still time.
+    pub fn is_left(&self) -> bool {
+        Instant::now() < self.end
+    }
+
+    /// Waits before the next attempt, each time longer.
+    pub async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
+    }
+}
+
 impl Connections {
     /// Prepares the pools. Does not connect yet.
     pub fn new(options: &DatabaseOptions) -> anyhow::Result<Self> {
@@ -110,7 +135,7 @@ impl Connections {
             changes: permits("change", 4),
             batches: permits("batch", 4),
             locked: permits("locked", 4),
-            left_out: permits("left_out", 2),
+            again: permits("again", 2),
             waits: Waits {
                 connection: CONNECTION_WAIT.max(fast.connect_timeout()),
                 answer: options.statement_timeout + ANSWER_SLACK,
@@ -349,8 +374,9 @@ impl Connections {
         }
     }
 
-    /// Calls a function that writes. A call that certainly changed nothing is repeated once if that may help; a
-    /// call that may have been carried out is not.
+    /// Calls a function that writes, for a lane. A call that certainly changed nothing is repeated once if that may help; a
+    /// call that may have been carried out is not. If another session holds the coupon, the call waits for it: see
+    /// [`Self::waiting_connection`].
     ///
     /// The caller must not be dropped before the answer: its connection would go to another call while the
     /// database is still busy with this one. Lanes wait for it in tasks of their own.
@@ -359,46 +385,73 @@ impl Connections {
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
-        self.write_under_if(None, sql, arguments).await
+        let mut patience = self.patience();
+        let by = patience.end;
+        let deadline = by + self.waits.answer;
+        let mut answer = self.write_fast_by(deadline, sql, arguments).await;
+        while is_locked(&answer) && patience.is_left() {
+            if let Some(connection) = self.waiting_connection().await {
+                return given_up(self.write_on(connection, sql, arguments).await);
+            }
+            patience.pause().await;
+            let Ok(_permit) = self.again.acquire(by).await else {
+                break;
+            };
+            answer = self.write_fast_by(deadline, sql, arguments).await;
+        }
+        given_up(answer)
     }
 
-    /// The same for a coupon that another session was changing a moment ago: under a permit, so that many such coupons
-    /// leave connections to others. While it waits for the whole `lock_timeout`, it takes none of theirs.
-    pub async fn write_left_out(
+    /// The same, but it waits only a moment if another session holds the coupon.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if it still does.
+    pub async fn write_fast(
         &self,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error> {
-        self.write_under_if(Some(&self.left_out), sql, arguments)
-            .await
-    }
-
-    async fn write_under_if(
-        &self,
-        permits: Option<&CallPermits>,
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
         let deadline = self.waits.deadline();
-        let mut _permit = match permits {
-            Some(permits) => Some(permits.acquire(deadline - self.waits.answer).await?),
-            None => None,
-        };
+        self.write_fast_by(deadline, sql, arguments).await
+    }
+
+    async fn write_fast_by(
+        &self,
+        deadline: Instant,
+        sql: &str,
+        arguments: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
         let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
-        let Some(pool) = self.second_attempt(&answer, deadline) else {
-            return given_up(answer);
-        };
-        if is_locked(&answer) {
-            _permit = None;
+        match &answer {
+            Err(error) if error.may_be_repeated() && self.has_time(deadline) => {
+                metrics().retried();
+                self.write_once(&self.fast, sql, arguments, deadline).await
+            }
+            _ => answer,
         }
-        let second = self.write_once(pool, sql, arguments, deadline).await;
-        last(answer, second)
+    }
+
+    /// A connection for a call that waits for a coupon which another session holds, and that takes no connection from other
+    /// calls meanwhile; none if all are in use. The call is then to be tried again after a [pause](Patience::pause).
+    pub async fn waiting_connection(&self) -> Option<Connection> {
+        let client = self.waiting.try_get().await?;
+        metrics().retried();
+        let deadline = self.waits.deadline();
+        Some(Connection { client, deadline })
+    }
+
+    /// The time for which a call that begins now is tried again.
+    pub fn patience(&self) -> Patience {
+        Patience {
+            end: Instant::now() + self.waits.connection,
+            pause: SHORTEST_PAUSE,
+        }
     }
 
     /// The pool on which to repeat a call that certainly changed nothing, if that may help and there is still time for the
     /// longest answer: otherwise it might be given up without a known outcome.
     fn second_attempt<T>(&self, first: &Result<T, Error>, deadline: Instant) -> Option<&CallPool> {
-        if Instant::now() + self.waits.answer > deadline {
+        if !self.has_time(deadline) {
             return None;
         }
         let pool = match first {
@@ -408,6 +461,11 @@ impl Connections {
         };
         metrics().retried();
         Some(pool)
+    }
+
+    /// Returns true if there is still time for the longest answer.
+    fn has_time(&self, deadline: Instant) -> bool {
+        Instant::now() + self.waits.answer <= deadline
     }
 
     async fn write_once(
@@ -488,12 +546,18 @@ fn is_locked<T>(answer: &Result<T, Error>) -> bool {
     matches!(answer, Err(Error::Locked(_)))
 }
 
-/// Counts the call if another session's lock is the reason why it is given up after one attempt.
-fn given_up<T>(answer: Result<T, Error>) -> Result<T, Error> {
+/// Counts the call if another session's lock is the reason why it is given up.
+pub(super) fn given_up<T>(answer: Result<T, Error>) -> Result<T, Error> {
     if is_locked(&answer) {
         metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
     }
     answer
+}
+
+/// The error of a call that is given up because another session holds the coupon, which is counted.
+pub(super) fn locked() -> Error {
+    metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
+    Error::Locked(anyhow!("another session has held the coupon for too long"))
 }
 
 /// Returns the answer to the second attempt, counted as by [`given_up`]. No connection on which to wait is the same

@@ -1,7 +1,10 @@
 //! A pool of connections that goes on with those that it has if the database accepts no more.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,7 +13,7 @@ use deadpool_postgres::{
     Status, Timeouts,
 };
 use tokio::{
-    sync::Mutex,
+    sync,
     time::{Instant, sleep},
 };
 use tokio_postgres::error::SqlState;
@@ -43,8 +46,10 @@ pub(super) struct CallPool {
     /// True from the time when the database has refused a further connection, because there are too many, until it accepts
     /// one.
     is_refused: AtomicBool,
-    /// The line of the calls that wait in this time, with the time of the next attempt to open a further connection.
-    line: Mutex<Instant>,
+    /// The line of the calls that wait in this time.
+    line: sync::Mutex<()>,
+    /// Time before which no further connection is opened, because the last one was refused.
+    next_attempt: Mutex<Instant>,
     /// Number of calls in line.
     in_line: AtomicUsize,
     refusals: Throttle,
@@ -92,7 +97,8 @@ impl CallPool {
             pool,
             shard,
             is_refused: AtomicBool::new(false),
-            line: Mutex::new(Instant::now()),
+            line: sync::Mutex::new(()),
+            next_attempt: Mutex::new(Instant::now()),
             in_line: AtomicUsize::new(0),
             refusals: Throttle::new(),
         })
@@ -122,7 +128,7 @@ impl CallPool {
     /// a further one from time to time. Returns nothing if there is no reason for the line any more.
     async fn get_in_line(&self) -> Option<Result<Object, PoolError>> {
         let _place = Place::new(&self.in_line);
-        let mut next_attempt = self.line.lock().await;
+        let _first = self.line.lock().await;
         while self.is_refused.load(Ordering::Relaxed) {
             let Status {
                 size, available, ..
@@ -131,14 +137,13 @@ impl CallPool {
                 self.is_refused.store(false, Ordering::Relaxed);
                 break;
             }
-            if available == 0 && Instant::now() < *next_attempt {
+            if available == 0 && !self.may_grow() {
                 sleep(LOOK_PAUSE).await;
                 continue;
             }
             match self.pool.get().await {
                 Err(PoolError::Backend(error)) if self.has_one_despite(&error) => {
                     self.note_refusal(error);
-                    *next_attempt = Instant::now() + GROWTH_PAUSE;
                 }
                 Ok(client) => {
                     let is_new = Object::metrics(&client).recycle_count == 0;
@@ -153,13 +158,40 @@ impl CallPool {
         None
     }
 
+    /// Takes a connection that is free, or opens one if there may be more. None also if that fails.
+    pub async fn try_get(&self) -> Option<Object> {
+        if self.pool.status().available == 0 && !self.may_grow() {
+            return None;
+        }
+        let timeouts = Timeouts {
+            wait: Some(Duration::ZERO),
+            ..self.pool.timeouts()
+        };
+        match self.pool.timeout_get(&timeouts).await {
+            Ok(client) => Some(client),
+            Err(PoolError::Backend(error)) if is_refusal(&error) => {
+                self.note_refusal(error);
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
     /// Returns true if the database has refused a connection because there are too many, and the pool has one.
     fn has_one_despite(&self, error: &tokio_postgres::Error) -> bool {
-        error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) && self.pool.status().size > 0
+        is_refusal(error) && self.pool.status().size > 0
+    }
+
+    /// Returns true if the last connection was not refused a moment ago.
+    fn may_grow(&self) -> bool {
+        let next_attempt = self.next_attempt.lock();
+        Instant::now() >= *next_attempt.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_refusal(&self, error: tokio_postgres::Error) {
         metrics().database_error(SqlState::TOO_MANY_CONNECTIONS.code());
+        let next_attempt = self.next_attempt.lock();
+        *next_attempt.unwrap_or_else(PoisonError::into_inner) = Instant::now() + GROWTH_PAUSE;
         let was_refused = self.is_refused.swap(true, Ordering::Relaxed);
         if !was_refused && let Some(Admitted { left_out }) = self.refusals.admit() {
             warn!(
@@ -187,6 +219,11 @@ impl CallPool {
         status.waiting += self.in_line.load(Ordering::Relaxed);
         status
     }
+}
+
+/// Returns true if the database has refused a connection because there are too many.
+fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
 }
 
 /// A place in line.

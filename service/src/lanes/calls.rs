@@ -3,8 +3,8 @@
 //!
 //! Many coupons at once would otherwise be many small transactions, each with its commit and its turn on a processor. No
 //! timer holds anything back: the more lanes wait, the more share the next call, and one that waits by itself calls
-//! alone. A coupon that another session is
-//! changing is left out of a shared call, and so is one whose batch makes it fail; their lanes go on alone.
+//! alone. A coupon that another session is changing is left out of a shared call; its batch comes again with a later one,
+//! until it gets a connection of its own on which to wait. A batch that makes a shared call fail goes on alone.
 //!
 //! Several shards have these calls for themselves, and a limit in common: with more calls in progress, fewer lanes share
 //! each. A call counts for a short time only, so that a shard that does not answer does not hold up the others.
@@ -117,6 +117,8 @@ struct Room {
 struct SharedBatch {
     coupon_name: Arc<str>,
     batch: Vec<WaitingOperation>,
+    /// True if it was left out of a call before. Then its lane does not call alone, which would wait for the coupon.
+    was_busy: bool,
     reply: oneshot::Sender<(Vec<WaitingOperation>, Shared)>,
 }
 
@@ -127,8 +129,10 @@ pub(super) enum Shared {
     Outcomes(Vec<Outcome>),
     /// No other batch waits: the lane may call by itself.
     Alone(Counted),
+    /// Nothing was changed, because another session was changing the coupon.
+    Busy,
     /// Nothing was changed: the lane must call by itself.
-    LeftOut,
+    Apart,
     /// The error of the call, which concerns all.
     Failed(SharedError),
 }
@@ -157,12 +161,16 @@ impl SharedCalls {
 
     /// Claims for a lane's batch together with others, and returns the batch.
     ///
+    /// # Arguments
+    /// `was_busy`: another session was changing the coupon a moment ago.
+    ///
     /// # Errors
     /// The call has ended without an answer, which is a defect.
     pub async fn claim(
         self: &Arc<Self>,
         coupon_name: Arc<str>,
         batch: Vec<WaitingOperation>,
+        was_busy: bool,
     ) -> Result<(Vec<WaitingOperation>, Shared), Error> {
         let (reply, answer) = oneshot::channel();
         {
@@ -170,6 +178,7 @@ impl SharedCalls {
             room.waiting.push_back(SharedBatch {
                 coupon_name,
                 batch,
+                was_busy,
                 reply,
             });
             if !room.is_attended {
@@ -232,11 +241,11 @@ impl SharedCalls {
         }
     }
 
-    /// Takes the only batch that waits, and counts its call; none if several wait, or if too many calls are in progress on
-    /// all shards.
+    /// Takes the only batch that waits, and counts its call; none if several wait, if it was left out before, or if too many
+    /// calls are in progress on all shards.
     fn next_alone(&self) -> Option<(SharedBatch, Counted)> {
         let mut room = self.room();
-        if room.waiting.len() != 1 {
+        if room.waiting.len() != 1 || room.waiting[0].was_busy {
             return None;
         }
         let counted = self.limit.try_count()?;
@@ -269,7 +278,7 @@ impl SharedCalls {
             match self.call(&part, connection.take()).await {
                 Ok(outcomes) => {
                     for (batch, outcomes) in part.into_iter().zip(outcomes) {
-                        batch.answer(outcomes.map_or(Shared::LeftOut, Shared::Outcomes));
+                        batch.answer(outcomes.map_or(Shared::Busy, Shared::Outcomes));
                     }
                 }
                 Err(error) if error.may_concern_one_operation() && part.len() > 1 => {
@@ -279,7 +288,7 @@ impl SharedCalls {
                 }
                 Err(error) if error.may_concern_one_operation() || is_passing(&error) => {
                     for batch in part {
-                        batch.answer(Shared::LeftOut);
+                        batch.answer(Shared::Apart);
                     }
                 }
                 Err(error) => {
