@@ -269,7 +269,8 @@ impl SharedCalls {
         (group, !room.is_attended)
     }
 
-    /// Carries out a shared call. If one of the batches makes it fail, each half is tried separately.
+    /// Carries out a shared call. If one of the batches makes it fail, each half is tried separately. After an error that may
+    /// pass, the lanes repeat their calls by themselves.
     async fn carry_out(&self, group: Vec<SharedBatch>, connection: Connection) {
         let mut connection = Some(connection);
         let mut later = Vec::new();
@@ -286,7 +287,13 @@ impl SharedCalls {
                     next = Some(part);
                     continue;
                 }
-                Err(error) if error.may_concern_one_operation() || is_passing(&error) => {
+                // A lock on a table, for example.
+                Err(Error::Locked(_)) => {
+                    for batch in part {
+                        batch.answer(Shared::Busy);
+                    }
+                }
+                Err(error) if error.may_concern_one_operation() || error.may_be_repeated() => {
                     for batch in part {
                         batch.answer(Shared::Apart);
                     }
@@ -347,11 +354,6 @@ impl SharedBatch {
         // An error means that the task of the lane has panicked.
         let _ = self.reply.send((self.batch, shared));
     }
-}
-
-/// Returns true if nothing was changed, and calls of the lanes, which are repeated and wait for locks, may succeed.
-fn is_passing(error: &Error) -> bool {
-    error.may_be_repeated() || matches!(error, Error::Locked(_))
 }
 
 #[cfg(test)]

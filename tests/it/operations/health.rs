@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use honcho_tests::{Cluster, Database, Service, Stop, eventually};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_postgres::error::SqlState;
 
 use crate::fixtures::{
@@ -311,6 +311,8 @@ async fn service_is_unready_before_it_stops_listening() -> Result<()> {
     })
     .await?;
     api.until_not_ready("the service is stopping").await?;
+    // A signal so soon after the first would belong to it.
+    sleep(Duration::from_millis(200)).await;
     api.service.terminate()?;
     assert_eq!(api.service.exit().await?.code(), Some(1));
     database.books().await
