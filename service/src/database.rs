@@ -62,7 +62,7 @@ pub use self::{
     stock::{Bound, CouponChange, Stock},
 };
 use self::{
-    connections::{Argument, Connections, given_up, locked},
+    connections::{Argument, Connections, count_if_locked, held_too_long},
     extension::Extension,
     symptoms::Symptoms,
 };
@@ -281,7 +281,7 @@ impl Database {
         let rows = match wait {
             Wait::Short => connections.write_fast(CLAIM_BATCH, &arguments).await,
             Wait::Long => connections.write(CLAIM_BATCH, &arguments).await,
-            Wait::On(connection) => given_up(
+            Wait::On(connection) => count_if_locked(
                 connections
                     .write_on(connection, CLAIM_BATCH, &arguments)
                     .await,
@@ -291,7 +291,10 @@ impl Database {
     }
 
     /// A connection for [`Wait::On`]; none if all are in use.
-    pub(crate) async fn waiting_connection(&self) -> Option<Connection> {
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub(crate) async fn waiting_connection(&self) -> Result<Option<Connection>, Error> {
         self.connections().waiting_connection().await
     }
 
@@ -301,8 +304,8 @@ impl Database {
     }
 
     /// The error of a call that is given up because another session holds the coupon.
-    pub(crate) fn give_up(&self) -> Error {
-        locked()
+    pub(crate) fn held_too_long(&self) -> Error {
+        held_too_long()
     }
 
     /// Returns true if [`NEWER_FUNCTIONS`] are missing, as far as is known.

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::calls::{CallLimit, Counted, Shared, SharedCalls};
 use crate::{
-    database::{Applied, Connection, Database, Patience, UserOperation, Wait},
+    database::{Applied, Connection, Database, UserOperation, Wait},
     error::{Error, SharedError},
     outcome::Outcome,
     shards::Shards,
@@ -324,10 +324,9 @@ impl Lane {
         let now = Instant::now();
         metrics().batch(batch.iter().map(|operation| now - operation.entered));
         let mut later = Vec::new();
-        let mut patience = self.lanes.database.patience();
-        let (mut next, mut call) = self.share(batch, &mut patience).await;
+        let (mut next, mut call) = self.share(batch).await;
         while let Some(mut part) = next {
-            let is_first_wait = matches!(call, OwnCall::Counted(_));
+            let waited_shortly = matches!(call, OwnCall::Counted(_));
             // In a box: with many coupons, a lane is opened for each claim, and most never call by themselves.
             match Box::pin(self.apply(&part, mem::take(&mut call))).await {
                 Ok(Answers::Outcomes(outcomes)) => {
@@ -343,8 +342,8 @@ impl Lane {
                     next = Some(part);
                     continue;
                 }
-                Err(Error::Locked(_)) if is_first_wait => {
-                    (next, call) = Box::pin(self.share_again(part, &mut patience)).await;
+                Err(Error::Locked(_)) if waited_shortly => {
+                    (next, call) = Box::pin(self.share_again(part)).await;
                     continue;
                 }
                 Err(error) => fail(part, error.into()),
@@ -358,7 +357,6 @@ impl Lane {
     async fn share(
         &mut self,
         batch: Vec<WaitingOperation>,
-        patience: &mut Patience,
     ) -> (Option<Vec<WaitingOperation>>, OwnCall) {
         let is_apart = batch.iter().any(|operation| operation.is_apart);
         if is_apart || !is_plain(&batch) || self.lanes.database.is_outdated() {
@@ -372,7 +370,7 @@ impl Lane {
         match self.share_once(batch, false).await {
             Step::Done => (None, OwnCall::Uncounted),
             Step::Own(batch, call) => (Some(batch), call),
-            Step::Busy(batch) => Box::pin(self.share_again(batch, patience)).await,
+            Step::Busy(batch) => Box::pin(self.share_again(batch)).await,
         }
     }
 
@@ -381,14 +379,18 @@ impl Lane {
     async fn share_again(
         &mut self,
         mut batch: Vec<WaitingOperation>,
-        patience: &mut Patience,
     ) -> (Option<Vec<WaitingOperation>>, OwnCall) {
+        let mut patience = self.lanes.database.patience();
         loop {
-            if let Some(connection) = self.lanes.database.waiting_connection().await {
-                return (Some(batch), OwnCall::Waiting(connection));
-            }
-            if !patience.is_left() {
-                fail(batch, self.lanes.database.give_up().into());
+            let database = &self.lanes.database;
+            let error = match database.waiting_connection().await {
+                Ok(Some(connection)) => return (Some(batch), OwnCall::Waiting(connection)),
+                Ok(None) if patience.is_left() => None,
+                Ok(None) => Some(database.held_too_long()),
+                Err(error) => Some(error),
+            };
+            if let Some(error) = error {
+                fail(batch, error.into());
                 return (None, OwnCall::Uncounted);
             }
             patience.pause().await;

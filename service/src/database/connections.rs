@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use deadpool_postgres::{Object, PoolError, Status as PoolStatus};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, error::Elapsed, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
@@ -81,7 +81,8 @@ pub(crate) struct Connection {
     deadline: Instant,
 }
 
-/// The longest call, its one repetition included, is the sum of these.
+/// The longest call, its one repetition included, is the sum of these; of a lane, one wait more if
+/// another session holds the coupon.
 #[derive(Clone, Copy, Debug)]
 struct Waits {
     /// Wait for a permit and a connection.
@@ -96,6 +97,18 @@ impl Waits {
         Instant::now() + self.connection + self.answer
     }
 }
+
+/// The reason why there is no answer on a connection.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// The time for it is over.
+    Late,
+    /// The database has moved, and the connection leads to its old server.
+    Moved,
+}
+
+/// Cause of an error in the log.
+const MOVED: &str = "the database has moved";
 
 /// The time for which a call is tried again if another session holds the coupon.
 #[derive(Debug)]
@@ -306,7 +319,7 @@ impl Connections {
             let answer = connections.write_once(fast, sql, &arguments, deadline);
             let answer = answer.await;
             let Some(pool) = connections.second_attempt(&answer, deadline) else {
-                return given_up(answer);
+                return count_if_locked(answer);
             };
             let mut _permit = permit;
             if is_locked(&answer) {
@@ -314,7 +327,7 @@ impl Connections {
                 drop(_permit);
                 match connections.locked.acquire(by).await {
                     Ok(locked) => _permit = locked,
-                    Err(_) => return given_up(answer),
+                    Err(_) => return count_if_locked(answer),
                 }
             }
             let second = connections.write_once(pool, sql, &arguments, deadline);
@@ -332,7 +345,7 @@ impl Connections {
         let arguments = borrowed(arguments);
         let answer = self.query_once(&self.fast, sql, &arguments, deadline).await;
         let Some(pool) = self.second_attempt(&answer, deadline) else {
-            return given_up(answer);
+            return count_if_locked(answer);
         };
         let second = self.query_once(pool, sql, &arguments, deadline).await;
         last(answer, second)
@@ -353,7 +366,7 @@ impl Connections {
             let rows = client.query(&statement, arguments).await;
             rows.map_err(|error| (error, false))
         };
-        match timeout_at(by, answer).await {
+        match self.answered(&client, by, answer).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err((error, is_of_prepare))) => {
                 self.symptoms.note(&error);
@@ -366,10 +379,13 @@ impl Connections {
                     error.into()
                 })
             }
-            Err(late) => {
-                metrics().answer_lost();
+            Err(Lost::Late) => {
                 abandon(client, &self.servers);
-                Err(Error::Timeout(late.into()))
+                Err(Error::Timeout(anyhow!("no answer to a call")))
+            }
+            Err(Lost::Moved) => {
+                discard(client);
+                Err(Error::Disconnected(anyhow!(MOVED)))
             }
         }
     }
@@ -385,21 +401,27 @@ impl Connections {
         sql: &str,
         arguments: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
+        let mut answer = self.write_fast(sql, arguments).await;
         let mut patience = self.patience();
         let by = patience.end;
         let deadline = by + self.waits.answer;
-        let mut answer = self.write_fast_by(deadline, sql, arguments).await;
-        while is_locked(&answer) && patience.is_left() {
-            if let Some(connection) = self.waiting_connection().await {
-                return given_up(self.write_on(connection, sql, arguments).await);
+        while is_locked(&answer) {
+            if let Some(connection) = self.waiting_connection().await? {
+                return count_if_locked(self.write_on(connection, sql, arguments).await);
+            }
+            if !patience.is_left() {
+                return Err(held_too_long());
             }
             patience.pause().await;
             let Ok(_permit) = self.again.acquire(by).await else {
-                break;
+                return Err(held_too_long());
             };
-            answer = self.write_fast_by(deadline, sql, arguments).await;
+            answer = match self.write_fast_by(deadline, sql, arguments).await {
+                Err(Error::Unavailable(late)) if late.is::<Elapsed>() => Err(held_too_long()),
+                answer => answer,
+            };
         }
-        given_up(answer)
+        answer
     }
 
     /// The same, but it waits only a moment if another session holds the coupon.
@@ -433,11 +455,17 @@ impl Connections {
 
     /// A connection for a call that waits for a coupon which another session holds, and that takes no connection from other
     /// calls meanwhile; none if all are in use. The call is then to be tried again after a [pause](Patience::pause).
-    pub async fn waiting_connection(&self) -> Option<Connection> {
-        let client = self.waiting.try_get().await?;
-        metrics().retried();
-        let deadline = self.waits.deadline();
-        Some(Connection { client, deadline })
+    ///
+    /// # Errors
+    /// Those of connecting.
+    pub async fn waiting_connection(&self) -> Result<Option<Connection>, Error> {
+        let taken = timeout(self.waits.connection, self.waiting.try_get()).await;
+        let taken = taken.map_err(|late| Error::Unavailable(late.into()))?;
+        Ok(taken?.map(|client| {
+            metrics().retried();
+            let deadline = self.waits.deadline();
+            Connection { client, deadline }
+        }))
     }
 
     /// The time for which a call that begins now is tried again.
@@ -461,6 +489,27 @@ impl Connections {
         };
         metrics().retried();
         Some(pool)
+    }
+
+    /// Waits for an answer on this connection.
+    async fn answered<T>(
+        &self,
+        client: &Object,
+        by: Instant,
+        answer: impl Future<Output = T>,
+    ) -> Result<T, Lost> {
+        let connected = Object::metrics(client).created;
+        let mut moved = self.moved.subscribe();
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = sleep_until(by) => {
+                metrics().answer_lost();
+                Err(Lost::Late)
+            }
+            // No error: the sender is in this struct.
+            _ = moved.wait_for(|when| *when > connected) => Err(Lost::Moved),
+        }
     }
 
     /// Returns true if there is still time for the longest answer.
@@ -491,7 +540,8 @@ impl Connections {
     ) -> Result<Vec<Row>, Error> {
         let Connection { client, deadline } = connection;
         let by = deadline.min(Instant::now() + self.waits.answer);
-        let statement = match timeout_at(by, client.prepare_cached(sql)).await {
+        let prepared = self.answered(&client, by, client.prepare_cached(sql));
+        let statement = match prepared.await {
             Ok(Ok(statement)) => statement,
             Ok(Err(error)) => {
                 self.symptoms.note(&error);
@@ -500,26 +550,25 @@ impl Connections {
                 }
                 return Err(not_prepared(error));
             }
-            Err(_) => {
-                metrics().answer_lost();
+            Err(Lost::Late) => {
                 abandon(client, &self.servers);
                 return Err(Error::Unavailable(anyhow!("no answer to a prepare")));
             }
+            Err(Lost::Moved) => {
+                discard(client);
+                return Err(Error::Disconnected(anyhow!(MOVED)));
+            }
         };
-        let connected = Object::metrics(&client).created;
-        let mut moved = self.moved.subscribe();
-        let answer = tokio::select! {
-            biased;
-            answer = client.query(&statement, arguments) => answer,
-            () = sleep_until(by) => {
-                metrics().answer_lost();
+        let called = self.answered(&client, by, client.query(&statement, arguments));
+        let answer = match called.await {
+            Ok(answer) => answer,
+            Err(Lost::Late) => {
                 abandon(client, &self.servers);
                 return Err(Error::OutcomeUnknown(anyhow!("no answer to a call")));
             }
-            // No error: the sender is in this struct.
-            _ = moved.wait_for(|when| *when > connected) => {
+            Err(Lost::Moved) => {
                 discard(client);
-                return Err(Error::OutcomeUnknown(anyhow!("the database has moved")));
+                return Err(Error::OutcomeUnknown(anyhow!(MOVED)));
             }
         };
         answer.map_err(|error| {
@@ -547,7 +596,7 @@ fn is_locked<T>(answer: &Result<T, Error>) -> bool {
 }
 
 /// Counts the call if another session's lock is the reason why it is given up.
-pub(super) fn given_up<T>(answer: Result<T, Error>) -> Result<T, Error> {
+pub(super) fn count_if_locked<T>(answer: Result<T, Error>) -> Result<T, Error> {
     if is_locked(&answer) {
         metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
     }
@@ -555,15 +604,16 @@ pub(super) fn given_up<T>(answer: Result<T, Error>) -> Result<T, Error> {
 }
 
 /// The error of a call that is given up because another session holds the coupon, which is counted.
-pub(super) fn locked() -> Error {
+pub(super) fn held_too_long() -> Error {
     metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
     Error::Locked(anyhow!("another session has held the coupon for too long"))
 }
 
-/// Returns the answer to the second attempt, counted as by [`given_up`]. No connection on which to wait is the same
+/// Returns the answer to the second attempt, counted as by [`count_if_locked`]. No connection on which to wait is the same
 /// reason.
 fn last<T>(first: Result<T, Error>, second: Result<T, Error>) -> Result<T, Error> {
-    let got_none = is_locked(&first) && matches!(second, Err(Error::Unavailable(_)));
+    let got_none = is_locked(&first)
+        && matches!(&second, Err(Error::Unavailable(late)) if late.is::<Elapsed>());
     if got_none || is_locked(&second) {
         metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
     }

@@ -10,10 +10,10 @@ use std::{
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime,
-    Status, Timeouts,
+    Status, TimeoutType, Timeouts,
 };
 use tokio::{
-    sync,
+    sync::Mutex as AsyncMutex,
     time::{Instant, sleep},
 };
 use tokio_postgres::error::SqlState;
@@ -44,10 +44,10 @@ pub(super) struct CallPool {
     pool: Pool,
     shard: ShardNumber,
     /// True from the time when the database has refused a further connection, because there are too many, until it accepts
-    /// one.
+    /// one or the pool has none left.
     is_refused: AtomicBool,
     /// The line of the calls that wait in this time.
-    line: sync::Mutex<()>,
+    line: AsyncMutex<()>,
     /// Time before which no further connection is opened, because the last one was refused.
     next_attempt: Mutex<Instant>,
     /// Number of calls in line.
@@ -97,7 +97,7 @@ impl CallPool {
             pool,
             shard,
             is_refused: AtomicBool::new(false),
-            line: sync::Mutex::new(()),
+            line: AsyncMutex::new(()),
             next_attempt: Mutex::new(Instant::now()),
             in_line: AtomicUsize::new(0),
             refusals: Throttle::new(),
@@ -115,7 +115,7 @@ impl CallPool {
                     Err(PoolError::Backend(error)) if self.has_one_despite(&error) => {
                         self.note_refusal(error);
                     }
-                    taken => return taken,
+                    taken => return taken.inspect(|client| self.note_taken(client)),
                 }
             }
             if let Some(taken) = self.get_in_line().await {
@@ -131,9 +131,12 @@ impl CallPool {
         let _first = self.line.lock().await;
         while self.is_refused.load(Ordering::Relaxed) {
             let Status {
-                size, available, ..
+                size,
+                available,
+                max_size,
+                ..
             } = self.pool.status();
-            if size == 0 {
+            if size == 0 || size >= max_size {
                 self.is_refused.store(false, Ordering::Relaxed);
                 break;
             }
@@ -145,35 +148,42 @@ impl CallPool {
                 Err(PoolError::Backend(error)) if self.has_one_despite(&error) => {
                     self.note_refusal(error);
                 }
-                Ok(client) => {
-                    let is_new = Object::metrics(&client).recycle_count == 0;
-                    if is_new {
-                        self.is_refused.store(false, Ordering::Relaxed);
-                    }
-                    return Some(Ok(client));
-                }
-                Err(error) => return Some(Err(error)),
+                taken => return Some(taken.inspect(|client| self.note_taken(client))),
             }
         }
         None
     }
 
-    /// Takes a connection that is free, or opens one if there may be more. None also if that fails.
-    pub async fn try_get(&self) -> Option<Object> {
+    /// Takes a connection that is free, or opens one if there may be more.
+    ///
+    /// # Errors
+    /// Those of connecting, other than a refusal because there are too many connections.
+    pub async fn try_get(&self) -> Result<Option<Object>, PoolError> {
         if self.pool.status().available == 0 && !self.may_grow() {
-            return None;
+            return Ok(None);
         }
         let timeouts = Timeouts {
             wait: Some(Duration::ZERO),
             ..self.pool.timeouts()
         };
         match self.pool.timeout_get(&timeouts).await {
-            Ok(client) => Some(client),
+            Ok(client) => {
+                self.note_taken(&client);
+                Ok(Some(client))
+            }
             Err(PoolError::Backend(error)) if is_refusal(&error) => {
                 self.note_refusal(error);
-                None
+                Ok(None)
             }
-            Err(_) => None,
+            Err(PoolError::Timeout(TimeoutType::Wait)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the refusal if this is a new connection.
+    fn note_taken(&self, client: &Object) {
+        if self.is_refused.load(Ordering::Relaxed) && Object::metrics(client).recycle_count == 0 {
+            self.is_refused.store(false, Ordering::Relaxed);
         }
     }
 
@@ -192,6 +202,9 @@ impl CallPool {
         metrics().database_error(SqlState::TOO_MANY_CONNECTIONS.code());
         let next_attempt = self.next_attempt.lock();
         *next_attempt.unwrap_or_else(PoisonError::into_inner) = Instant::now() + GROWTH_PAUSE;
+        if self.pool.status().size == 0 {
+            return;
+        }
         let was_refused = self.is_refused.swap(true, Ordering::Relaxed);
         if !was_refused && let Some(Admitted { left_out }) = self.refusals.admit() {
             warn!(

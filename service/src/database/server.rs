@@ -246,7 +246,11 @@ impl Servers {
             let is_refused = error.code().is_some();
             let is_missing = is_missing || !is_refused && !takes_no_writes(&error);
             self.0.missing.store(is_missing, Ordering::Relaxed);
-            let full = full.filter(|_| !is_missing);
+            let is_full = error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS);
+            let full = full.filter(|_| !is_missing && !is_full);
+            if is_full && !is_missing {
+                return error;
+            }
             if is_refused {
                 full.or(read_only).or(unreachable).unwrap_or(error)
             } else {

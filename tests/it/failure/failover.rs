@@ -124,7 +124,10 @@ async fn service_follows_from_a_frozen_primary_to_its_standby() -> Result<()> {
         until_claims_succeed(&pair.api, "after").await
     })
     .await?;
-    assert_eq!(under_way.await??, "503 outcome_unknown");
+    // The old primary may have received it, unless its connection still had to prepare the statement.
+    let answered = under_way.await??;
+    let known = ["503 outcome_unknown", "200"].contains(&answered.as_str());
+    assert!(known, "{answered}");
     // A new service tries the frozen server first.
     let url = url_of_both(&pair.database, &pair.primary, &pair.standby);
     let another = Api::start(&url).await?;

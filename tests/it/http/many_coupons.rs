@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Result;
 use honcho_tests::{Database, eventually};
+use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::fixtures::{
@@ -168,6 +169,7 @@ async fn many_held_coupons_leave_connections_to_others() -> Result<()> {
     while begun.elapsed() < Duration::from_millis(300) {
         let queued = queued(&busy.client).await?;
         assert!(queued <= most, "{queued} sessions wait for a coupon");
+        sleep(Duration::from_millis(5)).await;
     }
     holder.batch_execute("rollback").await?;
     for claim in claims {

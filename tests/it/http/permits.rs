@@ -145,10 +145,10 @@ async fn creations_of_a_held_name_leave_connections_to_claims() -> Result<()> {
     let api = Api::start_with(database.caller_url(), &settings).await?;
     let body = r#"{"name":"HELD","amount":1}"#;
     let create = post("/api/coupons", "content-type: application/json\r\n", body);
-    // Each creation takes 50 ms of two connections: a claim behind all of them would wait for 10 s, and would give up
+    // Each creation takes 50 ms of two connections: a claim behind all of them would wait for 6 s, and would give up
     // after 5 s.
-    let creations = send(&api.service, 400, &create).await?;
-    until_in_flight(&api.service, 400.0).await?;
+    let creations = send(&api.service, 250, &create).await?;
+    until_in_flight(&api.service, 250.0).await?;
     for n in 0..10 {
         let answered = api.claim(&format!("user {n}"), "FREE").await?.shown();
         assert_eq!(answered, "200", "{n}");

@@ -312,7 +312,7 @@ async fn service_is_unready_before_it_stops_listening() -> Result<()> {
     .await?;
     api.until_not_ready("the service is stopping").await?;
     // A signal so soon after the first would belong to it.
-    sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(500)).await;
     api.service.terminate()?;
     assert_eq!(api.service.exit().await?.code(), Some(1));
     database.books().await

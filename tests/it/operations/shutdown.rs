@@ -251,7 +251,7 @@ async fn second_signal_exits_immediately() -> Result<()> {
         Ok(api.service.log().contains("stopping").then_some(()))
     })
     .await?;
-    sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(500)).await;
     let log = api.service.log();
     assert!(!log.contains("second signal"), "{log}");
     api.service.terminate()?;
