@@ -162,7 +162,7 @@ pub(crate) enum Wait {
     /// As long as the settings allow.
     Long,
     /// `LOCK_TIMEOUT` on this connection, in line and at its head.
-    On(Connection),
+    On(Box<Connection>),
 }
 
 /// One database. Clones share its connections.
@@ -283,7 +283,7 @@ impl Database {
             Wait::Long => connections.write(CLAIM_BATCH, &arguments).await,
             Wait::On(connection) => count_if_locked(
                 connections
-                    .write_on(connection, CLAIM_BATCH, &arguments)
+                    .write_on(*connection, CLAIM_BATCH, &arguments)
                     .await,
             ),
         };
@@ -294,8 +294,9 @@ impl Database {
     ///
     /// # Errors
     /// Those of connecting.
-    pub(crate) async fn waiting_connection(&self) -> Result<Option<Connection>, Error> {
-        self.connections().waiting_connection().await
+    pub(crate) async fn waiting_connection(&self) -> Result<Option<Box<Connection>>, Error> {
+        let connection = self.connections().waiting_connection().await?;
+        Ok(connection.map(Box::new))
     }
 
     /// The time for which a call that begins now is tried again if another session holds the coupon.

@@ -523,8 +523,8 @@ enum OwnCall {
     /// It waits as long as it may.
     #[default]
     Uncounted,
-    /// It waits on this connection.
-    Waiting(Connection),
+    /// It waits on this connection, in a box: most lanes never have one.
+    Waiting(Box<Connection>),
 }
 
 /// Result of a shared call for the lane's batch.
