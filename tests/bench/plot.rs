@@ -299,7 +299,7 @@ fn footnotes(run: &Run) -> [String; 5] {
         "Route that only parses: axum without a database, which is as fast as HTTP gets on this machine."
             .to_owned(),
         format!(
-            "{}, shared with the load generators; {}; PostgreSQL {}; medians of {} rounds or more; \
+            "{}, shared with the load generators; {}; PostgreSQL {}; medians of {} rounds; \
              measured on {} by make bench.",
             machine("Processor"),
             machine("Memory"),
