@@ -65,6 +65,8 @@ alter table @extschema@.coupons
         held_amount operator(pg_catalog.>=) 0
         and held_amount operator(pg_catalog.<=) (amount operator(pg_catalog.-) remaining_amount)
     );
+-- Look-ups start at the newest version of a coupon's row; a search of merged entries starts at the oldest.
+alter index @extschema@.coupons_name_key set (deduplicate_items = off);
 alter table @extschema@.claims add column request_key varchar(255) collate "C";
 
 -- At most one per user and coupon. The second index finds the holds that expire first.

@@ -49,7 +49,9 @@ create table @extschema@.coupons (
     held_amount      integer not null default 0,
     next_expiry      timestamptz,
     constraint coupons_pkey primary key (id),
-    constraint coupons_name_key unique (name),
+    -- While an old snapshot lives, it has an entry for many versions of a row, and look-ups start at the last. PostgreSQL
+    -- would merge these entries, and read merged ones from the first.
+    constraint coupons_name_key unique (name) with (deduplicate_items = off),
     constraint coupons_amount_check check (amount operator(pg_catalog.>=) 0),
     constraint coupons_remaining_amount_check check (
         remaining_amount operator(pg_catalog.>=) 0

@@ -10,6 +10,7 @@ mod many;
 mod messages;
 mod model;
 mod name_resolution;
+mod old_versions;
 mod queue;
 mod rights;
 mod transactions;

@@ -105,7 +105,8 @@ impl<'t, const N: usize> Lookup<'t, N> {
     ///
     /// While an old snapshot lives, the index has an entry for many versions of a row, in the order of their places
     /// in the table. There, the newest version comes last, unless it fills a gap. So this finds it at once,
-    /// where a search from the other end meets all versions before it.
+    /// where a search from the other end meets all versions before it. An index whose entries are merged
+    /// (`deduplicate_items`) gives merged ones from the first on in either direction.
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
