@@ -62,7 +62,7 @@ pub use self::{
     stock::{Bound, CouponChange, Stock},
 };
 use self::{
-    connections::{Argument, Connections, count_if_locked, held_too_long},
+    connections::{Argument, Connections},
     extension::Extension,
     symptoms::Symptoms,
 };
@@ -281,11 +281,10 @@ impl Database {
         let rows = match wait {
             Wait::Short => connections.write_fast(CLAIM_BATCH, &arguments).await,
             Wait::Long => connections.write(CLAIM_BATCH, &arguments).await,
-            Wait::On(connection) => count_if_locked(
-                connections
-                    .write_on(*connection, CLAIM_BATCH, &arguments)
-                    .await,
-            ),
+            Wait::On(connection) => {
+                let call = connections.write_waiting(*connection, CLAIM_BATCH, &arguments);
+                call.await
+            }
         };
         outcomes(&rows?)
     }
@@ -302,11 +301,6 @@ impl Database {
     /// The time for which a call that begins now is tried again if another session holds the coupon.
     pub(crate) fn patience(&self) -> Patience {
         self.connections().patience()
-    }
-
-    /// The error of a call that is given up because another session holds the coupon.
-    pub(crate) fn held_too_long(&self) -> Error {
-        held_too_long()
     }
 
     /// Returns true if [`NEWER_FUNCTIONS`] are missing, as far as is known.

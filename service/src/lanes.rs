@@ -385,15 +385,13 @@ impl Lane {
             let database = &self.lanes.database;
             let error = match database.waiting_connection().await {
                 Ok(Some(connection)) => return (Some(batch), OwnCall::Waiting(connection)),
-                Ok(None) if patience.is_left() => None,
-                Ok(None) => Some(database.held_too_long()),
+                Ok(None) => patience.pause().await.err(),
                 Err(error) => Some(error),
             };
             if let Some(error) = error {
                 fail(batch, error.into());
                 return (None, OwnCall::Uncounted);
             }
-            patience.pause().await;
             match self.share_once(batch, true).await {
                 Step::Done => return (None, OwnCall::Uncounted),
                 Step::Own(batch, call) => return (Some(batch), call),

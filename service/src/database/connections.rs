@@ -1,16 +1,20 @@
 //! Connections to the database: how a call gets one, how long it waits, and what happens to both if there is no
 //! answer.
 
+mod held;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use deadpool_postgres::{Object, PoolError, Status as PoolStatus};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, error::Elapsed, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
+pub(crate) use self::held::Patience;
+use self::held::{counted, is_locked, last};
 use super::{
     options::{DatabaseOptions, Sessions},
     permits::{CallPermits, to_its_end},
@@ -23,10 +27,6 @@ use crate::{error::Error, telemetry::metrics::metrics};
 
 /// Longest wait for a connection, unless connecting may take longer.
 const CONNECTION_WAIT: Duration = Duration::from_secs(5);
-
-/// Pauses between attempts of a call on a coupon that another session holds.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time beyond the session's `statement_timeout` after which an answer is given up, and the connection with it.
 /// It is only reached if the server or the network hangs.
@@ -109,26 +109,6 @@ enum Lost {
 
 /// Cause of an error in the log.
 const MOVED: &str = "the database has moved";
-
-/// The time for which a call is tried again if another session holds the coupon.
-#[derive(Debug)]
-pub(crate) struct Patience {
-    end: Instant,
-    pause: Duration,
-}
-
-impl Patience {
-    /// Returns true if there is still time.
-    pub fn is_left(&self) -> bool {
-        Instant::now() < self.end
-    }
-
-    /// Waits before the next attempt, each time longer.
-    pub async fn pause(&mut self) {
-        sleep(self.pause).await;
-        self.pause = (2 * self.pause).min(LONGEST_PAUSE);
-    }
-}
 
 impl Connections {
     /// Prepares the pools. Does not connect yet.
@@ -319,7 +299,7 @@ impl Connections {
             let answer = connections.write_once(fast, sql, &arguments, deadline);
             let answer = answer.await;
             let Some(pool) = connections.second_attempt(&answer, deadline) else {
-                return count_if_locked(answer);
+                return counted(answer);
             };
             let mut _permit = permit;
             if is_locked(&answer) {
@@ -327,11 +307,11 @@ impl Connections {
                 drop(_permit);
                 match connections.locked.acquire(by).await {
                     Ok(locked) => _permit = locked,
-                    Err(_) => return count_if_locked(answer),
+                    Err(_) => return counted(answer),
                 }
             }
             let second = connections.write_once(pool, sql, &arguments, deadline);
-            last(answer, second.await)
+            last(&answer, second.await)
         })
         .await
     }
@@ -345,10 +325,10 @@ impl Connections {
         let arguments = borrowed(arguments);
         let answer = self.query_once(&self.fast, sql, &arguments, deadline).await;
         let Some(pool) = self.second_attempt(&answer, deadline) else {
-            return count_if_locked(answer);
+            return counted(answer);
         };
         let second = self.query_once(pool, sql, &arguments, deadline).await;
-        last(answer, second)
+        last(&answer, second)
     }
 
     async fn query_once(
@@ -387,92 +367,6 @@ impl Connections {
                 discard(client);
                 Err(Error::Disconnected(anyhow!(MOVED)))
             }
-        }
-    }
-
-    /// Calls a function that writes, for a lane. A call that certainly changed nothing is repeated once if that may help; a
-    /// call that may have been carried out is not. If another session holds the coupon, the call waits for it: see
-    /// [`Self::waiting_connection`].
-    ///
-    /// The caller must not be dropped before the answer: its connection would go to another call while the
-    /// database is still busy with this one. Lanes wait for it in tasks of their own.
-    pub async fn write(
-        &self,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error> {
-        let mut answer = self.write_fast(sql, arguments).await;
-        let mut patience = self.patience();
-        let by = patience.end;
-        let deadline = by + self.waits.answer;
-        while is_locked(&answer) {
-            if let Some(connection) = self.waiting_connection().await? {
-                return count_if_locked(self.write_on(connection, sql, arguments).await);
-            }
-            if !patience.is_left() {
-                return Err(held_too_long());
-            }
-            patience.pause().await;
-            let Ok(_permit) = self.again.acquire(by).await else {
-                return Err(held_too_long());
-            };
-            answer = match self.write_fast_by(deadline, sql, arguments).await {
-                Err(Error::Unavailable(late)) if late.is::<Elapsed>() => Err(held_too_long()),
-                answer => answer,
-            };
-        }
-        answer
-    }
-
-    /// The same, but it waits only a moment if another session holds the coupon.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] if it still does.
-    pub async fn write_fast(
-        &self,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error> {
-        let deadline = self.waits.deadline();
-        self.write_fast_by(deadline, sql, arguments).await
-    }
-
-    async fn write_fast_by(
-        &self,
-        deadline: Instant,
-        sql: &str,
-        arguments: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error> {
-        let answer = self.write_once(&self.fast, sql, arguments, deadline).await;
-        match &answer {
-            Err(error) if error.may_be_repeated() && self.has_time(deadline) => {
-                metrics().retried();
-                self.write_once(&self.fast, sql, arguments, deadline).await
-            }
-            _ => answer,
-        }
-    }
-
-    /// A connection for a call that waits for a coupon which another session holds, and that takes no connection from other
-    /// calls meanwhile; none if all are in use. The call is then to be tried again after a [pause](Patience::pause).
-    ///
-    /// # Errors
-    /// Those of connecting.
-    pub async fn waiting_connection(&self) -> Result<Option<Connection>, Error> {
-        let taken = timeout(self.waits.connection, self.waiting.try_get()).await;
-        let taken = taken.map_err(|late| Error::Unavailable(late.into()))?;
-        Ok(taken?.map(|client| {
-            metrics().retried();
-            let deadline = self.waits.deadline();
-            Connection { client, deadline }
-        }))
-    }
-
-    /// The time for which a call that begins now is tried again.
-    pub fn patience(&self) -> Patience {
-        Patience {
-            end: Instant::now() + self.waits.connection,
-            pause: SHORTEST_PAUSE,
         }
     }
 
@@ -588,36 +482,6 @@ fn borrowed(arguments: &[Argument]) -> Vec<&(dyn ToSql + Sync)> {
         .iter()
         .map(|argument| &**argument as &(dyn ToSql + Sync))
         .collect()
-}
-
-/// Returns true if another session's lock has ended the call.
-fn is_locked<T>(answer: &Result<T, Error>) -> bool {
-    matches!(answer, Err(Error::Locked(_)))
-}
-
-/// Counts the call if another session's lock is the reason why it is given up.
-pub(super) fn count_if_locked<T>(answer: Result<T, Error>) -> Result<T, Error> {
-    if is_locked(&answer) {
-        metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
-    }
-    answer
-}
-
-/// The error of a call that is given up because another session holds the coupon, which is counted.
-pub(super) fn held_too_long() -> Error {
-    metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
-    Error::Locked(anyhow!("another session has held the coupon for too long"))
-}
-
-/// Returns the answer to the second attempt, counted as by [`count_if_locked`]. No connection on which to wait is the same
-/// reason.
-fn last<T>(first: Result<T, Error>, second: Result<T, Error>) -> Result<T, Error> {
-    let got_none = is_locked(&first)
-        && matches!(&second, Err(Error::Unavailable(late)) if late.is::<Elapsed>());
-    if got_none || is_locked(&second) {
-        metrics().database_error(SqlState::LOCK_NOT_AVAILABLE.code());
-    }
-    second
 }
 
 /// Classifies the error of a `prepare`. There, a function that is not found is the one that is called; later, it would be
