@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::anyhow;
+use deadpool_postgres::{PoolError, TimeoutType};
 use tokio::time::{Instant, error::Elapsed, sleep, timeout};
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
@@ -58,11 +59,12 @@ impl Connections {
             let Ok(_permit) = self.again.acquire(patience.end).await else {
                 return counted(Err(held_too_long()));
             };
-            let again = self.write_fast_by(deadline, sql, arguments).await;
-            if got_no_connection(&again) {
-                return counted(Err(held_too_long()));
-            }
-            answer = again;
+            answer = match self.write_fast_by(deadline, sql, arguments).await {
+                Err(error) if got_no_connection(&error) => {
+                    return counted(Err(still_held(error)));
+                }
+                answer => answer,
+            };
         }
         answer
     }
@@ -96,7 +98,9 @@ impl Connections {
         }
     }
 
-    /// The same on a [waiting connection](Self::waiting_connection), once.
+    /// Calls a function that writes, once, on a [waiting connection](Self::waiting_connection).
+    ///
+    /// The caller must not be dropped before the answer, as with [`Self::write`].
     pub async fn write_waiting(
         &self,
         connection: Connection,
@@ -135,9 +139,17 @@ pub(super) fn is_locked<T>(answer: &Result<T, Error>) -> bool {
     matches!(answer, Err(Error::Locked(_)))
 }
 
-/// Returns true if all connections were in use for the whole time.
-fn got_no_connection<T>(answer: &Result<T, Error>) -> bool {
-    matches!(answer, Err(Error::Unavailable(late)) if late.is::<Elapsed>())
+/// Returns true if a call has not begun, because it had no connection in time.
+fn got_no_connection(error: &Error) -> bool {
+    let Error::Unavailable(cause) = error else {
+        return false;
+    };
+    // The call's own wait, or that of the pool.
+    cause.is::<Elapsed>()
+        || matches!(
+            cause.downcast_ref(),
+            Some(PoolError::Timeout(TimeoutType::Wait))
+        )
 }
 
 /// The answer with which a call is given up or has succeeded: counts it if another session's lock is the reason.
@@ -151,13 +163,60 @@ pub(super) fn counted<T>(answer: Result<T, Error>) -> Result<T, Error> {
 /// The same for the answer to a second attempt. If another session's lock has ended the first one, no connection on which to
 /// wait is the same reason.
 pub(super) fn last<T>(first: &Result<T, Error>, second: Result<T, Error>) -> Result<T, Error> {
-    counted(if is_locked(first) && got_no_connection(&second) {
-        Err(held_too_long())
-    } else {
-        second
+    counted(match second {
+        Err(error) if is_locked(first) && got_no_connection(&error) => Err(still_held(error)),
+        second => second,
     })
 }
 
+const HELD: &str = "another session has held the coupon for too long";
+
 fn held_too_long() -> Error {
-    Error::Locked(anyhow!("another session has held the coupon for too long"))
+    Error::Locked(anyhow!(HELD))
+}
+
+/// The same, with the error that has ended the last attempt for the log.
+fn still_held(last: Error) -> Error {
+    match last {
+        Error::Unavailable(cause) => Error::Locked(cause.context(HELD)),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn timeout_of(kind: TimeoutType) -> Result<(), Error> {
+        Err(Error::from(PoolError::Timeout(kind)))
+    }
+
+    #[tokio::test]
+    async fn lock_is_the_reason_if_no_connection_is_free_for_the_second_attempt() {
+        let locked = || Err(held_too_long());
+        let late = timeout(Duration::ZERO, pending::<()>()).await;
+        let late = Err(Error::Unavailable(late.unwrap_err().into()));
+        assert!(is_locked(&last(&locked(), late)));
+        assert!(is_locked(&last(&locked(), timeout_of(TimeoutType::Wait))));
+        // Connecting is something else, and so is a first attempt that met no lock.
+        assert!(!is_locked(&last(
+            &locked(),
+            timeout_of(TimeoutType::Create)
+        )));
+        assert!(!is_locked(&last(&Ok(()), timeout_of(TimeoutType::Wait))));
+        assert!(!is_locked(&last(&locked(), Ok(()))));
+    }
+
+    #[test]
+    fn log_has_the_cause_of_the_last_attempt() {
+        let answer = last(&Err(held_too_long()), timeout_of(TimeoutType::Wait));
+        let Err(Error::Locked(cause)) = answer else {
+            panic!("{answer:?}");
+        };
+        let cause = format!("{cause:#}");
+        assert!(cause.starts_with(HELD) && cause.contains("slot"), "{cause}");
+    }
 }
