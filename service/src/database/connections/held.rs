@@ -38,11 +38,11 @@ impl Patience {
 
 impl Connections {
     /// Calls a function that writes, for a lane. A call that certainly changed nothing is repeated once if that may help; a
-    /// call that may have been carried out is not. If another session holds the coupon, the call waits for it: see
+    /// call that may have been carried out is not. If another session holds the coupon, the call waits: see
     /// [`Self::waiting_connection`].
     ///
     /// The caller must not be dropped before the answer: its connection would go to another call while the
-    /// database is still busy with this one. Lanes wait for it in tasks of their own.
+    /// database is still busy with this one. Lanes have tasks of their own for this wait.
     pub async fn write(
         &self,
         sql: &str,
