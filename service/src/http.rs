@@ -2,6 +2,7 @@
 
 mod assets;
 mod extract;
+mod fast_path;
 mod layers;
 mod openapi;
 pub(crate) mod problem;
@@ -14,14 +15,18 @@ use std::time::Duration;
 use axum::{
     Router,
     extract::FromRef,
+    handler::Handler as _,
     http::{Method, StatusCode},
 };
+use tower_layer::Layer as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::{
     extract::body::{BodyTimeout, LargeBodies},
+    fast_path::FastPath,
     layers::{admission::Admission, origins::Cors, permits::RequestPermits, stack::Stack},
+    routes::claims::{CLAIM_PATH, claim},
     state::{AppState, HoldTtl, Parts},
 };
 pub use self::{
@@ -31,7 +36,9 @@ pub use self::{
         origins::AllowedOrigins,
         rate_limit::{Rate, RateLimit, RateLimitKey},
     },
-    server::{ConnectionLimits, check_queue_limit, listen, raise_file_limit, runtime, serve},
+    server::{
+        ConnectionLimits, HttpService, check_queue_limit, listen, raise_file_limit, runtime, serve,
+    },
 };
 use crate::{
     auth::Policy, database::Database, error::Error, events::Events, health::Health, lanes::Lanes,
@@ -61,11 +68,11 @@ pub struct App {
     pub metrics: bool,
 }
 
-/// Makes the router of the whole interface.
+/// Makes the routes of the whole interface.
 ///
 /// # Errors
 /// The description cannot be written, which is a defect.
-pub fn router(app: App) -> anyhow::Result<Router> {
+pub fn routes(app: App) -> anyhow::Result<impl HttpService> {
     let App {
         databases,
         lanes,
@@ -100,7 +107,11 @@ pub fn router(app: App) -> anyhow::Result<Router> {
     }
     let router = router.merge(assets::routes(&document)?);
     let admission = Admission::new(policy, cors, limits, permits);
-    Ok(with_stack(router, admission).with_state(state))
+    Ok(FastPath {
+        claim: Stack::of_route(admission.clone(), CLAIM_PATH)
+            .layer(claim.with_state(state.clone())),
+        router: with_stack(router, admission).with_state(state),
+    })
 }
 
 /// Makes the router of `/metrics` alone.
@@ -117,9 +128,9 @@ pub fn metrics_router(databases: Shards<Database>, lanes: Shards<Lanes>) -> Rout
     with_stack(routes::metrics::routes(), admission).with_state(MetricsState { databases, lanes })
 }
 
-/// Makes the router of the API without layers, to measure their cost.
-pub fn bare_router(app: App) -> Router {
-    described().0.with_state(AppState::from(Parts {
+/// Makes the routes of the API without layers, to measure their cost.
+pub fn bare_routes(app: App) -> impl HttpService {
+    let state = AppState::from(Parts {
         databases: app.databases,
         lanes: app.lanes,
         events: app.events,
@@ -129,7 +140,11 @@ pub fn bare_router(app: App) -> Router {
         body_timeout: BodyTimeout(app.limits.body_timeout),
         large_bodies: LargeBodies::default(),
         permits: RequestPermits::new(app.limits.in_progress),
-    }))
+    });
+    FastPath {
+        claim: claim.with_state(state.clone()),
+        router: described().0.with_state(state),
+    }
 }
 
 /// The routes of the API, with their description, and those of health.
@@ -153,7 +168,7 @@ fn with_stack<S: Clone + Send + Sync + 'static>(
     router
         .fallback(async || Error::RouteNotFound)
         .method_not_allowed_fallback(other_method)
-        .layer(Stack(admission))
+        .layer(Stack::of_router(admission))
 }
 
 /// Answers a method that the path does not take. The router adds `Allow`.

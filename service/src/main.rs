@@ -17,7 +17,7 @@ use honcho_service::{
     events::Events,
     health::Health,
     http::{
-        App, check_queue_limit, listen, metrics_router, raise_file_limit, router, runtime, serve,
+        App, check_queue_limit, listen, metrics_router, raise_file_limit, routes, runtime, serve,
     },
     lanes::Lanes,
     probe,
@@ -96,7 +96,7 @@ async fn run(config: Config) -> Result<()> {
     // Before the line that reports the start.
     let stop = stop_at_signal(config.shutdown, health.clone())?;
     let is_open = config.policy.is_open();
-    let router = router(App {
+    let routes = routes(App {
         databases: databases.clone(),
         lanes: lanes.clone(),
         events: events.clone(),
@@ -134,7 +134,7 @@ async fn run(config: Config) -> Result<()> {
         // They have no end of their own.
         events.stop();
     };
-    serve(listener, router, config.connections, stop).await;
+    serve(listener, routes, config.connections, stop).await;
     for lanes in lanes.iter() {
         lanes.drained().await;
     }

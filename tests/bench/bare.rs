@@ -10,7 +10,7 @@ use honcho_service::{
     database::Database,
     events::Events,
     health::Health,
-    http::{App, bare_router, listen, runtime, serve},
+    http::{App, bare_routes, listen, runtime, serve},
     lanes::Lanes,
 };
 use mimalloc::MiMalloc;
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         let lanes = Lanes::of(&databases, config.lanes);
         let listener = listen("127.0.0.1", 0).await?;
         eprintln!("listening on http://{}", listener.local_addr()?);
-        let router = bare_router(App {
+        let routes = bare_routes(App {
             events: Events::new(&databases, config.streams),
             health: databases.map(|database| Health::new(database.shard())),
             databases,
@@ -44,7 +44,7 @@ fn main() -> Result<()> {
             origins: config.origins,
             metrics: false,
         });
-        serve(listener, router, config.connections, pending()).await;
+        serve(listener, routes, config.connections, pending()).await;
         Ok(())
     }))?
 }

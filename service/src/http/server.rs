@@ -11,6 +11,7 @@ mod peer;
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     future::Future,
     io,
     pin::pin,
@@ -21,7 +22,8 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{extract::Request, response::Response};
+use hyper::body::Incoming;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
     net::TcpListener,
@@ -30,6 +32,7 @@ use tokio::{
     task::AbortHandle,
     time::sleep,
 };
+use tower_service::Service;
 use tracing::{debug, error, warn};
 
 use crate::telemetry::throttle::{Admitted, Throttle};
@@ -96,7 +99,24 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
         .build()
 }
 
-/// Serves `router` on `listener`, which [`listen`] has made, until `stop` completes, then finishes the requests in
+/// A service that answers requests, and is always ready to.
+pub trait HttpService:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> HttpService for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
+/// Serves `routes` on `listener`, which [`listen`] has made, until `stop` completes, then finishes the requests in
 /// progress.
 ///
 /// It replaces `axum::serve`, which has no limits and hides settings: here no part of an answer waits for the
@@ -104,7 +124,7 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
 /// copied together.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    routes: impl HttpService,
     limits: ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
@@ -132,9 +152,9 @@ pub async fn serve(
                     );
                 }
                 was_full = is_full;
-                let router = router.clone();
+                let routes = routes.clone();
                 let task =
-                    connection::spawn(stream, peer, router, limits, permit, &connections, &is_over);
+                    connection::spawn(stream, peer, routes, limits, permit, &connections, &is_over);
                 if is_full {
                     beyond.add(task);
                 }

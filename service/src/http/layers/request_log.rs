@@ -36,13 +36,38 @@ use crate::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Route of a request.
+#[derive(Debug)]
+enum Route {
+    /// The route of this path, which no router has matched.
+    Path(&'static str),
+    Matched(MatchedPath),
+    Unmatched,
+}
+
+impl Route {
+    fn of(request: &Request) -> Self {
+        let matched = request.extensions().get::<MatchedPath>();
+        matched.map_or(Self::Unmatched, |path| Self::Matched(path.clone()))
+    }
+
+    /// Template of the request's path.
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Path(path) => path,
+            Self::Matched(path) => path.as_str(),
+            Self::Unmatched => UNMATCHED,
+        }
+    }
+}
+
 /// A request in progress.
 #[derive(Debug)]
 pub(crate) struct LoggedRequest {
     timer: RequestTimer<'static>,
     id: HeaderValue,
     method: Method,
-    path: Option<MatchedPath>,
+    route: Route,
     client: Option<IpAddr>,
     trace: Trace,
 }
@@ -51,21 +76,21 @@ impl LoggedRequest {
     /// Starts counting and tracing a request.
     ///
     /// # Arguments
-    /// `client`: address of its client.
-    pub fn begin(request: &Request, client: Option<IpAddr>) -> Self {
+    /// `path`: path of its route, unless a router has matched it. `client`: address of its client.
+    pub fn begin(request: &Request, path: Option<&'static str>, client: Option<IpAddr>) -> Self {
         let timer = metrics().begin();
         let id = match request.headers().get(REQUEST_ID) {
             Some(id) if is_harmless(id) => id.clone(),
             _ => new_request_id(),
         };
         let method = request.method().clone();
-        let path = request.extensions().get::<MatchedPath>().cloned();
-        let trace = Trace::start(&method, route(path.as_ref()), request.headers());
+        let route = path.map_or_else(|| Route::of(request), Route::Path);
+        let trace = Trace::start(&method, route.as_str(), request.headers());
         Self {
             timer,
             id,
             method,
-            path,
+            route,
             client,
             trace,
         }
@@ -90,7 +115,7 @@ impl LoggedRequest {
             write_problem(&error, ids, &mut response);
         }
         let status = response.status();
-        let route = route(self.path.as_ref());
+        let route = self.route.as_str();
         let took = self.timer.finish(route, &self.method, status);
         let bytes = response.body().size_hint().exact();
         macro_rules! log_at {
@@ -132,11 +157,6 @@ impl LoggedRequest {
         response.headers_mut().insert(REQUEST_ID, self.id);
         response
     }
-}
-
-/// Template of the request's path.
-fn route(path: Option<&MatchedPath>) -> &str {
-    path.map_or(UNMATCHED, MatchedPath::as_str)
 }
 
 /// Returns true if a client's request id can go to logs and back to the client without escaping.

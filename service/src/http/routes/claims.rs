@@ -36,6 +36,9 @@ use crate::{
 /// The most users of a batch: the extension accepts no more.
 const BATCH: usize = 10_000;
 
+/// Path of the route that claims.
+pub(crate) const CLAIM_PATH: &str = "/api/coupons/claim";
+
 /// The routes of claims.
 pub(crate) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -175,7 +178,7 @@ problem_type! {
 /// `Idempotency-Key`, the answer to a claim that was made is 200 again.
 #[utoipa::path(
     post,
-    path = "/api/coupons/claim",
+    path = CLAIM_PATH,
     operation_id = "claim",
     tag = "claims",
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,

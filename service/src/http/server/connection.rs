@@ -11,7 +11,6 @@ use std::{
 };
 
 use axum::{
-    Router,
     body::{Body, Bytes, HttpBody},
     http::{Method, StatusCode},
     response::Response,
@@ -30,11 +29,10 @@ use tokio::{
     task::{AbortHandle, coop::unconstrained},
     time::{Instant, sleep_until},
 };
-use tower_service::Service;
 use tracing::{debug, info, warn};
 
 use super::{
-    ConnectionLimits, Endless,
+    ConnectionLimits, Endless, HttpService,
     activity::{Activity, Alarm, Watched},
     peer::Peer,
 };
@@ -47,7 +45,7 @@ const HEAD_LIMIT: usize = 64 * 1024;
 pub(super) fn spawn(
     stream: TcpStream,
     address: SocketAddr,
-    router: Router,
+    routes: impl HttpService,
     limits: ConnectionLimits,
     permit: Option<OwnedSemaphorePermit>,
     connections: &GracefulShutdown,
@@ -64,8 +62,7 @@ pub(super) fn spawn(
             activity: Arc::clone(&requests),
         });
         let requests = Arc::clone(&requests);
-        // A router is always ready.
-        router
+        routes
             .clone()
             .call(request)
             .map(move |Ok(response)| Ok::<_, Infallible>(observed(response, requests)))
