@@ -108,7 +108,7 @@ pub fn targets(results: &Results) -> Vec<Target> {
     at_least(
         "HTTP claims, 256 connections, against the no-op route".into(),
         ratio(http(Honcho), http(NoOp)),
-        0.5,
+        0.6,
     );
     for (subject, policy, least) in [
         (RedisAlways, "always", 1.2),
