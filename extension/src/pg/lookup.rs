@@ -2,12 +2,17 @@
 
 use std::ptr;
 
+use pgrx::itemptr::item_pointer_get_block_number_no_check;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{PgSqlErrorCode, ereport, error};
 
 use crate::pg::btree;
 use crate::pg::column::{Cell, Column, Key, KeyColumn};
 use crate::pg::relation::{Relation, Row, Slot, Version};
+
+/// Number of entries of the index after which `find_from` goes another way. There are one or two, unless a snapshot keeps old
+/// versions and their order is not that of their places.
+const FEW: usize = 4;
 
 /// Look-ups in one index, by `N` of its columns.
 pub struct Lookup<'t, const N: usize> {
@@ -78,6 +83,11 @@ impl<'t, const N: usize> Lookup<'t, N> {
         }
     }
 
+    /// The OID of the table.
+    pub fn table(&self) -> pg_sys::Oid {
+        self.table.oid()
+    }
+
     /// Releases the row last found, if any: a pinned page cannot be pruned.
     pub fn release(&mut self) {
         if !self.begun {
@@ -110,6 +120,51 @@ impl<'t, const N: usize> Lookup<'t, N> {
     pub fn find(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
         self.begin(key);
         self.fetch(pg_sys::ScanDirection::BackwardScanDirection)
+    }
+
+    /// The same for an index that may have many versions of the row, in an order in which the newest is not the first.
+    /// After a few entries in vain, this goes from `known`, a version of the row that was found before, from each version
+    /// to the next: they are as many as the updates since. If that does not lead to a row for which `is_same`, it goes on
+    /// in the index. Also returns true if there were more than a few entries.
+    pub fn find_from(
+        &mut self,
+        key: [Cell; N],
+        known: impl FnOnce() -> Option<Version>,
+        is_same: impl FnOnce(Row<'_>) -> bool,
+    ) -> (Option<Row<'_>>, bool) {
+        self.begin(key);
+        let direction = pg_sys::ScanDirection::BackwardScanDirection;
+        for _ in 0..FEW {
+            match self.fetch_one(direction) {
+                None => return (None, false),
+                Some(true) => return (Some(self.found()), false),
+                Some(false) => {}
+            }
+        }
+        if known().is_some_and(|version| self.follow(version)) && is_same(self.found()) {
+            return (Some(self.found()), true);
+        }
+        (self.fetch(direction), true)
+    }
+
+    /// Finds the newest version after `version` that the snapshot sees, or that one. Returns false if it sees none, or if
+    /// there is something else in its place. The row may be another one, too: its place may have been given away.
+    fn follow(&mut self, mut version: Version) -> bool {
+        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
+        // SAFETY: the slot is one of the table, which is open; a snapshot is active. The table may have become shorter.
+        unsafe {
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let place = &mut version.place;
+            let scan = pg_sys::table_beginscan_tid(self.table.0, snapshot);
+            let blocks = (*scan.cast::<pg_sys::HeapScanDescData>()).rs_nblocks;
+            let is_in_table = item_pointer_get_block_number_no_check(*place) < blocks;
+            if is_in_table {
+                pg_sys::table_tuple_get_latest_tid(scan, place);
+            }
+            pg_sys::table_endscan(scan);
+            is_in_table
+                && pg_sys::table_tuple_fetch_row_version(self.table.0, place, snapshot, slot.0)
+        }
     }
 
     /// The same for a key that the index is likely not to have, which is quicker to tell.

@@ -1,6 +1,7 @@
 //! Look-ups while an old snapshot keeps every version of the coupons' rows.
 
 use anyhow::Result;
+use tokio_postgres::Client;
 
 /// Claims on eight coupons in turn, and the most entries of the index of their names that one of them read. So few entries
 /// of such long names fit on a page of the index that it is soon full of versions of several coupons.
@@ -21,6 +22,22 @@ const CLAIMS: &str = "
 
 /// One before the turn, and one in it.
 const FEW: i64 = 2;
+
+/// Claims on one coupon.
+const MORE_CLAIMS: &str = "
+    create or replace procedure claim(users text, count int) language plpgsql as $$
+    declare
+        already bigint;
+        most bigint := 0;
+    begin
+        for i in 1..count loop
+            already := pg_stat_get_xact_tuples_returned('coupons_name_key'::regclass);
+            perform honcho_claim(users || i, 'PROMO');
+            most := greatest(most, pg_stat_get_xact_tuples_returned('coupons_name_key'::regclass) - already);
+            commit;
+        end loop;
+        insert into seen values (most);
+    end $$";
 
 #[tokio::test]
 async fn look_ups_start_at_the_newest_version() -> Result<()> {
@@ -43,4 +60,50 @@ async fn look_ups_start_at_the_newest_version() -> Result<()> {
 
     report.batch_execute("commit").await?;
     database.books().await
+}
+
+#[tokio::test]
+async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let client = database.connect().await?;
+    client
+        .batch_execute("create table seen (most bigint)")
+        .await?;
+    client.batch_execute(MORE_CLAIMS).await?;
+    let keep = "begin isolation level repeatable read; select from coupons";
+    let older = database.connect().await?;
+    older.batch_execute(keep).await?;
+    claim(&client, "one", 1000).await?;
+    let younger = database.connect().await?;
+    younger.batch_execute(keep).await?;
+    claim(&client, "two", 2000).await?;
+    older.batch_execute("commit").await?;
+    let other = database.connect().await?;
+    other.batch_execute("vacuum coupons").await?;
+
+    // The first look-up of a session reads the entries of all versions that are behind the newest.
+    let first = claim(&client, "three", 300).await?;
+    assert!(first > 2 * MANY, "there are only {first} entries");
+    let later = claim(&client, "four", 500).await?;
+    assert!(later <= 2 * MANY, "{later} entries were read");
+    // What another session has changed meanwhile does not matter.
+    claim(&other, "five", 500).await?;
+    let later = claim(&client, "six", 500).await?;
+    assert!(later <= 2 * MANY, "{later} entries were read");
+
+    younger.batch_execute("commit").await?;
+    database.books().await
+}
+
+/// Entries after which a look-up goes from one version to the next.
+const MANY: i64 = 4;
+
+/// Makes claims, and returns the most entries of the index of names that one of them read.
+async fn claim(client: &Client, users: &str, count: i32) -> Result<i64> {
+    client.batch_execute("truncate seen").await?;
+    let call = format!("call claim('{users} ', {count})");
+    client.batch_execute(&call).await?;
+    let row = client.query_one("select most from seen", &[]).await?;
+    Ok(row.get(0))
 }

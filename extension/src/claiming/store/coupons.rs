@@ -1,5 +1,7 @@
 //! The table `coupons`.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
 use pgrx::AllocatedByPostgres;
@@ -8,7 +10,7 @@ use pgrx::heap_tuple::PgHeapTuple;
 use pgrx::pg_sys;
 
 use crate::claiming::outcome::Outcome;
-use crate::pg::column::{Cell, Column, Text};
+use crate::pg::column::{Cell, Column, Key, Text};
 use crate::pg::errors;
 use crate::pg::lookup::Lookup;
 use crate::pg::relation::{Relation, Row, Version};
@@ -23,6 +25,14 @@ const CREATED_AT: Column<i64> = Column::new(5);
 const STARTS_AT: Column<i64> = Column::new(6);
 const ENDS_AT: Column<i64> = Column::new(7);
 const PAUSED: Column<bool> = Column::new(8);
+
+/// The most coupons in `KNOWN`.
+const MOST_KNOWN: usize = 1000;
+
+thread_local! {
+    /// The version that this session found last of each coupon whose index has had many, by table and name.
+    static KNOWN: RefCell<HashMap<(pg_sys::Oid, String), Version>> = RefCell::default();
+}
 
 /// The columns that no operation changes.
 const IDENTITY: [usize; 2] = [ID.attribute(), NAME.attribute()];
@@ -185,8 +195,20 @@ pub struct CouponSearch<'t> {
 impl CouponSearch<'_> {
     /// The coupon called `name`.
     pub fn find(&mut self, name: Text) -> Option<Coupon> {
-        let found = self.by_name.find([NAME.of(name)]);
-        found.map(|row| Coupon::read(row, self.of_holds))
+        let table = self.by_name.table();
+        let known = || KNOWN.with_borrow(|known| known.get(&(table, name.string())).copied());
+        let is_same = |row: Row<'_>| row.get(NAME).is_some_and(|found| found.is_equal(name));
+        let (found, has_many) = self.by_name.find_from([NAME.of(name)], known, is_same);
+        let coupon = found.map(|row| Coupon::read(row, self.of_holds));
+        if has_many && let Some(coupon) = &coupon {
+            KNOWN.with_borrow_mut(|known| {
+                if known.len() >= MOST_KNOWN {
+                    known.clear();
+                }
+                known.insert((table, name.string()), coupon.version);
+            });
+        }
+        coupon
     }
 
     /// Finds `coupon` again, without a search. Returns false if it has changed.
