@@ -14,6 +14,9 @@ use crate::pg::relation::{Relation, Row, Slot, Version};
 /// versions and their order is not that of their places.
 const FEW: usize = 4;
 
+/// The most versions from one to the next. Each takes about ten times as long as one that is passed in the index.
+const STEPS: usize = 1000;
+
 /// Look-ups in one index, by `N` of its columns.
 pub struct Lookup<'t, const N: usize> {
     table: &'t Relation,
@@ -123,9 +126,9 @@ impl<'t, const N: usize> Lookup<'t, N> {
     }
 
     /// The same for an index that may have many versions of the row, in an order in which the newest is not the first.
-    /// After a few entries in vain, this goes from `known`, a version of the row that was found before, from each version
-    /// to the next: they are as many as the updates since. If that does not lead to a row for which `is_same`, it goes on
-    /// in the index. Also returns true if there were more than a few entries.
+    /// If a few entries are in vain, this goes from `known`, a version of the row that was found before, from each version
+    /// to the next. If that does not lead to a row for which `is_same`, it goes on in the index. Also returns true if a
+    /// few entries were in vain.
     pub fn find_from(
         &mut self,
         key: [Cell; N],
@@ -147,23 +150,48 @@ impl<'t, const N: usize> Lookup<'t, N> {
         (self.fetch(direction), true)
     }
 
-    /// Finds the newest version after `version` that the snapshot sees, or that one. Returns false if it sees none, or if
-    /// there is something else in its place. The row may be another one, too: its place may have been given away.
+    /// Finds the version that the snapshot sees, from `version` on. Returns false if there is none within `STEPS`. The row
+    /// may be another one: the place of `version` may have been given away.
     fn follow(&mut self, mut version: Version) -> bool {
-        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
-        // SAFETY: the slot is one of the table, which is open; a snapshot is active. The table may have become shorter.
-        unsafe {
-            let snapshot = pg_sys::GetActiveSnapshot();
-            let place = &mut version.place;
-            let scan = pg_sys::table_beginscan_tid(self.table.0, snapshot);
-            let blocks = (*scan.cast::<pg_sys::HeapScanDescData>()).rs_nblocks;
-            let is_in_table = item_pointer_get_block_number_no_check(*place) < blocks;
-            if is_in_table {
-                pg_sys::table_tuple_get_latest_tid(scan, place);
+        // The lock on the table keeps a vacuum from making it shorter meanwhile, but one may have done so before: a
+        // version may be left whose successor is gone.
+        // SAFETY: the table is open.
+        let blocks = unsafe {
+            pg_sys::RelationGetNumberOfBlocksInFork(self.table.0, pg_sys::ForkNumber::MAIN_FORKNUM)
+        };
+        for _ in 0..STEPS {
+            // SAFETY: the place is from the header of a row, or from a slot.
+            if unsafe { item_pointer_get_block_number_no_check(version.place) } >= blocks {
+                return false;
             }
-            pg_sys::table_endscan(scan);
-            is_in_table
-                && pg_sys::table_tuple_fetch_row_version(self.table.0, place, snapshot, slot.0)
+            // SAFETY: a snapshot is active.
+            if self.fetch_version(version, unsafe { pg_sys::GetActiveSnapshot() }) {
+                return true;
+            }
+            if !self.fetch_version(version, &raw mut pg_sys::SnapshotAnyData)
+                || self.found().written_by() != version.written_by
+            {
+                return false;
+            }
+            match self.found().successor() {
+                Some(successor) => version = successor,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Puts the row in the place of `version` into the slot, if `snapshot` sees it. Returns true if so.
+    fn fetch_version(&mut self, mut version: Version, snapshot: pg_sys::Snapshot) -> bool {
+        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
+        // SAFETY: the slot is one of the table, which is open, and the place is in it.
+        unsafe {
+            pg_sys::table_tuple_fetch_row_version(
+                self.table.0,
+                &mut version.place,
+                snapshot,
+                slot.0,
+            )
         }
     }
 
@@ -185,19 +213,11 @@ impl<'t, const N: usize> Lookup<'t, N> {
     }
 
     /// Finds `version` again without a search, if the snapshot sees it. Returns true if so.
-    pub fn find_again(&mut self, mut version: Version) -> bool {
-        let slot = self.slot.get_or_insert_with(|| Slot::new(self.table));
-        // SAFETY: the slot is one of the table, which is open; a snapshot is active.
-        let is_there = unsafe {
-            pg_sys::table_tuple_fetch_row_version(
-                self.table.0,
-                &mut version.place,
-                pg_sys::GetActiveSnapshot(),
-                slot.0,
-            )
-        };
+    pub fn find_again(&mut self, version: Version) -> bool {
+        // SAFETY: a snapshot is active.
+        let is_there = self.fetch_version(version, unsafe { pg_sys::GetActiveSnapshot() });
         // Its place may have been given to another row meanwhile.
-        is_there && Row(slot).written_by() == version.written_by
+        is_there && self.found().written_by() == version.written_by
     }
 
     /// The first such row in the order of the index.

@@ -154,6 +154,14 @@ pub struct Version {
     pub written_by: pg_sys::TransactionId,
 }
 
+impl Version {
+    /// Returns true if this transaction has written it, and may still undo that.
+    pub fn is_of_this_transaction(self) -> bool {
+        // SAFETY: it only looks at this session's own transactions.
+        unsafe { pg_sys::TransactionIdIsCurrentTransactionId(self.written_by) }
+    }
+}
+
 /// The row in a slot.
 #[derive(Clone, Copy)]
 pub struct Row<'a>(pub(super) &'a Slot);
@@ -196,6 +204,33 @@ impl Row<'_> {
         unsafe {
             let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());
             u32::from((*(*tuple).t_data).t_infomask) & pg_sys::HEAP_XMAX_INVALID == 0
+        }
+    }
+
+    /// The version that a transaction has written in place of this one, whether it has committed or not; none if there
+    /// is none.
+    pub(super) fn successor(self) -> Option<Version> {
+        // SAFETY: the slot holds a heap row in a page that is pinned. Its header may change except under the page's lock.
+        unsafe {
+            let buffer = (*self.0.0.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer;
+            let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+            let header = (*tuple).t_data;
+            let place = (*header).t_ctid;
+            let flags = u32::from((*header).t_infomask);
+            let locks = flags & (pg_sys::HEAP_XMAX_IS_MULTI | pg_sys::HEAP_LOCK_MASK);
+            let is_changed = flags & (pg_sys::HEAP_XMAX_INVALID | pg_sys::HEAP_XMAX_LOCK_ONLY) == 0
+                && locks != pg_sys::HEAP_XMAX_EXCL_LOCK;
+            let written_by = match flags & pg_sys::HEAP_XMAX_IS_MULTI {
+                _ if !is_changed => pg_sys::InvalidTransactionId,
+                0 => (*header).t_choice.t_heap.t_xmax,
+                _ => pg_sys::HeapTupleGetUpdateXid(header),
+            };
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_UNLOCK as i32);
+            let own = (*tuple).t_self;
+            let is_own = (own.ip_blkid.bi_hi, own.ip_blkid.bi_lo, own.ip_posid)
+                == (place.ip_blkid.bi_hi, place.ip_blkid.bi_lo, place.ip_posid);
+            (is_changed && !is_own).then_some(Version { place, written_by })
         }
     }
 

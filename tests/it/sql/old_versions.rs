@@ -23,7 +23,10 @@ const CLAIMS: &str = "
 /// One before the turn, and one in it.
 const FEW: i64 = 2;
 
-/// Claims on one coupon.
+/// Entries after which a look-up goes from one version to the next.
+const MANY: i64 = 4;
+
+/// Procedure that makes claims on one coupon.
 const MORE_CLAIMS: &str = "
     create or replace procedure claim(users text, count int) language plpgsql as $$
     declare
@@ -87,17 +90,25 @@ async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Resu
     assert!(first > 2 * MANY, "there are only {first} entries");
     let later = claim(&client, "four", 500).await?;
     assert!(later <= 2 * MANY, "{later} entries were read");
-    // What another session has changed meanwhile does not matter.
-    claim(&other, "five", 500).await?;
-    let later = claim(&client, "six", 500).await?;
+    // What another session has changed or undone meanwhile does not matter.
+    let undone = "begin; select honcho_claim('undone', 'PROMO'); rollback";
+    claim(&other, "five", 400).await?;
+    for _ in 0..10 {
+        other.batch_execute(undone).await?;
+    }
+    claim(&other, "six", 100).await?;
+    let later = claim(&client, "seven", 500).await?;
     assert!(later <= 2 * MANY, "{later} entries were read");
+
+    let remaining = "select remaining_amount from honcho_get_coupon('PROMO')";
+    for (session, claims) in [(&client, 4800), (&younger, 1000), (&younger, 1000)] {
+        let left: i32 = session.query_one(remaining, &[]).await?.get(0);
+        assert_eq!(left, 1_000_000 - claims);
+    }
 
     younger.batch_execute("commit").await?;
     database.books().await
 }
-
-/// Entries after which a look-up goes from one version to the next.
-const MANY: i64 = 4;
 
 /// Makes claims, and returns the most entries of the index of names that one of them read.
 async fn claim(client: &Client, users: &str, count: i32) -> Result<i64> {
