@@ -14,8 +14,8 @@ use crate::pg::relation::{Relation, Row, Slot, Version};
 /// versions and their order is not that of their places.
 const FEW: usize = 4;
 
-/// The most versions from one to the next. Each takes about ten times as long as one that is passed in the index.
-const STEPS: usize = 1000;
+/// The most versions from one to the next, so that a way that leads nowhere takes little time.
+const STEPS: usize = 100;
 
 /// Look-ups in one index, by `N` of its columns.
 pub struct Lookup<'t, const N: usize> {
@@ -159,21 +159,22 @@ impl<'t, const N: usize> Lookup<'t, N> {
         let blocks = unsafe {
             pg_sys::RelationGetNumberOfBlocksInFork(self.table.0, pg_sys::ForkNumber::MAIN_FORKNUM)
         };
+        // SAFETY: the scan has the snapshot of this look-up.
+        let snapshot = unsafe { (*self.scan).xs_snapshot };
         for _ in 0..STEPS {
             // SAFETY: the place is from the header of a row, or from a slot.
-            if unsafe { item_pointer_get_block_number_no_check(version.place) } >= blocks {
-                return false;
-            }
-            // SAFETY: a snapshot is active.
-            if self.fetch_version(version, unsafe { pg_sys::GetActiveSnapshot() }) {
-                return true;
-            }
-            if !self.fetch_version(version, &raw mut pg_sys::SnapshotAnyData)
+            let block = unsafe { item_pointer_get_block_number_no_check(version.place) };
+            if block >= blocks
+                || !self.fetch_version(version, &raw mut pg_sys::SnapshotAnyData)
                 || self.found().written_by() != version.written_by
             {
                 return false;
             }
-            match self.found().successor() {
+            let successor = self.found().successor();
+            if self.fetch_version(version, snapshot) {
+                return true;
+            }
+            match successor {
                 Some(successor) => version = successor,
                 None => return false,
             }

@@ -154,14 +154,6 @@ pub struct Version {
     pub written_by: pg_sys::TransactionId,
 }
 
-impl Version {
-    /// Returns true if this transaction has written it, and may still undo that.
-    pub fn is_of_this_transaction(self) -> bool {
-        // SAFETY: it only looks at this session's own transactions.
-        unsafe { pg_sys::TransactionIdIsCurrentTransactionId(self.written_by) }
-    }
-}
-
 /// The row in a slot.
 #[derive(Clone, Copy)]
 pub struct Row<'a>(pub(super) &'a Slot);
@@ -210,7 +202,7 @@ impl Row<'_> {
     /// The version that a transaction has written in place of this one, whether it has committed or not; none if there
     /// is none.
     pub(super) fn successor(self) -> Option<Version> {
-        // SAFETY: the slot holds a heap row in a page that is pinned. Its header may change except under the page's lock.
+        // SAFETY: the slot holds a heap row in a page that is pinned. An update changes the header under the page's lock.
         unsafe {
             let buffer = (*self.0.0.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer;
             let tuple = pg_sys::ExecFetchSlotHeapTuple(self.0.0, false, ptr::null_mut());

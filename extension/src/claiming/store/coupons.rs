@@ -200,10 +200,7 @@ impl CouponSearch<'_> {
         let is_same = |row: Row<'_>| row.get(NAME).is_some_and(|found| found.is_equal(name));
         let (found, has_many) = self.by_name.find_from([NAME.of(name)], known, is_same);
         let coupon = found.map(|row| Coupon::read(row, self.of_holds));
-        if has_many
-            && let Some(coupon) = &coupon
-            && !coupon.version.is_of_this_transaction()
-        {
+        if has_many && let Some(coupon) = &coupon {
             KNOWN.with_borrow_mut(|known| {
                 if known.len() >= MOST_KNOWN {
                     known.clear();
