@@ -1,6 +1,7 @@
 //! Look-ups while an old snapshot keeps every version of the coupons' rows.
 
 use anyhow::Result;
+use honcho_tests::Database;
 use tokio_postgres::Client;
 
 /// Claims on eight coupons in turn, and the most entries of the index of their names that one of them read. So few entries
@@ -23,12 +24,13 @@ const CLAIMS: &str = "
 /// One before the turn, and one in it.
 const FEW: i64 = 2;
 
-/// Entries after which a look-up goes from one version to the next.
-const MANY: i64 = 4;
+/// Entries in vain after which a look-up goes from one version to the next.
+const VAIN: i64 = 4;
 
 /// Procedure that makes claims on one coupon.
 const MORE_CLAIMS: &str = "
-    create or replace procedure claim(users text, count int) language plpgsql as $$
+    create table seen (most bigint);
+    create procedure claim(users text, count int) language plpgsql as $$
     declare
         already bigint;
         most bigint := 0;
@@ -70,26 +72,15 @@ async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Resu
     let database = crate::database().await?;
     database.create_coupon("PROMO", 1_000_000).await?;
     let client = database.connect().await?;
-    client
-        .batch_execute("create table seen (most bigint)")
-        .await?;
     client.batch_execute(MORE_CLAIMS).await?;
-    let keep = "begin isolation level repeatable read; select from coupons";
-    let older = database.connect().await?;
-    older.batch_execute(keep).await?;
-    claim(&client, "one", 1000).await?;
-    let younger = database.connect().await?;
-    younger.batch_execute(keep).await?;
-    claim(&client, "two", 2000).await?;
-    older.batch_execute("commit").await?;
+    let younger = disorder(&database, &client, [1000, 2000]).await?;
     let other = database.connect().await?;
-    other.batch_execute("vacuum coupons").await?;
 
     // The first look-up of a session reads the entries of all versions that are behind the newest.
     let first = claim(&client, "three", 300).await?;
-    assert!(first > 2 * MANY, "there are only {first} entries");
+    assert!(first > 2 * VAIN, "there are only {first} entries");
     let later = claim(&client, "four", 500).await?;
-    assert!(later <= 2 * MANY, "{later} entries were read");
+    assert!(later <= 2 * VAIN, "{later} entries were read");
     // What another session has changed or undone meanwhile does not matter.
     let undone = "begin; select honcho_claim('undone', 'PROMO'); rollback";
     claim(&other, "five", 50).await?;
@@ -98,7 +89,7 @@ async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Resu
     }
     claim(&other, "six", 20).await?;
     let later = claim(&client, "seven", 500).await?;
-    assert!(later <= 2 * MANY, "{later} entries were read");
+    assert!(later <= 2 * VAIN, "{later} entries were read");
 
     let remaining = "select remaining_amount from honcho_get_coupon('PROMO')";
     for (session, claims) in [(&client, 4370), (&younger, 1000), (&younger, 1000)] {
@@ -108,6 +99,65 @@ async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Resu
 
     younger.batch_execute("commit").await?;
     database.books().await
+}
+
+#[tokio::test]
+async fn look_ups_go_to_no_place_beyond_the_end_of_the_table() -> Result<()> {
+    const FAR: i64 = 20;
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let client = database.connect().await?;
+    client.batch_execute(MORE_CLAIMS).await?;
+    let younger = disorder(&database, &client, [3000, 1000]).await?;
+    let block = "select ((ctid::text::point)[0])::bigint from coupons";
+    // Until the session knows a version that is behind others, and far from the beginning.
+    let mut users = 0;
+    loop {
+        users += 1;
+        assert!(
+            users < 100,
+            "no version behind others is in block {FAR} or beyond"
+        );
+        claim(&client, &format!("three {users}"), 40).await?;
+        let at: i64 = client.query_one(block, &[]).await?.get(0);
+        let entries = claim(&client, &format!("four {users}"), 1).await?;
+        if at >= FAR && entries > FEW {
+            break;
+        }
+    }
+    younger.batch_execute("commit").await?;
+
+    let other = database.connect().await?;
+    other
+        .batch_execute("truncate coupons, claims, holds, coupon_events")
+        .await?;
+    database.create_coupon("PROMO", 1_000_000).await?;
+    let younger = disorder(&database, &other, [400, 1000]).await?;
+    claim(&other, "three", 150).await?;
+    let size = "select pg_relation_size('coupons') / current_setting('block_size')::bigint";
+    let blocks: i64 = other.query_one(size, &[]).await?.get(0);
+    assert!(blocks <= FAR, "the table has {blocks} blocks");
+    let entries = claim(&client, "five", 1).await?;
+    assert!(entries > 2 * VAIN, "there are only {entries} entries");
+
+    younger.batch_execute("commit").await?;
+    database.books().await
+}
+
+/// Makes so many claims under an older snapshot, then so many under a younger one, too, and frees the places of the first:
+/// new versions will fill these. Returns the session with the younger snapshot.
+async fn disorder(database: &Database, client: &Client, claims: [i32; 2]) -> Result<Client> {
+    let keep = "begin isolation level repeatable read; select from coupons";
+    let older = database.connect().await?;
+    older.batch_execute(keep).await?;
+    claim(client, "one", claims[0]).await?;
+    let younger = database.connect().await?;
+    younger.batch_execute(keep).await?;
+    claim(client, "two", claims[1]).await?;
+    older.batch_execute("commit").await?;
+    let vacuum = database.connect().await?;
+    vacuum.batch_execute("vacuum coupons").await?;
+    Ok(younger)
 }
 
 /// Makes claims, and returns the most entries of the index of names that one of them read.
