@@ -463,7 +463,7 @@ impl<'a> Request<'a> {
 
         let asked = session::now();
         let Some(coupon) = view.lock_coupon(self.coupon_name) else {
-            return self.not_found(decided);
+            return self.gone(view, decided);
         };
         // Only a writer that bypasses the queue can have changed it or made this wait. Its work must be seen.
         if coupon.version.written_by != draft.before().version.written_by
@@ -475,7 +475,7 @@ impl<'a> Request<'a> {
                 return self.not_found(decided);
             }
             let Some(coupon) = view.lock_coupon(self.coupon_name) else {
-                return self.not_found(decided);
+                return self.gone(view, decided);
             };
             draft = Draft::new(coupon, self.coupon_name, operations.len());
             let (again, rests_on) = draft_all(&mut draft, view, operations);
@@ -490,6 +490,16 @@ impl<'a> Request<'a> {
         let events = draft.events();
         write(ledger, view, self.coupon_name, &mut draft, &events);
         Taken::Some
+    }
+
+    /// The coupon was deleted or renamed during the wait for its row. The name may belong to another one by now.
+    fn gone(&self, view: &mut View<'_>, decided: &mut Decided) -> Taken {
+        view.release();
+        view.renew();
+        match view.coupon(self.coupon_name) {
+            Some(coupon) => Taken::Other(coupon.id),
+            None => self.not_found(decided),
+        }
     }
 
     fn not_found(&self, decided: &mut Decided) -> Taken {
