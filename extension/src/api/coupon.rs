@@ -21,7 +21,7 @@ use crate::pg::session;
 /// # Arguments
 /// `name`: 1 to 255 characters. `amount`: the number of claims that can be made, at least 1. `starts_at`:
 /// the first moment for claims; `ends_at`: the first moment after them, which must lie after `starts_at`;
-/// null for no bound.
+/// null, `-infinity` as `starts_at` and `infinity` as `ends_at` for no bound.
 ///
 /// # Returns
 /// True if it was created, false if the name is taken.
@@ -47,6 +47,9 @@ fn honcho_create_coupon(
     {
         args::invalid("ends_at must lie after starts_at".into());
     }
+    let is = |moment: &TimestampWithTimeZone, other| i64::from(*moment) == other;
+    let starts_at = starts_at.filter(|moment| !is(moment, i64::MIN));
+    let ends_at = ends_at.filter(|moment| !is(moment, i64::MAX));
     session::require_writable(c"honcho_create_coupon()");
     thread_local!(static PLAN: Plan = const {
         Plan::new(

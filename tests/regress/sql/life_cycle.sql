@@ -150,6 +150,11 @@ rollback to s;
 select honcho_delete_coupon('STATE');
 rollback;
 
+-- The infinities that are no bounds are none in a creation, too.
+select honcho_create_coupon('ALWAYS', 1, '-infinity', 'infinity');
+select starts_at is null as no_start, ends_at is null as no_end from coupons where name = 'ALWAYS';
+select kind, details from honcho_list_events(coupon_name => 'ALWAYS');
+
 select * from honcho_verify() where not holds;
 drop function lapse;
 drop extension honcho;
