@@ -38,8 +38,8 @@ pub(super) struct DatabaseSettings {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = limit())]
     statement_timeout: Duration,
     /// Longest wait of a claim for a coupon that another session holds, once in line and once at its
-    /// head; then the answer is 503. At most half of STATEMENT_TIMEOUT [default: 2s, or that half if it
-    /// is less]
+    /// head; then the answer is 503. At most half of STATEMENT_TIMEOUT [default: 2s, or half of
+    /// STATEMENT_TIMEOUT if that is less]
     #[arg(long, value_name = "TIME", value_parser = limit())]
     lock_timeout: Option<Duration>,
 }

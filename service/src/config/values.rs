@@ -48,8 +48,13 @@ pub(super) fn duration(
         let time = humantime::parse_duration(text).ok();
         time.filter(|time| range.contains(time)).ok_or_else(|| {
             let (from, to) = range.clone().into_inner();
+            let examples = if from <= Duration::from_millis(500) {
+                "500ms, 5s or 1m"
+            } else {
+                "5s, 1m or 2h"
+            };
             format!(
-                "must be a time from {} to {}, such as 500ms, 5s or 1m",
+                "must be a time from {} to {}, such as {examples}",
                 humantime::format_duration(from),
                 humantime::format_duration(to)
             )

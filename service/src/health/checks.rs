@@ -168,7 +168,7 @@ pub(super) async fn ask(client: &Client, question: &Statement) -> Result<Version
     let is_standby: bool = row.try_get(4).map_err(odd)?;
     let server: String = row.try_get(5).map_err(odd)?;
     let Some(extension) = extension else {
-        let log = anyhow!("create extension honcho; adds it");
+        let log = anyhow!("run create extension honcho there");
         return Err(Trouble::new(Cause::NoExtension, log));
     };
     if !speaks(&extension) {

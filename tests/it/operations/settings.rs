@@ -113,6 +113,11 @@ fn wrong_setting_is_refused_with_its_allowed_values() -> Result<()> {
             "soon",
             "must be a time from 0s to 5m, such as 500ms, 5s or 1m",
         ),
+        (
+            "--hold-ttl",
+            "500ms",
+            "must be a time from 1s to 1day, such as 5s, 1m or 2h",
+        ),
     ] {
         let variable = flag
             .trim_start_matches('-')

@@ -82,7 +82,7 @@ problem_type! {
         (status = 200, description = "The stream, which ends when the service does", body = String,
          content_type = "text/event-stream",
          example = "id: 17\nevent: sold_out\ndata: {\"coupon_name\":\"PROMO_SUPER\",\"kind\":\"sold_out\",\
-                    \"at\":\"2026-01-31T12:00:01.123456Z\",\"actor\":\"honcho_service\",\"details\":{\"held\":0}}\n\n"),
+                    \"at\":\"2026-01-31T12:00:01.123456Z\",\"actor\":\"honcho_service\",\"details\":{\"held\": 0}}\n\n"),
         EventListProblems,
     ),
     security(("bearer" = ["read"])),
