@@ -47,9 +47,8 @@ fn honcho_create_coupon(
     {
         args::invalid("ends_at must lie after starts_at".into());
     }
-    let is = |moment: &TimestampWithTimeZone, other| i64::from(*moment) == other;
-    let starts_at = starts_at.filter(|moment| !is(moment, i64::MIN));
-    let ends_at = ends_at.filter(|moment| !is(moment, i64::MAX));
+    let starts_at = starts_at.filter(|&starts_at| i64::from(starts_at) != i64::MIN);
+    let ends_at = ends_at.filter(|&ends_at| i64::from(ends_at) != i64::MAX);
     session::require_writable(c"honcho_create_coupon()");
     thread_local!(static PLAN: Plan = const {
         Plan::new(
