@@ -3,6 +3,7 @@
 mod assets;
 mod extract;
 mod fast_path;
+mod json;
 mod layers;
 mod openapi;
 pub(crate) mod problem;

@@ -15,13 +15,13 @@ use axum::{
 };
 use opentelemetry::trace::TraceId;
 use serde::Serialize;
-use tracing::error;
 use utoipa::ToSchema;
 
 pub(crate) use self::catalog::{Entry, codes, entry};
 use crate::{
     auth::{Denied, Scope},
     error::{Error, SharedError},
+    http::json::Object,
 };
 
 /// The ids by which a request is found in logs and traces.
@@ -92,12 +92,22 @@ pub(crate) fn body(error: &Error, request_id: &str) -> Vec<u8> {
         request_id,
         error: code,
     };
-    // Most problems fit, and a sale is mostly refusals.
-    let mut body = Vec::with_capacity(384);
-    if let Err(error) = serde_json::to_writer(&mut body, &problem) {
-        error!(request_id, "a problem could not be written: {error}");
+    problem.json()
+}
+
+impl Problem<'_> {
+    fn json(&self) -> Vec<u8> {
+        // Most problems fit, and a sale is mostly refusals.
+        Object::begin(384)
+            .text("type", self.kind)
+            .text("title", self.title)
+            .number("status", self.status)
+            .text("detail", self.detail)
+            .text("code", self.code)
+            .text("request_id", self.request_id)
+            .text("error", self.error)
+            .end()
     }
-    body
 }
 
 /// Gives an answer the body and the headers of its error, and logs the error if an operator needs it.
@@ -151,4 +161,24 @@ fn missing_scope(scope: Scope) -> String {
 /// Rounds up to whole seconds, so that a client that waits that long has waited long enough.
 pub(crate) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problem_is_the_json_that_is_described() {
+        let problem = Problem {
+            kind: "urn:problem-type:honcho:invalid",
+            title: "Invalid",
+            status: 400,
+            detail: "a \"detail\"",
+            code: "invalid",
+            request_id: "1",
+            error: "invalid",
+        };
+        assert_eq!(problem.json(), serde_json::to_vec(&problem).unwrap());
+    }
 }

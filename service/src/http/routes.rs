@@ -12,9 +12,12 @@ pub(crate) mod users;
 use std::time::Duration;
 
 use axum::{
-    Json,
+    body::Body,
     extract::{Path, rejection::PathRejection},
-    http::{HeaderName, HeaderValue, header::CACHE_CONTROL},
+    http::{
+        HeaderName, HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -24,7 +27,10 @@ use utoipa::ToSchema;
 use crate::{
     database::Applied,
     error::Error,
-    http::extract::{caller::Claimer, fields},
+    http::{
+        extract::{caller::Claimer, fields},
+        json::Object,
+    },
     outcome::{Operation, Outcome},
     telemetry::metrics::metrics,
 };
@@ -52,6 +58,30 @@ pub(crate) struct Done<'a> {
     user_id: &'a str,
     #[schema(example = "PROMO_SUPER")]
     coupon_name: &'a str,
+}
+
+impl Done<'_> {
+    fn json(&self) -> Vec<u8> {
+        let Self {
+            message,
+            user_id,
+            coupon_name,
+        } = self;
+        Object::begin(message.len() + user_id.len() + coupon_name.len() + 64)
+            .text("message", message)
+            .text("user_id", user_id)
+            .text("coupon_name", coupon_name)
+            .end()
+    }
+}
+
+impl IntoResponse for &Done<'_> {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.json()));
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(CONTENT_TYPE, json);
+        response
+    }
 }
 
 /// Path of the coupon of this name.
@@ -113,7 +143,7 @@ fn refused(applied: &Applied) -> Error {
 /// Answers an operation of a user: with `done` if it had the outcome `success`, else with its refusal.
 fn answer(applied: &Applied, success: Outcome, done: &Done<'_>) -> Result<Response, Error> {
     if applied.outcome == success {
-        Ok(Json(done).into_response())
+        Ok(done.into_response())
     } else {
         Err(refused(applied))
     }
@@ -135,4 +165,20 @@ fn count<T>(
 /// An invalid request, for the description.
 fn invalid() -> Error {
     Error::Invalid("amount must be a whole number from 1 to 2147483647".into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answer_is_the_json_that_is_described() {
+        let done = Done {
+            message: "coupon claimed",
+            user_id: "a \"user\"",
+            coupon_name: "PROMO",
+        };
+        assert_eq!(done.json(), serde_json::to_vec(&done).unwrap());
+    }
 }

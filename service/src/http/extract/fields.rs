@@ -34,7 +34,10 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> 
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Error::Invalid("the body must be a JSON object".into()));
     }
-    serde_json::from_slice(body).map_err(|error| {
+    // Looked at once: serde_json looks at each text of bytes by itself.
+    let body = str::from_utf8(body)
+        .map_err(|error| Error::Invalid(format!("the body is not valid JSON: {error}").into()))?;
+    serde_json::from_str(body).map_err(|error| {
         let fault = match error.classify() {
             // Values are not parsed yet, so only a field's name can be wrong.
             Category::Data => "the body does not fit",
@@ -77,8 +80,16 @@ fn parse_text(raw: &RawValue) -> Result<Cow<'_, str>, &'static str> {
     #[derive(Deserialize)]
     struct Borrowed<'a>(#[serde(borrow)] Cow<'a, str>);
 
-    let Borrowed(text) =
-        serde_json::from_str(raw.get()).map_err(|_| "must be a string of valid Unicode")?;
+    // The value is known to be JSON, so without a backslash, all between quotation marks is the text.
+    let quoted = raw.get().strip_prefix('"');
+    let text = match quoted.and_then(|text| text.strip_suffix('"')) {
+        Some(text) if !text.contains('\\') => Cow::Borrowed(text),
+        _ => {
+            let parsed = serde_json::from_str(raw.get());
+            let Borrowed(text) = parsed.map_err(|_| "must be a string of valid Unicode")?;
+            text
+        }
+    };
     match fault(&text) {
         None => Ok(text),
         Some(fault) => Err(fault),
