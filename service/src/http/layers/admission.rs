@@ -164,7 +164,7 @@ impl Admission {
         }
         // A safe request is served from its head on: no route reads the body that it may have.
         let permit = if is_safe || request.body().is_end_stream() {
-            match permits.take() {
+            match permits.clone().take() {
                 Ok(permit) => Some(permit),
                 Err(error) => return refuse(error),
             }
