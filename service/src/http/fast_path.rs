@@ -13,10 +13,9 @@ use axum::{
     routing::future::RouteFuture,
 };
 use futures_util::future::Either;
-use hyper::body::Incoming;
 use tower_service::Service;
 
-use super::routes::claims::CLAIM_PATH;
+use super::{routes::claims::CLAIM_PATH, server::RequestBody};
 
 /// All routes.
 #[derive(Clone, Debug)]
@@ -27,7 +26,7 @@ pub(super) struct FastPath<C> {
     pub router: Router,
 }
 
-impl<C> Service<Request<Incoming>> for FastPath<C>
+impl<C> Service<Request<RequestBody>> for FastPath<C>
 where
     C: Service<Request, Response = Response, Error = Infallible>,
 {
@@ -40,7 +39,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
         if request.method() == Method::POST && request.uri().path() == CLAIM_PATH {
             Either::Left(self.claim.call(request.map(Body::new)))
         } else {

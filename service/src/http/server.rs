@@ -8,6 +8,7 @@ mod connection;
 mod files;
 mod listen;
 mod peer;
+mod waker;
 
 use std::{
     collections::VecDeque,
@@ -23,12 +24,10 @@ use std::{
 };
 
 use axum::{extract::Request, response::Response};
-use hyper::body::Incoming;
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::{
     net::TcpListener,
     runtime::{self, Runtime},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::AbortHandle,
     time::sleep,
 };
@@ -41,6 +40,7 @@ pub(crate) use self::peer::{Peer, Within};
 pub use self::{
     files::raise_file_limit,
     listen::{check_queue_limit, listen},
+    waker::RequestBody,
 };
 
 /// Pause after accepting a connection failed: most likely there are no files left for a moment.
@@ -102,7 +102,7 @@ pub fn runtime(threads: usize) -> io::Result<Runtime> {
 
 /// A service that answers requests, and is always ready to.
 pub trait HttpService:
-    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    Service<Request<RequestBody>, Response = Response, Error = Infallible, Future: Send>
     + Clone
     + Send
     + 'static
@@ -110,7 +110,7 @@ pub trait HttpService:
 }
 
 impl<S> HttpService for S where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    S: Service<Request<RequestBody>, Response = Response, Error = Infallible, Future: Send>
         + Clone
         + Send
         + 'static
@@ -121,15 +121,15 @@ impl<S> HttpService for S where
 /// progress.
 ///
 /// It replaces `axum::serve`, which has no limits and hides settings: here no part of an answer waits for the
-/// acknowledgement of the one before, the system buffers little, and head and body are sent in one write without being
-/// copied together.
+/// acknowledgement of the one before, the system buffers little, and head and body are sent in one write, without being
+/// copied together if they are long.
 pub async fn serve(
     listener: TcpListener,
     routes: impl HttpService,
     limits: ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
-    let connections = GracefulShutdown::new();
+    let (shutdown, _) = watch::channel(());
     let permits = Arc::new(Semaphore::new(
         limits.connections.min(Semaphore::MAX_PERMITS),
     ));
@@ -155,7 +155,7 @@ pub async fn serve(
                 was_full = is_full;
                 let routes = routes.clone();
                 let task =
-                    connection::spawn(stream, peer, routes, limits, permit, &connections, &is_over);
+                    connection::spawn(stream, peer, routes, limits, permit, &shutdown, &is_over);
                 if is_full {
                     beyond.add(task);
                 }
@@ -170,9 +170,10 @@ pub async fn serve(
         }
     }
     drop(listener);
-    // Before `shutdown` polls the connections.
+    // Before the connections are woken, which look at it.
     is_over.store(true, Relaxed);
-    connections.shutdown().await;
+    shutdown.send_replace(());
+    shutdown.closed().await;
 }
 
 /// The newest connections beyond the limit, oldest first.

@@ -9,7 +9,11 @@ mod process;
 mod requests;
 mod streams;
 
-use std::{fmt, sync::LazyLock, time::Duration};
+use std::{
+    fmt,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use axum::http::{Method, StatusCode};
 use deadpool_postgres::Status as PoolStatus;
@@ -265,8 +269,8 @@ impl Metrics {
     }
 
     /// Counts a request as in progress until the result is finished or dropped.
-    pub(crate) fn begin(&self) -> RequestTimer<'_> {
-        self.requests.begin()
+    pub(crate) fn begin(&self, received: Instant) -> RequestTimer<'_> {
+        self.requests.begin(received)
     }
 
     /// Counts an answer that broke off after its status was sent.

@@ -3,12 +3,14 @@
 mod streamed;
 
 use std::{
+    cell::Cell,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use axum::{
@@ -25,7 +27,7 @@ use crate::{
     error::SharedError,
     http::{
         problem::{RequestIds, write_problem},
-        server::Endless,
+        server::{Endless, Peer},
     },
     telemetry::{
         logs::AddressText,
@@ -78,7 +80,8 @@ impl LoggedRequest {
     /// # Arguments
     /// `path`: path of its route, unless a router has matched it. `client`: address of its client.
     pub fn begin(request: &Request, path: Option<&'static str>, client: Option<IpAddr>) -> Self {
-        let timer = metrics().begin();
+        let peer = request.extensions().get::<Peer>();
+        let timer = metrics().begin(peer.map_or_else(Instant::now, |peer| peer.received));
         let id = match request.headers().get(REQUEST_ID) {
             Some(id) if is_harmless(id) => id.clone(),
             _ => new_request_id(),
@@ -170,10 +173,17 @@ fn is_harmless(id: &HeaderValue) -> bool {
 
 /// Makes a request id, unique across processes by a random prefix, within one by a count.
 fn new_request_id() -> HeaderValue {
+    /// How many numbers a thread takes at a time from the count, which all threads share.
+    const TAKEN: u64 = 256;
     static PREFIX: LazyLock<String> =
         LazyLock::new(|| format!("{:016x}-", RandomState::new().hash_one(())));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    thread_local!(static NEXT: Cell<u64> = const { Cell::new(0) });
+    let mut count = NEXT.get();
+    if count.is_multiple_of(TAKEN) {
+        count = COUNT.fetch_add(TAKEN, Ordering::Relaxed);
+    }
+    NEXT.set(count + 1);
     let prefix = PREFIX.as_bytes();
     let length = prefix.len() + (count.max(1).ilog2() / 4 + 1) as usize;
     let mut id = [0; 17 + 16];

@@ -1,6 +1,7 @@
 //! Serves one connection.
 
 use std::{
+    cell::RefCell,
     convert::Infallible,
     error::Error,
     future::poll_fn,
@@ -22,10 +23,10 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown};
+use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
     net::TcpStream,
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, watch},
     task::{AbortHandle, coop::unconstrained},
     time::{Instant, sleep_until},
 };
@@ -35,36 +36,45 @@ use super::{
     ConnectionLimits, Endless, HttpService,
     activity::{Activity, Alarm, Watched},
     peer::Peer,
+    waker::{self, RequestBody},
 };
 use crate::telemetry::metrics::{UNMATCHED, metrics};
 
 /// The largest head of a request, in bytes. It is buffered until it is complete.
 const HEAD_LIMIT: usize = 64 * 1024;
 
-/// Serves a connection in a task of its own. Without a `permit` it is beyond the limit.
+/// Serves a connection in a task of its own.
+///
+/// # Arguments
+/// `permit`: without one, it is beyond the limit of connections. `shutdown`: wakes the connection when the service shuts
+/// down, and has a receiver as long as the connection is open. `is_over`: true from then on.
 pub(super) fn spawn(
     stream: TcpStream,
     address: SocketAddr,
     routes: impl HttpService,
     limits: ConnectionLimits,
     permit: Option<OwnedSemaphorePermit>,
-    connections: &GracefulShutdown,
+    shutdown: &watch::Sender<()>,
     is_over: &Arc<AtomicBool>,
 ) -> AbortHandle {
     let activity = Arc::new(Activity::new(limits, Arc::clone(is_over)));
     let requests = Arc::clone(&activity);
     let is_beyond_limit = permit.is_none();
+    // Not cloned for each request: the routes' parts are counted, and all threads share the counts.
+    let routes = RefCell::new(routes);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        requests.head_received(request.body().is_end_stream());
+        let received = Instant::now();
+        requests.head_received(received, request.body().is_end_stream());
         request.extensions_mut().insert(Peer {
             address,
             is_beyond_limit,
+            received: received.into_std(),
             activity: Arc::clone(&requests),
         });
         let requests = Arc::clone(&requests);
         routes
-            .clone()
-            .call(request)
+            .borrow_mut()
+            .call(request.map(RequestBody))
             .map(move |Ok(response)| Ok::<_, Infallible>(observed(response, requests)))
     });
     let stream = Watched::new(stream, Arc::clone(&activity));
@@ -76,13 +86,13 @@ pub(super) fn spawn(
         // A connection beyond the limit serves one request.
         .keep_alive(!is_beyond_limit)
         .serve_connection(TokioIo::new(stream), service);
-    let connection = connections.watch(connection);
+    let mut shutdown = shutdown.subscribe();
     let task = tokio::spawn(async move {
         let _permit = permit;
         // Pinned here: moving it into the next future would store it twice. It lives to the end of the task, so that its
         // end is logged before it closes, and before the shutdown counts it as ended.
         let mut connection = pin!(connection);
-        let ended = run(connection.as_mut(), &activity, limits).await;
+        let ended = run(connection.as_mut(), &activity, limits, shutdown.changed()).await;
         log_end(ended, address, limits);
     });
     task.abort_handle()
@@ -90,17 +100,38 @@ pub(super) fn spawn(
 
 /// Runs a connection to its end.
 ///
+/// # Arguments
+/// `shutdown`: completes when the service shuts down.
+///
 /// # Errors
 /// The alarm that cuts the client off.
-async fn run<C: Future>(
+async fn run<C: GracefulConnection>(
     mut connection: Pin<&mut C>,
     activity: &Activity,
     limits: ConnectionLimits,
+    shutdown: impl Future,
 ) -> Result<C::Output, Alarm> {
     // Reset only when it rings or must ring earlier, so most requests never touch it.
     let mut alarm = pin!(sleep_until(activity.due().unwrap_or_else(Instant::now)));
     let mut is_set = false;
+    // The connection is one task with one waker, so registering it once is enough, with the shutdown and with the alarm. Each
+    // registration takes a lock that connections share.
+    let mut shutdown = pin!(shutdown);
+    let mut is_registered = false;
+    let mut is_ending = false;
+    let mut own_waker = None;
     poll_fn(|context| {
+        let waker = own_waker.get_or_insert_with(|| waker::of_connection(context.waker()));
+        let context = &mut Context::from_waker(waker);
+        if !is_registered {
+            is_registered = true;
+            // Its result is `is_over`, without the lock. Tokio's budget for the task must not prevent the registration.
+            let _ = pin!(unconstrained(shutdown.as_mut())).poll(context);
+        }
+        if !is_ending && activity.is_over() {
+            is_ending = true;
+            connection.as_mut().graceful_shutdown();
+        }
         if let Poll::Ready(ended) = connection.as_mut().poll(context) {
             return Poll::Ready(Ok(ended));
         }
@@ -112,12 +143,10 @@ async fn run<C: Future>(
                 alarm.as_mut().reset(due);
                 is_set = false;
             }
-            // The connection is one task with one waker, so registering it with the alarm once is enough.
             if is_set && !alarm.is_elapsed() {
                 return Poll::Pending;
             }
             is_set = true;
-            // Tokio's budget for the task must not prevent the registration.
             ready!(pin!(unconstrained(alarm.as_mut())).poll(context));
             match activity.ring() {
                 cut @ (Alarm::Silent | Alarm::Stuck) => return Poll::Ready(Err(cut)),
@@ -164,7 +193,9 @@ fn log_end(ended: Result<hyper::Result<()>, Alarm>, address: SocketAddr, limits:
 /// Counts and logs a request that could not be parsed, and that hyper has answered with `status`.
 fn log_unparsable(client: IpAddr, status: StatusCode, reason: &dyn Error) {
     let method = Method::from_bytes(b"OTHER").unwrap_or_default();
-    metrics().begin().finish(UNMATCHED, &method, status);
+    metrics()
+        .begin(Instant::now().into_std())
+        .finish(UNMATCHED, &method, status);
     info!(
         target: "http",
         message = "no request",

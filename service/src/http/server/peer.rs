@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pin_project_lite::pin_project;
@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     pub address: SocketAddr,
     /// True if the connection is beyond the limit.
     pub is_beyond_limit: bool,
+    /// Arrival of the request's head.
+    pub received: Instant,
     pub(super) activity: Arc<Activity>,
 }
 

@@ -72,11 +72,11 @@ impl Requests {
         }
     }
 
-    pub(super) fn begin(&self) -> RequestTimer<'_> {
+    pub(super) fn begin(&self, received: Instant) -> RequestTimer<'_> {
         self.in_flight.inc();
         RequestTimer {
             requests: self,
-            begun: Instant::now(),
+            received,
             finished: false,
         }
     }
@@ -195,7 +195,7 @@ impl<T> Slots<T> {
 #[derive(Debug)]
 pub(crate) struct RequestTimer<'a> {
     requests: &'a Requests,
-    begun: Instant,
+    received: Instant,
     finished: bool,
 }
 
@@ -207,7 +207,7 @@ impl RequestTimer<'_> {
         method: &Method,
         status: StatusCode,
     ) -> Duration {
-        let took = self.begun.elapsed();
+        let took = self.received.elapsed();
         self.requests.answered(template, method, status, took);
         self.finished = true;
         took
