@@ -192,7 +192,7 @@ impl Feed {
         let was_new = self.is_new();
         self.state = State::Live;
         self.set_checked(poll);
-        was_new
+        was_new || poll <= self.awaited
     }
 
     /// Sets the stock; none if there is no such coupon.

@@ -158,6 +158,39 @@ async fn idle_connections_do_not_delay_shutdown() -> Result<()> {
     Ok(())
 }
 
+/// One still sends the body of a request that was answered without it, one has sent a part of a head.
+#[tokio::test]
+async fn clients_without_a_whole_request_do_not_delay_shutdown() -> Result<()> {
+    let database = crate::database().await?;
+    let settings = [
+        ("SHUTDOWN_TIMEOUT", "5s"),
+        ("HEADER_TIMEOUT", "60s"),
+        ("BODY_TIMEOUT", "60s"),
+    ];
+    let mut api = Api::start_with(database.caller_url(), &settings).await?;
+    let mut unread = TcpStream::connect(api.service.address()).await?;
+    unread
+        .write_all(
+            b"POST /api/nothing HTTP/1.1\r\nhost: here\r\ncontent-length: 1000000\r\n\r\nbody",
+        )
+        .await?;
+    let mut answer = Vec::new();
+    // To the end of the answer: the service waits for the client's from then on.
+    unread.read_to_end(&mut answer).await?;
+    assert!(answer.starts_with(b"HTTP/1.1 404 "), "{answer:?}");
+    let mut begun = TcpStream::connect(api.service.address()).await?;
+    begun.write_all(b"POST /api/nothing HTTP/1.1\r\nho").await?;
+    assert_eq!(api.show("none").await?.status, 404);
+    api.service.terminate()?;
+    assert_eq!(
+        api.service.exit().await?.code(),
+        Some(0),
+        "{}",
+        api.service.log()
+    );
+    Ok(())
+}
+
 #[tokio::test]
 async fn shutdown_finishes_claims_whose_clients_left() -> Result<()> {
     let database = crate::database().await?;

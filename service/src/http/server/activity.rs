@@ -28,7 +28,8 @@ const NEVER: u64 = u64::MAX;
 const SOON: u64 = NEVER - 1;
 
 /// Longest wait for an answer by a client that has closed its side. Then it counts as disconnected, and its request gives
-/// up its permit and its place in a lane. Also the longest wait for the end of a client's input during the shutdown.
+/// up its permit and its place in a lane. Also the longest wait for a client's input during the shutdown, unless it is the
+/// body of a request.
 const HALF_CLOSED: Duration = Duration::from_secs(1);
 
 /// State of a connection. Deadlines are milliseconds from its beginning. It is atomic only because it is shared within
@@ -102,6 +103,14 @@ impl Activity {
             head: AtomicU64::new(NEVER),
             answer: AtomicU64::new(NEVER),
             rang: AtomicU64::new(0),
+        }
+    }
+
+    /// Shortens the wait for the rest of a head, or for the end of the client's input: the service is shutting down, and
+    /// nothing is owed to a client that has sent no whole request.
+    pub fn shutdown_begun(&self) {
+        if !self.in_progress.load(Relaxed) {
+            self.receive.fetch_min(self.after(HALF_CLOSED), Relaxed);
         }
     }
 

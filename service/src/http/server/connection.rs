@@ -130,6 +130,7 @@ async fn run<C: GracefulConnection>(
         }
         if !is_ending && activity.is_over() {
             is_ending = true;
+            activity.shutdown_begun();
             connection.as_mut().graceful_shutdown();
         }
         if let Poll::Ready(ended) = connection.as_mut().poll(context) {

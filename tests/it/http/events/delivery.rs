@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use honcho_tests::PATIENCE;
+use honcho_tests::{PATIENCE, eventually};
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
@@ -24,6 +24,36 @@ use crate::fixtures::{
     event_stream::{EventStream, Received, refused},
     scrape::Scrape,
 };
+
+/// A stream of all coupons that begins during a poll waits for the next one. That finds nothing new.
+#[tokio::test]
+async fn stream_that_begins_during_a_poll_waits_for_no_event() -> Result<()> {
+    let database = crate::database().await?;
+    database.create_coupon("PROMO", 1).await?;
+    let settings = [("HEARTBEAT_INTERVAL", "10m")];
+    let api = Arc::new(Api::start_with(database.caller_url(), &settings).await?);
+    let open = |path| {
+        let api = Arc::clone(&api);
+        tokio::spawn(async move { EventStream::open(&api, path, None).await })
+    };
+    let mut locker = database.connect().await?;
+    let locked = locker.transaction().await?;
+    locked.execute("lock table coupon_events", &[]).await?;
+    let first = open(PROMO);
+    let watcher = database.connect().await?;
+    eventually("the poll to wait", async || {
+        let waiting =
+            "select from pg_locks where relation = 'coupon_events'::regclass and not granted";
+        Ok(watcher.query_opt(waiting, &[]).await?.map(drop))
+    })
+    .await?;
+    let second = open(ALL);
+    until_open(&api, 2.0).await?;
+    locked.commit().await?;
+    first.await??;
+    second.await??;
+    Ok(())
+}
 
 /// A poll is followed by a rest in proportion to its duration, but not if it only waited.
 #[tokio::test]
