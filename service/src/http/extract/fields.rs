@@ -34,7 +34,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Error> 
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(Error::Invalid("the body must be a JSON object".into()));
     }
-    // Looked at once: serde_json looks at each text of bytes by itself.
+    // Checked as a whole: given bytes, serde_json checks each text by itself.
     let body = str::from_utf8(body)
         .map_err(|error| Error::Invalid(format!("the body is not valid JSON: {error}").into()))?;
     serde_json::from_str(body).map_err(|error| {

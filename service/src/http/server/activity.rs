@@ -343,7 +343,7 @@ impl Watched {
     }
 }
 
-/// The longest output that is copied together, in bytes. The head and the body of a claim's answer fit.
+/// The longest output that is copied together, in bytes. Most answers to claims fit, with their heads.
 const TOGETHER: usize = 1024;
 
 /// Copies pieces together if they fit: to send one piece costs less than to send several.
