@@ -173,7 +173,7 @@ fn is_harmless(id: &HeaderValue) -> bool {
 
 /// Makes a request id, unique across processes by a random prefix, within one by a count.
 fn new_request_id() -> HeaderValue {
-    /// How many numbers a thread takes at a time from the count, which all threads share.
+    /// Size of the block of numbers that a thread takes from the shared count.
     const TAKEN: u64 = 256;
     static PREFIX: LazyLock<String> =
         LazyLock::new(|| format!("{:016x}-", RandomState::new().hash_one(())));
