@@ -8,7 +8,7 @@
 //! aborts. pgrx carries an error as a panic, so each `drop` of these does nothing while a panic unwinds.
 
 pub mod analysis;
-mod btree;
+pub mod btree;
 // PostgreSQL 18 has checks that are not enforced and columns that are computed on reading: there the
 // executor compiles the checks.
 #[cfg(not(feature = "pg18"))]

@@ -5,6 +5,7 @@ mod batch;
 mod deadlocks;
 mod encoding;
 mod events;
+mod index_entries;
 mod index_search;
 mod many;
 mod messages;

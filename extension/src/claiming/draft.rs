@@ -401,24 +401,26 @@ impl<'a> Draft<'a> {
         {
             return held;
         }
-        if self.may_have_claimed(operation)
-            && let Some(claim) = view.claim(operation.user, self.coupon_name)
-        {
-            let version = claim.version();
-            // Only a request with a key is compared with it.
-            let key = operation
-                .request_key
-                .and(claim.request_key())
-                .map(|key| Cow::Owned(key.string()));
-            let basis = Basis::Row(version.written_by);
-            return (State::Claimed(key), Row::Claim(version), basis);
+        let mut gap = None;
+        if self.may_have_claimed(operation) {
+            if let Some(claim) = view.claim(operation.user, self.coupon_name) {
+                let version = claim.version();
+                // Only a request with a key is compared with it.
+                let key = operation
+                    .request_key
+                    .and(claim.request_key())
+                    .map(|key| Cow::Owned(key.string()));
+                let basis = Basis::Row(version.written_by);
+                return (State::Claimed(key), Row::Claim(version), basis);
+            }
+            gap = view.claim_gap();
         }
         if matches!(operation.action, Action::Claim | Action::Reserve(_))
             && let Some(held) = self.find_hold(view, operation)
         {
             return held;
         }
-        (State::Nothing, Row::None, Basis::Coupon)
+        (State::Nothing, Row::None(gap), Basis::Coupon)
     }
 
     /// The hold of the user that the tables have.

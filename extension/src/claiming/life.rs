@@ -167,7 +167,7 @@ pub fn delete(
     let coupon_name = Text::new(name);
     let decide = |view: &mut View<'_>, draft: Draft<'static>| {
         let is_in_use = match store::given(schema, Some(name)) {
-            Row::None => false,
+            Row::None(_) => false,
             Row::Claim(_) => true,
             Row::Hold(_) => view
                 .last_hold(coupon_name)

@@ -19,7 +19,7 @@ pub fn keep_claimed(schema: Schema, old: Option<&str>, new: Option<&str>) {
         return;
     }
     let (table, rows) = match store::given(schema, old) {
-        Row::None => {
+        Row::None(_) => {
             // Others may be told that there is no such coupon as soon as they no longer see it.
             durability::keep_locks();
             return;

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use crate::claiming::store::claims::{Claim, ClaimSearch, ClaimWriter, Claims};
 use crate::claiming::store::coupons::{Coupon, CouponSearch, CouponWriter, Coupons};
 use crate::claiming::store::holds::{Held, Hold, HoldSearch, HoldWriter, Holds};
+use crate::pg::btree::Gap;
 use crate::pg::column::Text;
 use crate::pg::errors;
 use crate::pg::relation::Version;
@@ -134,6 +135,11 @@ impl<'t> View<'t> {
         self.claims.find(user_id, coupon_name)
     }
 
+    /// Where the claim that was last not found would be in its index.
+    pub fn claim_gap(&self) -> Option<Gap> {
+        self.claims.gap()
+    }
+
     /// The hold of `user_id` on `coupon_name`.
     pub fn hold(&mut self, user_id: Text, coupon_name: Text) -> Option<Hold<'_>> {
         self.holds()?.find(user_id, coupon_name)
@@ -199,7 +205,7 @@ pub fn given(schema: Schema, name: Option<&str>) -> Row {
     } else if let Some(version) = tables.holds().and_then(|holds| holds.any(name)) {
         Row::Hold(version)
     } else {
-        Row::None
+        Row::None(None)
     }
 }
 
@@ -216,8 +222,8 @@ pub struct Written {
 /// The row that the tables have for a user of a coupon.
 #[derive(Clone, Copy)]
 pub enum Row {
-    /// None.
-    None,
+    /// None. Where the index of the claims has none, if it was looked for.
+    None(Option<Gap>),
     /// A claim.
     Claim(Version),
     /// A hold.
@@ -367,7 +373,7 @@ impl<'t> Ledger<'t> {
     fn write_users(&mut self, view: &mut View<'_>, coupon_name: Text, users: &[Written], now: i64) {
         for user in users {
             match user.before {
-                Row::None => {}
+                Row::None(_) => {}
                 Row::Claim(version) => {
                     let claims = &mut view.claims;
                     if !claims.find_again(version, user.user_id, coupon_name)
@@ -392,7 +398,13 @@ impl<'t> Ledger<'t> {
             }
         }
         let claims = users.iter().filter_map(|user| match user.after {
-            New::Claim(request_key) => Some((user.user_id, request_key)),
+            New::Claim(request_key) => {
+                let gap = match user.before {
+                    Row::None(gap) => gap,
+                    _ => None,
+                };
+                Some((user.user_id, request_key, gap))
+            }
             _ => None,
         });
         if let Some(writer) = &mut self.claims {

@@ -6,7 +6,7 @@ use pgrx::itemptr::item_pointer_get_block_number_no_check;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{PgSqlErrorCode, ereport, error};
 
-use crate::pg::btree;
+use crate::pg::btree::{self, Gap, Kind};
 use crate::pg::column::{Cell, Column, Key, KeyColumn};
 use crate::pg::relation::{Relation, Row, Slot, Version};
 
@@ -27,6 +27,8 @@ pub struct Lookup<'t, const N: usize> {
     places: [usize; N],
     /// True if a text is given for each column of the index.
     is_of_texts: bool,
+    /// Where the index had no entry for the key of the last `find_rare`, if that was seen.
+    gap: Option<Gap>,
     /// Set once the scan has keys to search for.
     begun: bool,
     /// Room for the row last found, made for the first: most look-ups for a claim find none.
@@ -73,7 +75,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
                 N as i32,
                 0,
             );
-            (scan, N == count && btree::is_of_texts(index.0))
+            (scan, btree::kinds(index.0) == Some([Kind::Text; N]))
         };
         Lookup {
             table,
@@ -81,6 +83,7 @@ impl<'t, const N: usize> Lookup<'t, N> {
             keys,
             places,
             is_of_texts,
+            gap: None,
             begun: false,
             slot: None,
         }
@@ -198,19 +201,23 @@ impl<'t, const N: usize> Lookup<'t, N> {
 
     /// The same for a key that the index is likely not to have, which is quicker to tell.
     pub fn find_rare(&mut self, key: [Cell; N]) -> Option<Row<'_>> {
+        self.gap = None;
         // SAFETY: the index is open, a snapshot is active.
         unsafe {
-            if self.is_of_texts
-                && pg_sys::XactIsoLevel < pg_sys::XACT_SERIALIZABLE as i32
-                && !btree::may_have(
-                    (*self.scan).indexRelation,
-                    self.places.map(|i| key[i].value),
-                )
-            {
-                return None;
+            if self.is_of_texts && pg_sys::XactIsoLevel < pg_sys::XACT_SERIALIZABLE as i32 {
+                let key = self.places.map(|i| key[i].value);
+                self.gap = btree::gap((*self.scan).indexRelation, key);
             }
         }
+        if self.gap.is_some() {
+            return None;
+        }
         self.find(key)
+    }
+
+    /// The place in the index of the key that `find_rare` has last not found, if it was noted.
+    pub fn gap(&self) -> Option<Gap> {
+        self.gap
     }
 
     /// Finds `version` again without a search, if the snapshot sees it. Returns true if so.

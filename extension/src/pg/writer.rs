@@ -4,7 +4,7 @@ use std::{mem, ptr, slice};
 
 use pgrx::pg_sys::{self, Datum};
 
-use crate::pg::btree;
+use crate::pg::btree::{self, Entry, Gap, Kind};
 #[cfg(not(feature = "pg18"))]
 use crate::pg::checks;
 use crate::pg::column::Cell;
@@ -28,8 +28,12 @@ pub struct Writer<'t> {
     /// The indexes that the executor writes to are the first ones of the target; after them come those of the kept
     /// keys.
     kept_keys: usize,
+    /// Keys whose entries need no executor when rows are inserted together: those of the last of its indexes.
+    quick_keys: Vec<QuickKey>,
     /// Rows to be written: the first slot has the one that is written alone.
     slots: Vec<Slot>,
+    /// Where an index has no entry for each row that is to be inserted.
+    gaps: Vec<Option<Gap>>,
     /// The number of rows that are to be inserted, and true if they have columns to which no value was given.
     gathered: usize,
     have_other_columns: bool,
@@ -69,7 +73,9 @@ impl<'t> Writer<'t> {
                 kept,
                 has_only_kept: !kept.is_empty() && has_only_keys_of(table, kept),
                 kept_keys: 0,
+                quick_keys: Vec::new(),
                 slots: vec![slot],
+                gaps: Vec::new(),
                 gathered: 0,
                 have_other_columns: false,
                 table,
@@ -103,20 +109,26 @@ impl<'t> Writer<'t> {
             for &mut index in &mut *indexes {
                 btree::quicken(index);
             }
-            if self.kept.is_empty() {
-                return;
-            }
             let infos = slice::from_raw_parts_mut(target.ri_IndexRelationInfo, count);
             let mut others = 0;
             for i in 0..count {
-                if !is_key_of((*indexes[i]).rd_indextuple, self.kept) {
-                    indexes.swap(others, i);
-                    infos.swap(others, i);
+                let is_apart = if self.kept.is_empty() {
+                    let key = QuickKey::of(indexes[i]);
+                    self.quick_keys.extend(key);
+                    key.is_some()
+                } else {
+                    is_key_of((*indexes[i]).rd_indextuple, self.kept)
+                };
+                if !is_apart {
+                    indexes[others..=i].rotate_right(1);
+                    infos[others..=i].rotate_right(1);
                     others += 1;
                 }
             }
-            self.kept_keys = count - others;
-            target.ri_NumIndices = others as i32;
+            if !self.kept.is_empty() {
+                self.kept_keys = count - others;
+                target.ri_NumIndices = others as i32;
+            }
         }
     }
 
@@ -136,16 +148,19 @@ impl<'t> Writer<'t> {
     /// `23505`, `23514`, `23502` if a constraint is violated, also one of a domain; any error of a trigger;
     /// `09000` if a trigger suppresses the write.
     pub fn insert(&mut self, cells: &[Cell]) {
-        self.gather(cells);
+        self.gather(cells, None);
         self.insert_gathered();
     }
 
     /// Inserts such a row together with others, before the next update or delete, and at `end` at the latest. If a trigger
     /// or a check may look for the rows before it, it is inserted by itself.
     ///
+    /// # Arguments
+    /// `gap`: where an index has no entry for the row, if it was looked for.
+    ///
     /// # Errors
     /// As for `insert`.
-    pub fn gather(&mut self, cells: &[Cell]) {
+    pub fn gather(&mut self, cells: &[Cell], gap: Option<Gap>) {
         if self.gathered == self.slots.len() {
             self.slots.push(Slot::new(self.table));
         }
@@ -160,6 +175,7 @@ impl<'t> Writer<'t> {
             slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(slot.0);
         }
+        self.gaps.push(gap);
         self.gathered += 1;
         if self.gathered == ROWS || !self.inserts_are_plain() {
             self.insert_gathered();
@@ -192,12 +208,15 @@ impl<'t> Writer<'t> {
             return;
         }
         self.prepare_inserts();
-        if let [slot] = &self.slots[..count] {
-            // SAFETY: the slot has a row of the table.
-            unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot.0) };
-        } else {
+        if self.inserts_are_plain() {
             self.insert_together(count);
+        } else {
+            for slot in &self.slots[..count] {
+                // SAFETY: the slot has a row of the table.
+                unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot.0) };
+            }
         }
+        self.gaps.clear();
         for i in 0..count {
             self.require_written(i);
             if self.have_other_columns {
@@ -213,25 +232,35 @@ impl<'t> Writer<'t> {
         // SAFETY: the slots have rows of the table, whose indexes are open. No list of indexes to be checked again is left:
         // a trigger would check them.
         unsafe {
-            let target = &*self.target;
+            let target = &mut *self.target;
             let table = target.ri_RelationDesc;
             if !(*(*table).rd_att).constr.is_null() {
                 for &slot in &slots {
-                    pg_sys::ExecConstraints(self.target, slot, self.estate);
+                    pg_sys::ExecConstraints(target, slot, self.estate);
                 }
             }
-            pg_sys::table_multi_insert(
-                table,
-                slots.as_mut_ptr(),
-                count as i32,
-                (*self.estate).es_output_cid,
-                0,
-                ptr::null_mut(),
-            );
-            if target.ri_NumIndices > 0 {
+            // Before the slots give up the values for the rows as they are written.
+            let mut entries = Vec::with_capacity(self.quick_keys.len());
+            for key in &self.quick_keys {
+                entries.push(key.entries(&slots, &self.gaps));
+            }
+            let command = (*self.estate).es_output_cid;
+            if let [slot] = slots[..] {
+                pg_sys::table_tuple_insert(table, slot, command, 0, ptr::null_mut());
+            } else {
+                let rows = slots.as_mut_ptr();
+                pg_sys::table_multi_insert(table, rows, count as i32, command, 0, ptr::null_mut());
+            }
+            let indexes = target.ri_NumIndices;
+            let others = indexes as usize - entries.len();
+            for (i, entries) in (others..).zip(&mut entries) {
+                self.insert_entries(i, self.quick_keys[i - others], entries, &slots);
+            }
+            if others > 0 {
+                target.ri_NumIndices = others as i32;
                 for slot in slots {
                     pg_sys::ExecInsertIndexTuples(
-                        self.target,
+                        target,
                         slot,
                         self.estate,
                         false,
@@ -242,7 +271,64 @@ impl<'t> Writer<'t> {
                         false,
                     );
                 }
+                target.ri_NumIndices = indexes;
             }
+        }
+    }
+
+    /// Adds the rows that were written from `slots` to index `i` of the target, which is of `key`. The rest of the slots, from
+    /// the first without an entry on, and what the index may have are left to PostgreSQL.
+    unsafe fn insert_entries(
+        &self,
+        i: usize,
+        key: QuickKey,
+        entries: &mut [Entry<2>],
+        slots: &[*mut pg_sys::TupleTableSlot],
+    ) {
+        // SAFETY: the target has the index, open for writing, and the slots have rows of its table.
+        unsafe {
+            for (entry, &slot) in entries.iter_mut().zip(slots) {
+                entry.row = (*slot).tts_tid;
+            }
+            let index = *(*self.target).ri_IndexRelationDescs.add(i);
+            let mut done = 0;
+            while let Some(&slot) = slots.get(done) {
+                let inserted = btree::insert(index, key.kinds, entries.get(done..).unwrap_or(&[]));
+                if inserted == 0 {
+                    let unique = pg_sys::IndexUniqueCheck::UNIQUE_CHECK_YES;
+                    self.insert_entry(i, slot, unique, false);
+                }
+                done += inserted.max(1);
+            }
+        }
+    }
+
+    /// Adds the row in `slot` to index `i` of the target.
+    unsafe fn insert_entry(
+        &self,
+        i: usize,
+        slot: *mut pg_sys::TupleTableSlot,
+        unique: pg_sys::IndexUniqueCheck::Type,
+        is_unchanged: bool,
+    ) {
+        // SAFETY: the target has the index, and the slot a row of its table. An index has at most `INDEX_MAX_KEYS` columns.
+        unsafe {
+            let target = &*self.target;
+            let info = *target.ri_IndexRelationInfo.add(i);
+            let mut values = [Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
+            let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
+            let (values, nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
+            pg_sys::FormIndexDatum(info, slot, self.estate, values, nulls);
+            pg_sys::index_insert(
+                *target.ri_IndexRelationDescs.add(i),
+                values,
+                nulls,
+                &mut (*slot).tts_tid,
+                target.ri_RelationDesc,
+                unique,
+                is_unchanged,
+                info,
+            );
         }
     }
 
@@ -381,26 +467,12 @@ impl<'t> Writer<'t> {
             return;
         }
         self.prepare_inserts();
-        // SAFETY: `kept_keys` indexes follow the others. An index has at most `INDEX_MAX_KEYS` columns.
+        // SAFETY: `kept_keys` indexes follow the others.
         unsafe {
-            let target = &*self.target;
-            let first = target.ri_NumIndices as usize;
+            let first = (*self.target).ri_NumIndices as usize;
             for i in first..first + self.kept_keys {
-                let info = *target.ri_IndexRelationInfo.add(i);
-                let mut values = [Datum::null(); pg_sys::INDEX_MAX_KEYS as usize];
-                let mut nulls = [false; pg_sys::INDEX_MAX_KEYS as usize];
-                let (values, nulls) = (values.as_mut_ptr(), nulls.as_mut_ptr());
-                pg_sys::FormIndexDatum(info, slot, self.estate, values, nulls);
-                pg_sys::index_insert(
-                    *target.ri_IndexRelationDescs.add(i),
-                    values,
-                    nulls,
-                    &mut (*slot).tts_tid,
-                    target.ri_RelationDesc,
-                    pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO,
-                    true,
-                    info,
-                );
+                let unique = pg_sys::IndexUniqueCheck::UNIQUE_CHECK_NO;
+                self.insert_entry(i, slot, unique, true);
             }
         }
     }
@@ -470,6 +542,58 @@ impl Drop for Writer<'_> {
                 pg_sys::FreeExecutorState(self.estate);
             }
         }
+    }
+}
+
+/// A unique key of two columns into whose index `btree::insert` can insert.
+#[derive(Clone, Copy)]
+struct QuickKey {
+    kinds: [Kind; 2],
+    attributes: [usize; 2],
+}
+
+impl QuickKey {
+    /// The key of `index`; none if it is no such key, or the transaction is serializable.
+    ///
+    /// # Safety
+    /// The index is open for writing.
+    unsafe fn of(index: pg_sys::Relation) -> Option<QuickKey> {
+        // SAFETY: the index has its row in `pg_index`, with a number for each of its columns: 0 stands for an expression.
+        unsafe {
+            let kinds = btree::kinds(index)?;
+            let columns = (*(*index).rd_index).indkey.values.as_slice(2);
+            let attributes = [columns[0] as usize, columns[1] as usize];
+            let is_quick = pg_sys::XactIsoLevel < pg_sys::XACT_SERIALIZABLE as i32
+                && columns.iter().all(|&column| column > 0)
+                && is_key_of((*index).rd_indextuple, &attributes)
+                && btree::is_logged(index);
+            is_quick.then_some(QuickKey { kinds, attributes })
+        }
+    }
+
+    /// The entries of the rows that are to be written from `slots`, up to the first with a null; their places are set
+    /// later.
+    ///
+    /// # Safety
+    /// The slots have values for all columns.
+    unsafe fn entries(
+        self,
+        slots: &[*mut pg_sys::TupleTableSlot],
+        gaps: &[Option<Gap>],
+    ) -> Vec<Entry<2>> {
+        let entry = |(&slot, &gap): (&*mut pg_sys::TupleTableSlot, &Option<Gap>)| {
+            // SAFETY: as above.
+            let value = |attribute: usize| unsafe {
+                let is_null = *(*slot).tts_isnull.add(attribute - 1);
+                (!is_null).then(|| *(*slot).tts_values.add(attribute - 1))
+            };
+            Some(Entry {
+                key: [value(self.attributes[0])?, value(self.attributes[1])?],
+                row: pg_sys::ItemPointerData::default(),
+                gap,
+            })
+        };
+        slots.iter().zip(gaps).map_while(entry).collect()
     }
 }
 

@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+use crate::pg::btree::Gap;
 use crate::pg::column::{Column, Text};
 use crate::pg::lookup::Lookup;
 use crate::pg::relation::{Relation, Row, Version};
@@ -137,6 +138,11 @@ impl ClaimSearch<'_> {
             .map(|row| Claim { row, request_key })
     }
 
+    /// Where the claim that was last not found would be in the index.
+    pub fn gap(&self) -> Option<Gap> {
+        self.by_user.gap()
+    }
+
     /// Finds the claim of `user_id` on `coupon_name` again, which was this `version`. Returns true if it is there.
     pub fn find_again(&mut self, version: Version, user_id: Text, coupon_name: Text) -> bool {
         self.by_user.find_again(version) || self.find(user_id, coupon_name).is_some()
@@ -178,7 +184,7 @@ impl ClaimWriter<'_> {
     }
 
     /// Inserts a claim on `coupon_name`, made at the moment `claimed_at`, for each user with the key of the
-    /// request, in their order.
+    /// request, in their order; with the place at which there is none so far, if it is known.
     ///
     /// # Errors
     /// `23505`, `23514` if a unique key or a check is violated; any error of a trigger.
@@ -186,23 +192,23 @@ impl ClaimWriter<'_> {
         &mut self,
         coupon_name: Text,
         claimed_at: i64,
-        claims: impl Iterator<Item = (Text, Option<Text>)>,
+        claims: impl Iterator<Item = (Text, Option<Text>, Option<Gap>)>,
     ) {
         self.writer.begin();
-        for (user_id, request_key) in claims {
+        for (user_id, request_key, gap) in claims {
             let id = ID.of(session::next_value(self.ids));
             let user_id = USER_ID.of(user_id);
             let coupon_name = COUPON_NAME.of(coupon_name);
             let claimed_at = CLAIMED_AT.of(claimed_at);
+            let cells = [id, user_id, coupon_name, claimed_at];
             match self.request_key {
-                Some(column) => self.writer.gather(&[
-                    id,
-                    user_id,
-                    coupon_name,
-                    claimed_at,
-                    column.of_option(request_key),
-                ]),
-                None => self.writer.gather(&[id, user_id, coupon_name, claimed_at]),
+                Some(column) => {
+                    let [id, user_id, coupon_name, claimed_at] = cells;
+                    let request_key = column.of_option(request_key);
+                    self.writer
+                        .gather(&[id, user_id, coupon_name, claimed_at, request_key], gap);
+                }
+                None => self.writer.gather(&cells, gap),
             }
         }
         self.writer.end();
