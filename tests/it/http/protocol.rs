@@ -337,3 +337,48 @@ async fn request_must_name_exactly_one_host() -> Result<()> {
     }
     Ok(())
 }
+
+/// Otherwise a client sends its next request on a connection that is about to close, and gets no answer.
+#[tokio::test]
+async fn answer_to_an_unread_body_says_that_the_connection_closes() -> Result<()> {
+    let database = crate::database().await?;
+    let service = Service::start(database.caller_url()).await?;
+    let large = format!("content-length: {}\r\n", 2 * 1024 * 1024);
+    for (path, status) in [
+        ("/api/coupons/PROMO/claims", 413),
+        ("/api/coupons", 413),
+        ("/nowhere", 404),
+    ] {
+        for headers in [large.as_str(), "transfer-encoding: chunked\r\n"] {
+            if status == 413 && headers != large {
+                continue;
+            }
+            let mut client = RawClient::connect(service.address()).await?;
+            client
+                .send(&format!(
+                    "POST {path} HTTP/1.1\r\nhost: here\r\n{headers}\r\n"
+                ))
+                .await?;
+            let answer = client.read_to_end().await?;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        }
+    }
+    // A small one is there with its head, and the connection stays.
+    let mut client = RawClient::connect(service.address()).await?;
+    client
+        .send(&post("/nowhere", "", r#"{"user_id":"ann"}"#))
+        .await?;
+    let answer = client.read_until("}").await?;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert!(!answer.contains("connection: close"), "{answer}");
+    client
+        .send("GET /health/live HTTP/1.1\r\nhost: here\r\n\r\n")
+        .await?;
+    let answer = client.read_until("}").await?;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    Ok(())
+}

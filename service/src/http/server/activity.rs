@@ -181,6 +181,11 @@ impl Activity {
         self.unread.store(false, Relaxed);
     }
 
+    /// Returns true if the request has a body that was not received to its end.
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Relaxed)
+    }
+
     /// Records the beginning of an answer.
     ///
     /// # Arguments

@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     body::{Body, Bytes, HttpBody},
-    http::{Method, StatusCode},
+    http::{HeaderValue, Method, StatusCode, header::CONNECTION},
     response::Response,
 };
 use futures_util::FutureExt;
@@ -43,6 +43,10 @@ use crate::telemetry::metrics::{UNMATCHED, metrics};
 /// The largest head of a request, in bytes. It is buffered until it is complete.
 const HEAD_LIMIT: usize = 64 * 1024;
 
+/// The size in bytes up to which a body arrives with its head. hyper takes it off the connection even if the answer does
+/// not need it, and keeps the connection open.
+const SMALL_BODY: u64 = 1024;
+
 /// Serves a connection in a task of its own.
 ///
 /// # Arguments
@@ -65,6 +69,7 @@ pub(super) fn spawn(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let received = Instant::now();
         requests.head_received(received, request.body().is_end_stream());
+        let is_small = (request.body().size_hint().exact()).is_some_and(|size| size <= SMALL_BODY);
         request.extensions_mut().insert(Peer {
             address,
             is_beyond_limit,
@@ -75,7 +80,14 @@ pub(super) fn spawn(
         routes
             .borrow_mut()
             .call(request.map(RequestBody))
-            .map(move |Ok(response)| Ok::<_, Infallible>(observed(response, requests)))
+            .map(move |Ok(mut response)| {
+                if !is_small && requests.is_unread() {
+                    // hyper will not read it, and closes the connection.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(observed(response, requests))
+            })
     });
     let stream = Watched::new(stream, Arc::clone(&activity));
     let connection = http1::Builder::new()
