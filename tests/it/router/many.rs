@@ -1,11 +1,11 @@
 //! `honcho_claim_many` on several shards: without `wait`, each of them claims for itself.
 
-use anyhow::Result;
-use honcho_tests::connect;
+use anyhow::{Context, Result};
+use honcho_tests::{PATIENCE, connect, eventually};
+use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
 use super::{Router, sqlstate};
-use crate::fixtures::sql::until_waiting_for_lock;
 
 /// Manner in which claims on a shard fail.
 #[derive(Clone, Copy, PartialEq)]
@@ -188,12 +188,27 @@ async fn cancel_after_the_claims_is_no_undone_call() -> Result<()> {
         ),
     ] {
         let session = router.database.connect_as_caller().await?;
+        let pid: i32 = session
+            .query_one("select pg_backend_pid()", &[])
+            .await?
+            .get(0);
         let cancel = session.cancel_token();
         let state = tokio::spawn(async move { sqlstate(&session, &call).await });
-        until_waiting_for_lock(&watcher).await?;
+        // This session and this table: others may wait for something, too, while the call is still with the shards.
+        eventually("the session to wait for the labels", async || {
+            let waiting = "select from pg_locks
+                           where pid = $1 and relation = 'pg_catalog.pg_enum'::regclass and not granted";
+            Ok(watcher.query_opt(waiting, &[&pid]).await?.map(drop))
+        })
+        .await?;
         assert_eq!(claims(&router).await?, claimed);
-        cancel.cancel_query(NoTls).await?;
-        assert_eq!(state.await?, "08007");
+        timeout(PATIENCE, cancel.cancel_query(NoTls))
+            .await
+            .context("the cancel is not taken")??;
+        let state = timeout(PATIENCE, state)
+            .await
+            .context("the cancelled call does not end")?;
+        assert_eq!(state?, "08007");
     }
     router.books().await
 }

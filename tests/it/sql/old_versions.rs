@@ -1,7 +1,7 @@
 //! Look-ups while an old snapshot keeps every version of the coupons' rows.
 
 use anyhow::Result;
-use honcho_tests::Database;
+use honcho_tests::{Cluster, Database};
 use tokio_postgres::Client;
 
 /// Claims on eight coupons in turn, and the most entries of the index of their names that one of them read. So few entries
@@ -27,7 +27,8 @@ const FEW: i64 = 2;
 /// Entries in vain after which a look-up goes from one version to the next.
 const VAIN: i64 = 4;
 
-/// Procedure that makes claims on one coupon.
+/// Procedure that makes claims on one coupon. Its tests have a cluster of their own: a transaction of any database keeps
+/// the versions from a vacuum.
 const MORE_CLAIMS: &str = "
     create table seen (most bigint);
     create procedure claim(users text, count int) language plpgsql as $$
@@ -69,7 +70,8 @@ async fn look_ups_start_at_the_newest_version() -> Result<()> {
 
 #[tokio::test]
 async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Result<()> {
-    let database = crate::database().await?;
+    let cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 1_000_000).await?;
     let client = database.connect().await?;
     client.batch_execute(MORE_CLAIMS).await?;
@@ -104,7 +106,8 @@ async fn look_ups_pass_versions_that_are_not_in_the_order_of_their_age() -> Resu
 #[tokio::test]
 async fn look_ups_go_to_no_place_beyond_the_end_of_the_table() -> Result<()> {
     const FAR: i64 = 20;
-    let database = crate::database().await?;
+    let cluster = Cluster::start_new()?;
+    let database = Database::create(&cluster).await?;
     database.create_coupon("PROMO", 1_000_000).await?;
     let client = database.connect().await?;
     client.batch_execute(MORE_CLAIMS).await?;
