@@ -4,10 +4,15 @@ use std::ffi::CStr;
 use std::ptr;
 
 use pgrx::error;
-use pgrx::pg_sys;
+use pgrx::pg_sys::{self, Datum};
 
 use crate::pg::btree;
 use crate::pg::column::{Cell, Column, Value};
+
+unsafe extern "C-unwind" {
+    // pgrx does not declare it.
+    fn datum_image_eq(one: Datum, other: Datum, is_by_value: bool, length: i32) -> bool;
+}
 
 /// An open table or index; its lock is held until the transaction ends.
 pub struct Relation(pub(super) pg_sys::Relation);
@@ -114,6 +119,30 @@ impl Slot {
     pub(super) fn columns(&self) -> usize {
         // SAFETY: a slot made by `new` has a descriptor.
         unsafe { (*(*self.0).tts_tupleDescriptor).natts as usize }
+    }
+
+    /// Returns true if the row has these values.
+    ///
+    /// # Safety
+    /// The slot has a row of its table, with the values of all columns, and they are of the types of their columns.
+    pub(super) unsafe fn has(&self, cells: &[Cell]) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let slot = &*self.0;
+            cells.iter().all(|cell| {
+                let i = cell.attribute - 1;
+                let (value, is_null) = (*slot.tts_values.add(i), *slot.tts_isnull.add(i));
+                if is_null || cell.is_null {
+                    return is_null && cell.is_null;
+                }
+                let attribute = &*attribute(slot.tts_tupleDescriptor, i);
+                let (is_by_value, length) = (attribute.attbyval, i32::from(attribute.attlen));
+                value == cell.value
+                    || pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                        datum_image_eq(value, cell.value, is_by_value, length)
+                    })
+            })
+        }
     }
 
     /// The attribute number, if there is such a column.

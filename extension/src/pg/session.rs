@@ -160,6 +160,12 @@ pub fn next_command() {
     unsafe { pg_sys::CommandCounterIncrement() };
 }
 
+/// The command of this transaction that is being carried out. Each one that triggers carry out has another.
+pub fn command() -> pg_sys::CommandId {
+    // SAFETY: we are in a transaction.
+    unsafe { pg_sys::GetCurrentCommandId(false) }
+}
+
 /// Returns true if this transaction may have written something that a new command would see.
 pub fn may_have_written() -> bool {
     // SAFETY: both read backend-local variables. A parallel worker cannot begin a command.

@@ -37,6 +37,8 @@ pub struct Writer<'t> {
     /// The number of rows that are to be inserted, and true if they have columns to which no value was given.
     gathered: usize,
     have_other_columns: bool,
+    /// True if no trigger before the insertion of a row has changed it.
+    pub are_as_given: bool,
     table: &'t Relation,
 }
 
@@ -78,6 +80,7 @@ impl<'t> Writer<'t> {
                 gaps: Vec::new(),
                 gathered: 0,
                 have_other_columns: false,
+                are_as_given: true,
                 table,
             }
         }
@@ -175,9 +178,13 @@ impl<'t> Writer<'t> {
             slot.put(cells);
             pg_sys::ExecStoreVirtualTuple(slot.0);
         }
+        if !self.inserts_are_plain() {
+            self.insert_alone(cells);
+            return;
+        }
         self.gaps.push(gap);
         self.gathered += 1;
-        if self.gathered == ROWS || !self.inserts_are_plain() {
+        if self.gathered == ROWS {
             self.insert_gathered();
         }
     }
@@ -198,7 +205,8 @@ impl<'t> Writer<'t> {
             })
     }
 
-    /// Inserts the rows that are gathered.
+    /// Inserts the rows that are gathered: the steps of `ExecSimpleRelationInsert` for plain inserts, with one record in
+    /// the write-ahead log for all rows of a page.
     ///
     /// # Errors
     /// As for `insert`.
@@ -208,42 +216,14 @@ impl<'t> Writer<'t> {
             return;
         }
         self.prepare_inserts();
-        if self.inserts_are_plain() {
-            self.insert_together(count);
-        } else {
-            for slot in &self.slots[..count] {
-                // SAFETY: the slot has a row of the table.
-                unsafe { pg_sys::ExecSimpleRelationInsert(self.target, self.estate, slot.0) };
-            }
-        }
-        self.gaps.clear();
-        for i in 0..count {
-            self.require_written(i);
-            if self.have_other_columns {
-                self.require_domains(i);
-            }
-        }
-    }
-
-    /// Inserts the rows in the first slots: the steps of `ExecSimpleRelationInsert` for plain inserts, with one record in
-    /// the write-ahead log for all rows of a page.
-    fn insert_together(&mut self, count: usize) {
         let mut slots: Vec<_> = self.slots[..count].iter().map(|slot| slot.0).collect();
         // SAFETY: the slots have rows of the table, whose indexes are open. No list of indexes to be checked again is left:
         // a trigger would check them.
         unsafe {
-            let target = &mut *self.target;
-            let table = target.ri_RelationDesc;
-            if !(*(*table).rd_att).constr.is_null() {
-                for &slot in &slots {
-                    pg_sys::ExecConstraints(target, slot, self.estate);
-                }
-            }
+            self.require_constraints(&slots);
             // Before the slots give up the values for the rows as they are written.
-            let mut entries = Vec::with_capacity(self.quick_keys.len());
-            for key in &self.quick_keys {
-                entries.push(key.entries(&slots, &self.gaps));
-            }
+            let mut entries = self.entries(&slots, &self.gaps);
+            let table = (*self.target).ri_RelationDesc;
             let command = (*self.estate).es_output_cid;
             if let [slot] = slots[..] {
                 pg_sys::table_tuple_insert(table, slot, command, 0, ptr::null_mut());
@@ -251,15 +231,97 @@ impl<'t> Writer<'t> {
                 let rows = slots.as_mut_ptr();
                 pg_sys::table_multi_insert(table, rows, count as i32, command, 0, ptr::null_mut());
             }
+            self.insert_entries(&mut entries, &slots);
+        }
+        self.gaps.clear();
+        for i in 0..count {
+            self.require_inserted(i);
+        }
+    }
+
+    /// Inserts the row in the first slot, which was given these values: the steps of `ExecSimpleRelationInsert`.
+    ///
+    /// # Errors
+    /// As for `insert`.
+    fn insert_alone(&mut self, cells: &[Cell]) {
+        self.prepare_inserts();
+        let slot = self.slots[0].0;
+        // SAFETY: the slot has a row of the table, whose indexes are open.
+        unsafe {
+            let (target, estate) = (self.target, self.estate);
+            let triggers = (*target).ri_TrigDesc.as_ref();
+            let has_before = triggers.is_some_and(|triggers| triggers.trig_insert_before_row);
+            if self.has_computed_columns() {
+                self.are_as_given = false;
+                pg_sys::ExecSimpleRelationInsert(target, estate, slot);
+            } else if !has_before || pg_sys::ExecBRInsertTriggers(estate, target, slot) {
+                pg_sys::slot_getallattrs(slot);
+                self.are_as_given &= !has_before || self.slots[0].has(cells);
+                self.require_constraints(&[slot]);
+                let mut entries = self.entries(&[slot], &[None]);
+                // Triggers may have begun new commands.
+                let command = pg_sys::GetCurrentCommandId(true);
+                let table = (*target).ri_RelationDesc;
+                pg_sys::table_tuple_insert(table, slot, command, 0, ptr::null_mut());
+                let again = self.insert_entries(&mut entries, &[slot]);
+                pg_sys::ExecARInsertTriggers(estate, target, slot, again, ptr::null_mut());
+            }
+        }
+        self.require_inserted(0);
+    }
+
+    /// Fails unless the rows in these slots keep the constraints of the table.
+    ///
+    /// # Errors
+    /// `23514`, `23502`.
+    unsafe fn require_constraints(&self, slots: &[*mut pg_sys::TupleTableSlot]) {
+        // SAFETY: the table is open, and the slots have rows of it.
+        unsafe {
+            let table = (*self.target).ri_RelationDesc;
+            if !(*(*table).rd_att).constr.is_null() {
+                for &slot in slots {
+                    pg_sys::ExecConstraints(self.target, slot, self.estate);
+                }
+            }
+        }
+    }
+
+    /// The entries of the rows in these slots for each of the quick keys.
+    ///
+    /// # Safety
+    /// The slots have values for all columns.
+    unsafe fn entries(
+        &self,
+        slots: &[*mut pg_sys::TupleTableSlot],
+        gaps: &[Option<Gap>],
+    ) -> Vec<Vec<Entry<2>>> {
+        let of_key = |key: &QuickKey| {
+            // SAFETY: as above.
+            unsafe { key.entries(slots, gaps) }
+        };
+        self.quick_keys.iter().map(of_key).collect()
+    }
+
+    /// Adds the rows that were written from `slots` to the indexes. Returns the indexes in which the last one may not be
+    /// unique, and must be looked for again.
+    unsafe fn insert_entries(
+        &self,
+        entries: &mut [Vec<Entry<2>>],
+        slots: &[*mut pg_sys::TupleTableSlot],
+    ) -> *mut pg_sys::List {
+        // SAFETY: the indexes of the target are open for writing, and the slots have rows of its table.
+        unsafe {
+            let target = &mut *self.target;
             let indexes = target.ri_NumIndices;
             let others = indexes as usize - entries.len();
-            for (i, entries) in (others..).zip(&mut entries) {
-                self.insert_entries(i, self.quick_keys[i - others], entries, &slots);
+            for (i, entries) in (others..).zip(entries) {
+                self.insert_entries_of(i, self.quick_keys[i - others], entries, slots);
             }
+            let mut again = ptr::null_mut();
             if others > 0 {
                 target.ri_NumIndices = others as i32;
-                for slot in slots {
-                    pg_sys::ExecInsertIndexTuples(
+                for &slot in slots {
+                    again = pg_sys::ExecInsertIndexTuples(
                         target,
                         slot,
                         self.estate,
@@ -273,12 +335,13 @@ impl<'t> Writer<'t> {
                 }
                 target.ri_NumIndices = indexes;
             }
+            again
         }
     }
 
     /// Adds the rows that were written from `slots` to index `i` of the target, which is of `key`. The rest of the slots, from
     /// the first without an entry on, and what the index may have are left to PostgreSQL.
-    unsafe fn insert_entries(
+    unsafe fn insert_entries_of(
         &self,
         i: usize,
         key: QuickKey,
@@ -503,6 +566,17 @@ impl<'t> Writer<'t> {
     /// The row last written, as triggers left it.
     pub fn written(&self) -> Row<'_> {
         Row(&self.slots[0])
+    }
+
+    /// Fails unless the row in this slot was inserted, with nulls that its domains allow.
+    ///
+    /// # Errors
+    /// `09000`, `23502`, `23514`.
+    fn require_inserted(&self, row: usize) {
+        self.require_written(row);
+        if self.have_other_columns {
+            self.require_domains(row);
+        }
     }
 
     /// Fails if a trigger suppressed the write of a row.

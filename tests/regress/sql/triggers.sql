@@ -165,6 +165,30 @@ select honcho_release('lee', 'NEXT');
 drop trigger look on coupons;
 select honcho_claim('lee', 'NEXT');
 
+-- The same of triggers that are alone.
+drop trigger before_claim on claims;
+drop trigger after_claim on claims;
+drop trigger at_commit on claims;
+drop trigger before_stock on coupons;
+drop trigger after_stock on coupons;
+create trigger rename before insert on claims for each row execute function rename();
+select honcho_claim('kim', 'NEXT');
+drop trigger rename on claims;
+create trigger undo after insert on claims for each row execute function undo();
+select honcho_claim('kim', 'NEXT');
+drop trigger undo on claims;
+select honcho_create_coupon('NEW', 1);
+create trigger rename_coupon before update on coupons for each row execute function rename_coupon();
+select honcho_claim('kim', 'NEW');
+drop trigger rename_coupon on coupons;
+create function complete() returns trigger language plpgsql as $$ begin new.claimed_at := 'epoch'; return new; end $$;
+create trigger complete before insert on claims for each row execute function complete();
+begin;
+select * from honcho_claim_batch('NEXT', '{kim,kit,lee}');
+select user_id, extract(epoch from claimed_at) from claims where user_id in ('kim', 'kit') and coupon_name = 'NEXT' order by user_id;
+rollback;
+drop trigger complete on claims;
+
 -- What the claim's own statement has written is seen.
 with paused as (update coupons set paused = true where name = 'NEXT' returning name)
     select honcho_claim('kim', name) from paused;
@@ -179,5 +203,5 @@ drop extension honcho cascade;
 drop table log;
 drop domain required;
 drop function log_row, refuse, suppress, keep_old, restock, rename, undo, move, remove, remove_coupon, rename_coupon,
-    are_few, look,
+    are_few, look, complete,
     note, is_welcome;

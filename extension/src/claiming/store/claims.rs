@@ -178,6 +178,11 @@ pub struct ClaimWriter<'t> {
 }
 
 impl ClaimWriter<'_> {
+    /// Returns true if no trigger has changed a claim before it was inserted.
+    pub fn are_as_given(&self) -> bool {
+        self.writer.are_as_given
+    }
+
     /// Prepares for inserts.
     pub fn prepare_inserts(&mut self) {
         self.writer.prepare_inserts();
