@@ -57,7 +57,7 @@ pub unsafe fn insert<const N: usize>(
     kinds: [Kind; N],
     entries: &[Entry<N>],
 ) -> usize {
-    // SAFETY: what is called raises no error while it has a page, but for an end of the server, and has nothing to drop.
+    // SAFETY: what is called raises no error while it has a page, except one that ends the server, and has nothing to drop.
     unsafe {
         pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| insert_guarded(index, kinds, entries))
     }
