@@ -40,7 +40,7 @@ pub struct Writer<'t> {
     /// The number of rows that are to be inserted, and true if they have columns to which no value was given.
     gathered: usize,
     have_other_columns: bool,
-    /// True if no trigger before the insertion of a row has changed it.
+    /// False if something may have changed a row between its values as given and its insertion, as a trigger does.
     pub are_as_given: bool,
     table: &'t Relation,
 }
@@ -96,7 +96,7 @@ impl<'t> Writer<'t> {
         }
     }
 
-    /// Prepares for inserts: opens the indexes, and sets those of the kept keys apart.
+    /// Prepares for inserts: opens the indexes, and sets those of the kept keys or of the quick keys apart.
     pub fn prepare_inserts(&mut self) {
         if self.are_open {
             return;

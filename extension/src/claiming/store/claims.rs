@@ -178,7 +178,7 @@ pub struct ClaimWriter<'t> {
 }
 
 impl ClaimWriter<'_> {
-    /// Returns true if no trigger has changed a claim before it was inserted.
+    /// Returns true if nothing has changed a claim before it was inserted, as a trigger may do.
     pub fn are_as_given(&self) -> bool {
         self.writer.are_as_given
     }
